@@ -1,0 +1,82 @@
+"""What the user asked for: M-KD's own arguments, told apart from Ultralytics', and every refusal of a bad one.
+
+Defaults and their one-line meanings are the text of `cfg/default.yaml`. Nothing here imports torch or Ultralytics.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class BadInput(ValueError):
+    """An argument, file or data set of the user's that cannot work; the message is one line and says what to do."""
+
+
+def shipped(folder: str) -> Path:
+    """The folder `cfg` or `weights` that travels with the package, in a wheel and in a clone alike."""
+    inside, beside = Path(__file__).parent / folder, Path(__file__).parent.parent / folder
+    return inside if inside.is_dir() else beside  # an editable install leaves both at the top of the clone
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """M-KD's arguments with their defaults, from `cfg/default.yaml`."""
+    return dict(yaml.safe_load((shipped("cfg") / "default.yaml").read_text(encoding="utf-8")))
+
+
+def help_text() -> str:
+    """`cfg/default.yaml` as it stands: its comments are the help."""
+    return (shipped("cfg") / "default.yaml").read_text(encoding="utf-8").rstrip()
+
+
+def parse(words: Iterable[str]) -> dict[str, Any]:
+    """Turn `key=value` words into a dict, values read as YAML (`2`, `0.5`, `true`, `none`, `[0,1]`).
+
+    Raises:
+        BadInput: a word has no `=`, no key or no value, or names a key twice.
+    """
+    arguments: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        key, text = key.strip(), text.strip()
+        if not equals or not key or not text:
+            raise BadInput(f"'{word}' is not of the form key=value: write for example epochs=100")
+        if key in arguments:
+            raise BadInput(f"{key}= is given twice: keep one of them")
+        arguments[key] = value_of(key, text)
+    return arguments
+
+
+def value_of(key: str, text: str) -> Any:
+    """Read one value as YAML would, with `none` for nothing and `1e-3` for a number; names and paths stay text."""
+    if text.lower() in {"none", "null"}:
+        return None
+    if key in {"name", "project"}:
+        return text
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+
+
+def refuse_unknown(arguments: Iterable[str], known: Iterable[str], verb: str) -> None:
+    """Refuse the first argument that is not known, naming its nearest neighbours.
+
+    Raises:
+        BadInput: an argument is not among `known`.
+    """
+    known = sorted(set(known))
+    for key in arguments:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(f'{n}=' for n in near)}?" if near else f"see yolo-mkd help {verb}"
+            raise BadInput(f"{key}= is no argument of yolo-mkd {verb}: {hint}")
