@@ -1,0 +1,30 @@
+"""yolo-mkd: multi-strategy knowledge distillation for Ultralytics YOLO.
+
+After *Integrating Knowledge Distillation of Multiple Strategies* (M-KD, Min Jindong and Wang Mingxia), of which only
+the abstract is public: an implementation of its named ingredients, not a reproduction. Importing this imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+__version__ = metadata.version("yolo-mkd")
+
+HOMES = {
+    "MKD": "chain",
+    "MKDTrainer": "trainer",
+    "export": "export",
+    "check": "check",
+    "time": "timing",
+    "BadInput": "settings",
+}
+__all__ = ["HOMES", "BadInput", "MKD", "MKDTrainer", "__version__", "check", "export", "time"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home when it is first used."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'yolo_mkd' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"yolo_mkd.{HOMES[name]}"), name)

@@ -1,0 +1,40 @@
+"""Attention maps: where a hidden layer is active, whatever its width.
+
+After Zagoruyko and Komodakis (ICLR 2017), with p = 2, but centred: two maps share their mean for no good reason, and
+without it the loss is one minus the correlation of the two maps.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+FLOOR = 0.05  # share of a map's own energy below which its contrast counts as noise; keeps flat maps' gradients small
+EPS = 1e-12
+
+
+def attention_map(f: Tensor) -> Tensor:
+    """Energy of each position, mean over channels of the squares: B C H W in, B H W out."""
+    return f.float().square().mean(1)  # fp32: squares of half-precision features under- and overflow
+
+
+def normalise(energy: Tensor) -> Tensor:
+    """Centre each map and scale it to unit length: B N in, B N out; a flat map becomes 0 and not noise."""
+    centred = energy - energy.mean(1, keepdim=True)
+    floor = FLOOR * energy.norm(dim=1, keepdim=True)
+    return centred / (centred.square().sum(1, keepdim=True) + floor.square() + EPS).sqrt()
+
+
+def attention_loss(fs: Tensor, ft: Tensor) -> Tensor:
+    """Half the squared distance of the two normalised maps: about 1 - correlation, in [0, 2].
+
+    Args:
+        fs, ft: features of student and teacher at the same place, B Cs H W and B Ct H' W'; the larger map is pooled.
+
+    Returns:
+        A scalar, the mean over images; unchanged by any scale, order or number of channels.
+    """
+    es, et = attention_map(fs), attention_map(ft)
+    size = (min(es.shape[1], et.shape[1]), min(es.shape[2], et.shape[2]))
+    es, et = (F.adaptive_avg_pool2d(e, size) if e.shape[1:] != size else e for e in (es, et))
+    return 0.5 * (normalise(es.flatten(1)) - normalise(et.flatten(1))).square().sum(1).mean()

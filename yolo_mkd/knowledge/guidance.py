@@ -1,0 +1,36 @@
+"""Guidance: a trainable adapter carries the student's neck features to the teacher's width, where they are compared.
+
+The hint of FitNets (Romero et al., ICLR 2015) in the form of PKD (Cao et al., NeurIPS 2022): both sides are
+standardised channel by channel, so that half the squared difference is one minus the correlation. Positions count by
+the teacher's best score there.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
+    """A 1x1 convolution from the student's width to the teacher's; it is trained with the student and then dropped."""
+    return nn.Conv2d(student_channels, teacher_channels, 1, bias=False)
+
+
+def standardise(f: Tensor) -> Tensor:
+    """Zero mean and unit variance of each channel over batch and positions: batch norm without affine or memory."""
+    return F.batch_norm(f.float(), None, None, training=True, eps=1e-5)
+
+
+def guidance_loss(fs: Tensor, ft: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over positions of half the squared difference of standardised features: 1 - correlation.
+
+    Args:
+        fs: the student's features after the adapter, B C H W.
+        ft: the teacher's features, B C H W.
+        weight: how much each position counts, B H W, such as the teacher's best score.
+
+    Returns:
+        A scalar in [0, 2] for a constant weight; divided by the total weight, at least 1.
+    """
+    gap = 0.5 * (standardise(fs) - standardise(ft)).square().mean(1)  # B H W
+    return (gap * weight).sum() / weight.sum().clamp(min=1)

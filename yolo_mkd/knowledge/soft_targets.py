@@ -1,0 +1,84 @@
+"""Soft targets: the teacher's class scores, boxes and box-side distributions, anchor by anchor.
+
+Temperature stays 1 for class scores: with sigmoid outputs a higher one lets the background outweigh the objects by
+three orders of magnitude. Every sum is divided by the teacher's mass N = max(1, sum over anchors of its best score),
+so that images without objects stay quiet.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 10.0  # of the box-side distributions: LD, Zheng et al., CVPR 2022
+EPS = 1e-7
+
+
+def class_loss(zs: Tensor, zt: Tensor) -> Tensor:
+    """Quality-focal distillation of class scores: sum over anchors and classes of |p - q| BCE(p, q), over N.
+
+    p and q are the sigmoids of the student's and teacher's logits; beta = 1 (BCKD, Yang et al., ICCV 2023, eq. for
+    classification; CrossKD, Wang et al., CVPR 2024).
+
+    Args:
+        zs, zt: class logits of student and teacher, B C A.
+
+    Returns:
+        A scalar; 0 where both agree.
+    """
+    q = zt.sigmoid()
+    focus = (zs.sigmoid() - q).abs()
+    return (focus * F.binary_cross_entropy_with_logits(zs, q, reduction="none")).sum() / mass(zt)
+
+
+def box_loss(ds: Tensor, dt: Tensor, zt: Tensor) -> Tensor:
+    """Mean of 1 - GIoU between the two boxes of an anchor, weighted by the teacher's best score there.
+
+    Both boxes hang on the same anchor, and GIoU does not change when both are moved or scaled alike, so distances do.
+
+    Args:
+        ds, dt: box sides left, top, right, bottom of student and teacher, B 4 A, in stride units.
+        zt: the teacher's class logits, B C A.
+    """
+    return ((1 - giou(ds, dt)) * best_score(zt)).sum() / mass(zt)
+
+
+def dfl_loss(bs: Tensor, bt: Tensor, zt: Tensor) -> Tensor:
+    """Localisation distillation: T^2 KL(teacher || student) of each box side's distribution, mean of the four sides.
+
+    Summed over bins and weighted by the teacher's best score (LD, Zheng et al., CVPR 2022).
+
+    Args:
+        bs, bt: logits of the box-side distributions, B 4 K A, with the same K.
+        zt: the teacher's class logits, B C A.
+    """
+    target = (bt / TEMPERATURE).log_softmax(2)
+    guess = (bs / TEMPERATURE).log_softmax(2)
+    divergence = (target.exp() * (target - guess)).sum(2).mean(1)  # B A
+    return TEMPERATURE**2 * (divergence * best_score(zt)).sum() / mass(zt)
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of boxes that hang on the same anchor: B 4 A and B 4 A of sides in, B A in [-1, 1] out.
+
+    Heads without distributions can give negative sides early on; widths and heights are then taken as 0.
+    """
+
+    def area(sides: Tensor) -> Tensor:
+        left, top, right, bottom = sides.unbind(1)
+        return (left + right).clamp(min=0) * (top + bottom).clamp(min=0)
+
+    overlap, hull = area(torch.minimum(a, b)), area(torch.maximum(a, b))
+    union = area(a) + area(b) - overlap
+    return overlap / (union + EPS) - (hull - union) / (hull + EPS)
+
+
+def best_score(zt: Tensor) -> Tensor:
+    """The teacher's best class score at each anchor: B C A of logits in, B A in [0, 1] out."""
+    return zt.amax(1).sigmoid()
+
+
+def mass(zt: Tensor) -> Tensor:
+    """N: how many objects' worth of score the teacher sees in the batch, at least 1."""
+    return best_score(zt).sum().clamp(min=1)
