@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import ultralytics
 from torch import Tensor, nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.cfg import get_save_dir as ultralytics_save_dir
@@ -152,23 +151,31 @@ def architecture(path: str) -> dict[str, Any]:
     if "base" not in text:
         return dict(yaml_model_load(path))
     full = dict(yaml_model_load(text["base"]))
-    name = Path(path).stem
-    full["scales"] = {name: [text["depth"], text["width"], text["max_channels"]]}
-    return {**full, "scale": name, "yaml_file": Path(path).name}
+    full["scales"] = {"n": [text["depth"], text["width"], text["max_channels"]]}  # a narrower nano
+    return {**full, "scale": "n", "yaml_file": Path(path).name}
 
 
-def build(path: str, classes: int, channels: int = 3) -> DetectionModel:
+def write_architecture(path: str, folder: Path) -> str:
+    """Make a model file that stock Ultralytics reads: a .yaml of this project's is written out in full into `folder`."""
+    if path.endswith(".pt") or not Path(path).is_file() or "base" not in YAML.load(path):
+        return path
+    target = folder / Path(path).name
+    YAML.save(target, {k: v for k, v in architecture(path).items() if k not in {"scale", "yaml_file"}})
+    return str(target)
+
+
+def build(path: str, classes: int, channels: int = 3, argument: str = "model") -> DetectionModel:
     """An untrained detector from a .yaml, or a trained one from a .pt, in eval mode and float32.
 
     Raises:
         BadInput: not a detector.
     """
     if path.endswith(".pt"):
-        return load_detector("model", path)
+        return load_detector(argument, path)
     cfg = architecture(path)
     if cfg["head"][-1][2] not in {"Detect", "v10Detect"}:
-        raise BadInput(f"model={path} ends in {cfg['head'][-1][2]}: M-KD distils detectors (Detect)")
-    return DetectionModel(cfg, ch=channels, nc=classes, verbose=False).eval()
+        raise BadInput(f"{argument}={path} ends in {cfg['head'][-1][2]}: M-KD distils detectors (Detect)")
+    return DetectionModel({**cfg, "nc": classes}, ch=channels, nc=classes, verbose=False).eval()
 
 
 def load_detector(argument: str, path: str) -> DetectionModel:
@@ -188,6 +195,18 @@ def load_detector(argument: str, path: str) -> DetectionModel:
     if model.is_fused():
         raise BadInput(f"{argument}={path} is fused for inference and has lost layers: give the checkpoint training wrote")
     return model
+
+
+def architecture_name(path: str) -> str:
+    """The name of the architecture behind a model file: `yolo26n` for yolo26n.yaml and for a checkpoint of it."""
+    if path.endswith(".pt"):
+        path = str(load_detector("model", path).yaml.get("yaml_file", ""))
+    return Path(path).stem
+
+
+def parameters(path: str) -> int:
+    """How many parameters the model of a .pt or .yaml has, at its own or 80 classes."""
+    return sum(p.numel() for p in build(path, classes=80).parameters())
 
 
 def head(model: nn.Module) -> nn.Module:
@@ -283,6 +302,24 @@ def outputs(
     return read, levels
 
 
+def resumable(last: Path) -> bool:
+    """Whether a checkpoint is of an unfinished run, with the optimizer's state to go on from."""
+    if not last.is_file():
+        return False
+    try:
+        _, ckpt = load_checkpoint(last)
+    except UNREADABLE:  # cut off while it was written
+        return False
+    return ckpt.get("epoch", -1) >= 0 and ckpt.get("optimizer") is not None
+
+
+def metrics(best: Path) -> dict[str, float]:
+    """The accuracy stored in a finished run's checkpoint."""
+    found = load_checkpoint(best)[1]["train_metrics"]
+    names = {"map50_95": "mAP50-95(B)", "map50": "mAP50(B)", "precision": "precision(B)", "recall": "recall(B)"}
+    return {ours: round(float(found[f"metrics/{theirs}"]), 5) for ours, theirs in names.items()}
+
+
 def discard_empty_run(folder: Path) -> None:
     """Remove the folder of a run that was refused before it trained, if it holds no more than its arguments."""
     with contextlib.suppress(OSError):  # anything else in there is somebody's work, and stays
@@ -291,6 +328,3 @@ def discard_empty_run(folder: Path) -> None:
         folder.rmdir()
 
 
-def version() -> str:
-    """Ultralytics' version."""
-    return str(ultralytics.__version__)

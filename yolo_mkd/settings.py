@@ -18,6 +18,10 @@ class BadInput(ValueError):
     """An argument, file or data set of the user's that cannot work; the message is one line and says what to do."""
 
 
+class Failed(RuntimeError):
+    """The input was fine and the work itself failed, such as an export that does not match its model; one line."""
+
+
 def shipped(folder: str) -> Path:
     """The folder `cfg` or `weights` that travels with the package, in a wheel and in a clone alike."""
     inside, beside = Path(__file__).parent / folder, Path(__file__).parent.parent / folder

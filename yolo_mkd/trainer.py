@@ -108,7 +108,7 @@ class MKDTrainer(DetectionTrainer):
         if not lesson.acting:
             reasons = "; ".join(f"{t.name}: {t.why_not or 'gain 0'}" for t in lesson.terms)
             raise BadInput(f"teacher={path} can teach this student nothing ({reasons})")
-        return Source(Teacher(Path(path).name, model, teacher, lesson.roles), lesson)
+        return Source(Teacher(short_name(path), model, teacher, lesson.roles), lesson)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Build Ultralytics' optimizer, with the adapters' weights among its parameters."""
@@ -122,6 +122,9 @@ class MKDTrainer(DetectionTrainer):
         self._attach()
         for source in self.sources:
             LOGGER.info(describe(source, self.anatomy))
+        if self.sources:
+            each = " (each batch hears one of the teachers)" if len(self.sources) > 1 else ""
+            LOGGER.info(f"M-KD: {self._schedule()}{each}\n")
 
     def _attach(self) -> None:
         """Put taps on the student and the knowledge beside its criterion; Ultralytics' copies of it stay plain."""
@@ -145,9 +148,12 @@ class MKDTrainer(DetectionTrainer):
     # While training
 
     def _start_epoch(self) -> None:
-        self.schedule = Schedule.of(self.epochs, self.args.warmup_epochs, self.args.close_mosaic)
+        self.schedule = self._schedule()
         self.batches_done = 0
         self._listen()
+
+    def _schedule(self) -> Schedule:
+        return Schedule.of(self.epochs, self.args.warmup_epochs, self.args.close_mosaic)
 
     def _end_batch(self) -> None:
         self.batches_done += 1
@@ -217,6 +223,12 @@ class MKDTrainer(DetectionTrainer):
         self._detach()
         super().final_eval()
         self.adapters_file.unlink(missing_ok=True)
+
+
+def short_name(path: str) -> str:
+    """A teacher's file as people tell it from another: `yolo26m.pt`, or `assistant/weights/best.pt`."""
+    parts = Path(path).parts
+    return "/".join(parts[-3:]) if parts[-2:-1] == ("weights",) else parts[-1]
 
 
 def describe(source: Source, student: Any) -> str:

@@ -1,0 +1,185 @@
+"""The command line: yolo-mkd VERB key=value ...
+
+Help comes from the docstrings and from the comments of cfg/default.yaml; what a verb needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from yolo_mkd.settings import BadInput, Failed, help_text, parse, refuse_unknown
+
+ULTRALYTICS = "Every other argument is Ultralytics' own and goes through to it."
+
+
+def train(**arguments: Any) -> None:
+    """Distil a student: teacher -> assistant -> student, each stage an Ultralytics run under runs/mkd.
+
+    yolo-mkd train data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt assistant=yolo26s.pt epochs=100 imgsz=640
+    """
+    from yolo_mkd import chain
+
+    chain.train(**arguments)
+
+
+def export(**arguments: Any) -> None:
+    """Export a trained student to ONNX and verify it against PyTorch on real images.
+
+    yolo-mkd export model=runs/mkd/train/student/weights/best.pt format=onnx
+    """
+    from yolo_mkd.export import export as run
+
+    run(**known("export", run, arguments, passes_on=True))
+
+
+def check(**arguments: Any) -> int:
+    """Verify an exported file against the checkpoint it came from, by matching detections.
+
+    yolo-mkd check model=best.onnx against=best.pt data=coco8.yaml
+    """
+    from yolo_mkd.check import check as run
+
+    parity = run(**known("check", run, arguments))
+    return 0 if parity.passed else 1
+
+
+def time(**arguments: Any) -> None:
+    """Time an exported file on this machine: latency percentiles, segment by segment.
+
+    yolo-mkd time model=runs/mkd/train/student/weights/best.onnx
+    """
+    from yolo_mkd.timing import time as run
+
+    run(**known("time", run, arguments))
+
+
+def demo(**arguments: Any) -> None:
+    """Run the whole chain on data that it makes itself, in under ten minutes on two cores.
+
+    yolo-mkd demo
+    """
+    from yolo_mkd.demo import demo as run
+
+    run(**known("demo", run, arguments))
+
+
+def val(**arguments: Any) -> None:
+    """Validate a model: Ultralytics' own val.
+
+    yolo-mkd val model=best.pt data=coco8.yaml
+    """
+    ultralytics("val", arguments)
+
+
+def predict(**arguments: Any) -> None:
+    """Predict with a model: Ultralytics' own predict.
+
+    yolo-mkd predict model=best.pt source=image.jpg
+    """
+    ultralytics("predict", arguments)
+
+
+VERBS: dict[str, Callable[..., int | None]] = {
+    "train": train,
+    "export": export,
+    "check": check,
+    "time": time,
+    "demo": demo,
+    "val": val,
+    "predict": predict,
+}
+
+
+def ultralytics(verb: str, arguments: dict[str, Any]) -> None:
+    """Hand a verb over to Ultralytics."""
+    if "model" not in arguments:
+        raise BadInput(f"model= is missing: give the file to {verb} with")
+    from ultralytics import YOLO
+
+    from yolo_mkd import host
+
+    path = host.find_model("model", arguments.pop("model"))
+    getattr(YOLO(path), verb)(**arguments)
+
+
+def known(verb: str, function: Callable[..., Any], arguments: dict[str, Any], passes_on: bool = False) -> dict[str, Any]:
+    """Check a verb's arguments against its function's parameters; the missing and the unknown are refused."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    if not passes_on:
+        refuse_unknown(arguments, names, verb)
+    for p in parameters:
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in arguments:
+            raise BadInput(f"{p.name}= is missing: see yolo-mkd help {verb}")
+    return arguments
+
+
+def usage() -> str:
+    """The short help: every verb with its first line."""
+    lines = ["yolo-mkd: small YOLO detectors that learn from large ones (M-KD)", "", "  yolo-mkd VERB key=value ...", ""]
+    lines += [f"  {name:<9}{(inspect.getdoc(verb) or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join([*lines, "", "  yolo-mkd help VERB   its arguments", "  yolo-mkd version"])
+
+
+def verb_help(name: str) -> str:
+    """The help of one verb: its docstring, and for train every argument with its meaning."""
+    text = inspect.getdoc(VERBS[name]) or ""
+    if name == "train":
+        return f"{text}\n\n{help_text()}\n\n{ULTRALYTICS}"
+    if name in {"val", "predict"}:
+        return f"{text}\n\n{ULTRALYTICS}"
+    import importlib
+
+    home = {"time": "timing"}.get(name, name)
+    return f"{text}\n\n{inspect.getdoc(getattr(importlib.import_module(f'yolo_mkd.{home}'), name))}"
+
+
+def run(words: list[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Raises:
+        BadInput: the words cannot work.
+    """
+    if not words or words[0] in {"help", "--help", "-h"}:
+        if len(words) > 1 and words[1] not in VERBS:
+            raise BadInput(f"{words[1]} is no verb: choose from {', '.join(VERBS)}")
+        print(verb_help(words[1]) if len(words) > 1 else usage())
+        return 0
+    if words[0] in {"version", "--version"}:
+        from yolo_mkd import __version__
+
+        print(__version__)
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        raise BadInput(f"{verb} is no verb: " + (f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}"))
+    if any(w in {"help", "--help", "-h"} for w in rest):
+        print(verb_help(verb))
+        return 0
+    return VERBS[verb](**parse(rest)) or 0
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 the work failed, 2 bad input, 130 interrupted."""
+    try:
+        code = run(sys.argv[1:])
+    except BadInput as e:
+        print(f"yolo-mkd: {e}", file=sys.stderr)
+        code = 2
+    except (Failed, FloatingPointError) as e:
+        print(f"yolo-mkd: {e}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("yolo-mkd: interrupted; a chain goes on with yolo-mkd train resume=true", file=sys.stderr)
+        code = 130
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
