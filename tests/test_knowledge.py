@@ -1,0 +1,291 @@
+"""Every knowledge term against values derived by hand, its invariances and its gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from yolo_mkd.knowledge.attention import attention_loss, attention_map, normalise
+from yolo_mkd.knowledge.exploration import debiased_cka, exploration_loss, hsic, inheriting
+from yolo_mkd.knowledge.guidance import adapter, guidance_loss, standardise
+from yolo_mkd.knowledge.relation import grid_for, pool, relation_loss, relation_matrix, u_centred_gram
+from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss, giou, mass
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def gradient(loss: Tensor, x: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, x)[0]
+
+
+class TestSoftTargets:
+    def test_no_object_at_all_gives_a_small_finite_loss(self) -> None:
+        zs, zt = torch.full((1, 2, 8), -9.0, requires_grad=True), torch.full((1, 2, 8), -40.0)
+        assert mass(zt) == 1
+        assert class_loss(zs, zt).item() < 1e-6
+        assert gradient(class_loss(zs, zt), zs).isfinite().all()
+
+    def test_equal_logits_give_no_loss_and_no_gradient(self) -> None:
+        z = torch.randn(2, 3, 5, requires_grad=True)
+        loss = class_loss(z, z.detach())
+        assert loss.item() < 1e-7
+        assert gradient(loss, z).abs().max() < 1e-7
+
+    def test_class_loss_of_ln3_against_0(self) -> None:
+        # |0.75 - 0.5| * (ln 4 - 0.5 ln 3), over N = max(1, 0.5)
+        loss = class_loss(torch.tensor([[[math.log(3.0)]]]), torch.zeros(1, 1, 1))
+        assert loss.item() == pytest.approx(0.209247, abs=1e-6)
+
+    def test_loss_is_divided_by_the_teachers_mass(self) -> None:
+        zs, zt = torch.randn(1, 2, 50), torch.randn(1, 2, 50) + 3
+        n = zt.sigmoid().amax(1).sum().item()
+        assert n > 40
+        doubled = class_loss(torch.cat([zs, zs]), torch.cat([zt, zt]))
+        assert doubled.item() == pytest.approx(class_loss(zs, zt).item(), rel=1e-6)
+
+    def test_a_common_shift_of_all_classes_is_seen(self) -> None:
+        zt = torch.randn(1, 5, 20)
+        assert class_loss(zt - 5, zt).item() > 0.1  # softmax distillation would give 0 here
+
+    def test_giou_of_two_boxes_that_overlap_by_a_quarter(self) -> None:
+        # [0 0 2 2] and [1 1 3 3] seen from the anchor (1.5, 1.5): 1/7 - 2/9
+        a, b = torch.tensor([[[1.5], [1.5], [0.5], [0.5]]]), torch.tensor([[[0.5], [0.5], [1.5], [1.5]]])
+        assert giou(a, b).item() == pytest.approx(-0.079365, abs=1e-5)
+        assert giou(a, a).item() == pytest.approx(1, abs=1e-6)
+
+    def test_giou_equals_torchvisions(self) -> None:
+        from torchvision.ops import generalized_box_iou
+
+        a, b = torch.rand(1, 4, 30) * 5, torch.rand(1, 4, 30) * 5
+        corners = [torch.cat([-d[0, :2], d[0, 2:]]).t() for d in (a, b)]
+        assert torch.allclose(giou(a, b)[0], generalized_box_iou(*corners).diagonal(), atol=1e-5)
+
+    def test_a_box_of_negative_size_keeps_loss_and_gradient_finite(self) -> None:
+        ds = torch.tensor([[[-2.0], [-2.0], [1.0], [1.0]]], requires_grad=True)
+        loss = box_loss(ds, torch.ones(1, 4, 1), torch.ones(1, 1, 1))
+        assert loss.isfinite()
+        assert gradient(loss, ds).isfinite().all()
+
+    def test_box_loss_weighs_anchors_by_the_teachers_score(self) -> None:
+        ds, dt = torch.ones(1, 4, 2), torch.ones(1, 4, 2)
+        ds[..., 1] = 2.0  # four times the area: 1 - GIoU = 3/4
+        sure, unsure = torch.tensor([[[9.0, 9.0]]]), torch.tensor([[[9.0, -9.0]]])
+        assert box_loss(ds, dt, sure).item() == pytest.approx(0.375, abs=1e-3)
+        assert box_loss(ds, dt, unsure).item() == pytest.approx(0, abs=1e-3)
+
+    def test_dfl_of_a_certain_teacher_and_an_even_student(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("yolo_mkd.knowledge.soft_targets.TEMPERATURE", 1.0)
+        bt = torch.full((1, 4, 16, 1), -100.0)
+        bt[:, :, 3] = 100.0
+        loss = dfl_loss(torch.zeros(1, 4, 16, 1), bt, torch.full((1, 1, 1), 20.0))
+        assert loss.item() == pytest.approx(math.log(16), abs=1e-5)
+
+    def test_dfl_ignores_a_shift_of_all_bins(self) -> None:
+        bs, bt, zt = torch.randn(2, 4, 16, 7), torch.randn(2, 4, 16, 7), torch.randn(2, 3, 7)
+        assert dfl_loss(bs + 4, bt - 2, zt).item() == pytest.approx(dfl_loss(bs, bt, zt).item(), rel=1e-4)
+
+    def test_class_loss_gradient_is_right(self) -> None:
+        zs = torch.randn(1, 2, 3, dtype=torch.double, requires_grad=True)
+        zt = torch.randn(1, 2, 3, dtype=torch.double)
+        assert torch.autograd.gradcheck(lambda z: class_loss(z, zt), zs)
+
+
+class TestAttention:
+    def test_a_map_of_one_position_gives_zero(self) -> None:
+        assert attention_loss(torch.randn(1, 4, 1, 1), torch.randn(1, 4, 1, 1)).item() == 0
+
+    @pytest.mark.parametrize("scale", [37.0, 1000.0])
+    def test_scale_order_and_number_of_channels_do_not_matter(self, scale: float) -> None:
+        f = torch.randn(2, 6, 5, 7)
+        assert attention_loss(f * scale, f).item() < 1e-6
+        assert attention_loss(f[:, torch.randperm(6)], f).item() < 1e-6
+        assert attention_loss(torch.cat([f, f], 1), f).item() < 1e-6
+
+    def test_loss_is_one_minus_the_correlation_of_the_maps(self) -> None:
+        fs, ft = torch.randn(1, 8, 6, 6), torch.randn(1, 3, 6, 6)
+        maps = torch.stack([attention_map(fs).flatten(), attention_map(ft).flatten()])
+        assert attention_loss(fs, ft).item() == pytest.approx(1 - torch.corrcoef(maps)[0, 1].item(), abs=0.02)
+
+    def test_uncentred_chord_of_the_two_by_two_example(self) -> None:
+        # energies of F = [3 0; 0 4] and [3 4; 0 0]: 9 0 0 16 and 9 16 0 0; chord^2 = 2 - 162/337
+        a, b = (attention_map(torch.tensor(f).view(1, 1, 2, 2)).flatten() for f in ([3.0, 0, 0, 4], [3.0, 4, 0, 0]))
+        assert (a / a.norm() - b / b.norm()).square().sum().item() == pytest.approx(1.519288, abs=1e-6)
+        # centred: energies minus 6.25 have inner product 81 - 4 * 6.25^2 = -75.25 and squared norm 180.75
+        loss = attention_loss(torch.tensor([3.0, 0, 0, 4]).view(1, 1, 2, 2), torch.tensor([3.0, 4, 0, 0]).view(1, 1, 2, 2))
+        floor = 0.05**2 * 337
+        assert loss.item() == pytest.approx((180.75 + 75.25) / (180.75 + floor), abs=1e-5)
+
+    @pytest.mark.parametrize("value", [0.0, 1.0, 1e-6, 1e3])
+    def test_flat_maps_give_finite_loss_and_small_gradient(self, value: float) -> None:
+        f = torch.full((1, 4, 8, 8), value, requires_grad=True)
+        loss = attention_loss(f, torch.randn(1, 4, 8, 8))
+        assert loss.isfinite()
+        assert gradient(loss, f).abs().max() < 2
+
+    def test_a_nearly_flat_map_has_a_bounded_gradient(self) -> None:
+        energy = (1 + 1e-5 * torch.randn(1, 64)).requires_grad_()
+        target = normalise(torch.randn(1, 64))
+        assert gradient((normalise(energy) - target).square().sum(), energy).norm() < 10  # 457 without the floor
+
+    def test_maps_of_unequal_size_are_pooled_to_the_smaller(self) -> None:
+        small = torch.randn(1, 3, 4, 4)
+        large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        assert attention_loss(small, large).item() < 1e-6
+
+    def test_gradient_is_right(self) -> None:
+        assert torch.autograd.gradcheck(normalise, torch.rand(2, 9, dtype=torch.double, requires_grad=True))
+
+
+class TestRelation:
+    def test_grid_divides_the_smallest_map_where_it_can(self) -> None:
+        assert grid_for([(80, 80), (40, 40), (20, 20)]) == (10, 10)
+        assert grid_for([(24, 24), (12, 12), (6, 6)]) == (6, 6)
+        assert grid_for([(24, 40), (12, 20)]) == (6, 10)
+        assert grid_for([(13, 2)]) == (10, 2)  # 13 has no divisor between 5 and 10
+
+    def test_pooling_is_a_mean_and_agrees_with_adaptive_pooling(self) -> None:
+        f = torch.randn(2, 3, 20, 10)
+        expected = torch.nn.functional.adaptive_avg_pool2d(f, (10, 5)).flatten(2).transpose(1, 2)
+        assert torch.allclose(pool(f, (10, 5)), expected, atol=1e-6)
+
+    def test_rows_of_the_centred_gram_sum_to_zero(self) -> None:
+        gram = u_centred_gram(torch.randn(2, 20, 5).double())
+        assert gram.sum(2).abs().max() < 1e-9
+        assert gram.diagonal(dim1=1, dim2=2).abs().max() == 0
+
+    def test_energy_of_the_flow_matrix_is_the_inner_product_of_the_grams(self) -> None:
+        a, b = torch.randn(30, 4).double(), torch.randn(30, 7).double()
+        assert (a.t() @ b).square().sum().item() == pytest.approx(((a @ a.t()) * (b @ b.t())).sum().item(), rel=1e-10)
+
+    def test_matrix_is_symmetric_with_ones_on_the_diagonal(self) -> None:
+        r = relation_matrix([torch.randn(2, c, 10, 10) for c in (4, 16, 8)], (10, 10))
+        assert r.shape == (2, 3, 3)
+        assert torch.allclose(r, r.transpose(1, 2))
+        assert torch.allclose(r.diagonal(dim1=1, dim2=2), torch.ones(2, 3), atol=1e-4)
+        assert r.abs().max() <= 1 + 1e-5
+
+    def test_matrix_is_unchanged_by_channel_rotation_scale_and_duplication(self) -> None:
+        f, g = torch.randn(1, 8, 10, 10), torch.randn(1, 8, 10, 10)
+        f = f + g  # so that the two layers are related
+        turn = torch.linalg.qr(torch.randn(8, 8)).Q
+        turned = torch.einsum("bchw,cd->bdhw", f, turn)
+        expected = relation_matrix([f, g], (10, 10))
+        assert expected[0, 0, 1] > 0.2
+        for changed in (turned, 50 * f, torch.cat([f, f], 1)):
+            assert torch.allclose(relation_matrix([changed, g], (10, 10)), expected, atol=1e-4)
+
+    @pytest.mark.parametrize("channels", [64, 256])
+    def test_independent_layers_are_unrelated_whatever_their_width(self, channels: int) -> None:
+        a, b = torch.randn(40, channels, 8, 8), torch.randn(40, channels, 8, 8)
+        assert relation_matrix([a, b], (8, 8))[:, 0, 1].mean().abs() < 0.01
+        biased = []
+        for x, y in zip(pool(a, (8, 8)), pool(b, (8, 8)), strict=True):
+            k, m = ((z - z.mean(0)) @ (z - z.mean(0)).t() for z in (x, y))
+            biased.append(((k * m).sum() / (k.norm() * m.norm())).item())
+        assert sum(biased) / 40 > 0.45  # why it is debiased
+
+    def test_flipping_all_maps_changes_nothing(self) -> None:
+        fs = [torch.randn(1, c, 10, 10) for c in (3, 5)]
+        assert torch.allclose(relation_matrix(fs, (5, 5)), relation_matrix([f.flip(3) for f in fs], (5, 5)), atol=1e-5)
+
+    def test_a_constant_layer_gives_finite_values_and_gradients(self) -> None:
+        f = torch.ones(1, 4, 8, 8, requires_grad=True)
+        r = relation_matrix([f, torch.randn(1, 4, 8, 8)], (8, 8))
+        loss = relation_loss(r, torch.eye(2).expand(1, 2, 2))
+        assert loss.isfinite()
+        assert gradient(loss, f).isfinite().all()
+
+    def test_only_entries_off_the_diagonal_count(self) -> None:
+        a, b = torch.zeros(1, 3, 3), torch.eye(3).unsqueeze(0)
+        assert relation_loss(a, b).item() == 0
+        b = b + 0.5
+        assert relation_loss(a, b).item() == pytest.approx(0.25)
+
+    def test_equal_models_give_no_loss_and_no_gradient(self) -> None:
+        f = torch.randn(1, 4, 10, 10, requires_grad=True)
+        g = torch.randn(1, 4, 10, 10)
+        r = relation_matrix([f, g], (10, 10))
+        loss = relation_loss(r, r.detach())
+        assert loss.item() == 0
+        assert gradient(loss, f).abs().max() == 0
+
+
+class TestGuidance:
+    def test_an_adapter_has_one_weight_per_pair_of_channels(self) -> None:
+        assert [tuple(p.shape) for p in adapter(3, 5).parameters()] == [(5, 3, 1, 1)]
+
+    def test_equal_features_through_an_identity_give_zero(self) -> None:
+        f = torch.randn(2, 4, 5, 5)
+        layer = adapter(4, 4)
+        torch.nn.init.dirac_(layer.weight)
+        assert guidance_loss(layer(f), f, torch.ones(2, 5, 5)).item() < 1e-6
+
+    def test_loss_is_one_minus_the_mean_correlation_of_channels(self) -> None:
+        fs, ft = torch.randn(3, 4, 6, 6), torch.randn(3, 4, 6, 6)
+        rho = [torch.corrcoef(torch.stack([fs[:, c].flatten(), ft[:, c].flatten()]))[0, 1].item() for c in range(4)]
+        assert guidance_loss(fs, ft, torch.ones(3, 6, 6)).item() == pytest.approx(1 - sum(rho) / 4, abs=1e-3)
+
+    def test_scale_and_offset_of_a_channel_do_not_matter(self) -> None:
+        f = torch.randn(2, 4, 5, 5)
+        scale, offset = torch.tensor([2.0, 5.0, 0.5, 9.0]).view(1, 4, 1, 1), torch.randn(1, 4, 1, 1)
+        assert guidance_loss(f * scale + offset, f, torch.ones(2, 5, 5)).item() < 1e-4
+
+    def test_positions_count_by_their_weight(self) -> None:
+        fs, ft = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4)
+        weight = torch.zeros(1, 4, 4)
+        weight[0, 1, 2] = 1
+        expected = 0.5 * (standardise(fs) - standardise(ft))[0, :, 1, 2].square().mean()
+        assert guidance_loss(fs, ft, weight).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+class TestExploration:
+    @pytest.mark.parametrize(("channels", "expected"), [(1, 1), (3, 2), (64, 32)])
+    def test_the_first_half_inherits(self, channels: int, expected: int) -> None:
+        assert inheriting(channels) == expected
+
+    def test_cka_of_a_thing_with_itself_its_negative_and_its_rotation_is_one(self) -> None:
+        x = torch.randn(200, 6)
+        turn = torch.linalg.qr(torch.randn(6, 6)).Q
+        for y in (x, -x, x @ turn, 7 * x):
+            assert debiased_cka(x, y).item() == pytest.approx(1, abs=1e-3)
+
+    def test_it_is_the_inner_product_of_the_centred_grams(self) -> None:
+        x, y = torch.randn(20, 3).double(), torch.randn(20, 5).double()
+        expected = (u_centred_gram(x[None]) * u_centred_gram(y[None])).sum()
+        assert hsic(x, y).item() == pytest.approx(expected.item(), rel=1e-9)
+
+    def test_independent_features_have_none(self) -> None:
+        assert debiased_cka(torch.randn(2000, 16), torch.randn(2000, 64)).item() < 0.05
+
+    def test_constant_features_give_zero_and_finite_gradients(self) -> None:
+        f = torch.ones(2, 3, 8, 8, requires_grad=True)
+        loss = exploration_loss(f, torch.randn(2, 4, 8, 8))
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+        assert gradient(loss, f).isfinite().all()
+
+    def test_descent_reaches_independence_without_collapse(self) -> None:
+        x = torch.randn(4, 4, 8, 8)
+        y = (x + 0.3 * torch.randn_like(x)).requires_grad_()
+        adam = torch.optim.Adam([y], lr=0.05)
+        for _ in range(300):
+            adam.zero_grad()
+            exploration_loss(y, x).backward()
+            adam.step()
+        assert exploration_loss(y, x).item() < 1e-3
+        assert y.std() > 0.5
+
+    def test_a_negative_distance_would_end_in_an_anti_copy(self) -> None:
+        x = torch.nn.functional.normalize(torch.randn(1, 256), dim=1)
+        y = (x + 0.3 * torch.randn_like(x)).requires_grad_()
+        adam = torch.optim.Adam([y], lr=0.05)
+        for _ in range(300):
+            adam.zero_grad()
+            (-(torch.nn.functional.normalize(y, dim=1) - x).abs().mean()).backward()
+            adam.step()
+        assert torch.cosine_similarity(y, x).item() < -0.3  # why CKA is used

@@ -1,0 +1,225 @@
+"""Which terms act between two models, what they read, and what they give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from yolo_mkd import host
+from yolo_mkd.knowledge import Knowledge, Outputs
+from yolo_mkd.lesson import TERMS, Lesson, anchors_of, shared_classes
+from yolo_mkd.settings import defaults
+from yolo_mkd.taps import Anatomy
+from yolo_mkd.teachers import Listener, Teacher, draw
+
+GAINS = {name: float(defaults()[name]) for name in TERMS}
+NAMES = {0: "cat", 1: "dog", 2: "cow"}
+BACKBONE = {"yolov8n": (4, 6, 9), "yolov10n": (4, 6, 10), "yolo11n": (4, 6, 10), "yolo12n": (4, 6, 8), "yolo26n": (4, 6, 10)}
+HEAD = {"yolov8n": (15, 18, 21), "yolov10n": (16, 19, 22), "yolo11n": (16, 19, 22), "yolo12n": (14, 17, 20), "yolo26n": (16, 19, 22)}
+
+
+def model(name: str, names: dict[int, str] = NAMES) -> nn.Module:
+    torch.manual_seed(0)
+    built = host.build(f"{name}.yaml", classes=len(names))
+    built.names = names
+    return built
+
+
+def lesson(student: nn.Module, teacher: nn.Module, imgsz: int = 64, **gains: float) -> Lesson:
+    return Lesson(host.anatomy(student, imgsz), host.anatomy(teacher, imgsz), {**GAINS, **gains})
+
+
+def knowledge(of: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
+    listener = Listener(of, matched.student, matched.roles)
+    found = listener.knowledge(of(images))
+    listener.taps.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", BACKBONE)
+def test_layers_are_found_by_role_in_every_family(name: str) -> None:
+    anatomy = host.anatomy(model(name), 64)
+    assert anatomy.strides == (8, 16, 32)
+    assert tuple(anatomy.taps[f"backbone_p{p}"].layer for p in (3, 4, 5)) == BACKBONE[name]
+    assert tuple(anatomy.taps[f"neck_p{p}"].layer for p in (3, 4, 5)) == HEAD[name]
+    assert [(t.rows, t.columns) for t in anatomy.taps.values()] == [(8, 8), (4, 4), (2, 2)] * 2
+    assert anatomy.branches == (("one2many", "one2one") if name in {"yolo26n", "yolov10n"} else ("one2many",))
+    assert anatomy.reg_max == (1 if name == "yolo26n" else 16)
+
+
+def test_reading_the_anatomy_changes_nothing_in_the_model() -> None:
+    student = model("yolo26n").train()
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    host.anatomy(student, 64)
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    assert all(m.training for m in student.modules())
+    assert not any(m._forward_hooks for m in student.modules())
+
+
+ON = set(TERMS)
+PAIRS = [
+    ("yolo26n", "yolo26s", ON - {"soft_dfl"}),
+    ("yolo11n", "yolo11s", ON),
+    ("yolov8n", "yolo11n", ON),
+    ("yolo26n", "yolo11n", ON - {"soft_dfl"}),
+    ("yolo12n", "yolo26n", ON - {"soft_dfl"}),
+    ("yolov10n", "yolov8n", ON),
+]
+
+
+@pytest.mark.parametrize(("student", "teacher", "acting"), PAIRS)
+def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, acting: set[str]) -> None:
+    s, t = model(student).train(), model(teacher)
+    matched = lesson(s, t)
+    assert {term.name for term in matched.acting} == acting
+    images = torch.rand(2, 3, 64, 64)
+    losses = matched.losses(knowledge(s, matched, images), Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(images))
+    for name, loss in losses.items():
+        s.zero_grad()
+        loss.backward(retain_graph=True)
+        moved = [p for p in s.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+        assert loss.isfinite(), name
+        assert moved, name
+    assert all(p.grad is None for p in t.parameters())
+
+
+def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
+    s, t = model("yolo26n").train(), model("yolo26n")
+    matched = lesson(s, t)
+    images = torch.rand(2, 3, 64, 64)
+    kt = Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(images)
+
+    def trunk_gradient(branches: list[str]) -> float:
+        matched.branches = branches
+        s.zero_grad()
+        matched.losses(knowledge(s, matched, images), kt)["soft"].backward()
+        grads = [p.grad for n, p in s.named_parameters() if not n.startswith("model.23.") and p.grad is not None]
+        return float(sum(g.abs().sum() for g in grads))
+
+    assert trunk_gradient(["one2one"]) == 0
+    assert trunk_gradient(["one2many"]) > 0
+
+
+def test_a_model_teaching_itself_has_nothing_to_say() -> None:
+    s = model("yolo11n")
+    matched = lesson(s, s, guidance=0, exploration=0)
+    images = torch.rand(2, 3, 64, 64)
+    k = knowledge(s, matched, images)
+    for name, loss in matched.losses(k, k).items():
+        assert loss.item() == pytest.approx(0, abs=1e-5), name
+
+
+def test_class_names_in_another_order_change_nothing() -> None:
+    s, t = model("yolo11n"), model("yolo11s")
+    images = torch.rand(1, 3, 64, 64)
+    straight = lesson(s, t, exploration=0, guidance=0)
+    ks = knowledge(s, straight, images)
+    kt = Teacher("t", host.freeze(t), straight.teacher, straight.roles).speak(images)
+    order = [2, 0, 1]
+    t.names = {i: NAMES[j] for i, j in enumerate(order)}
+    t.names[0] = f" {t.names[0].upper()} "
+    turned = lesson(s, t, exploration=0, guidance=0)
+    out = kt.branches["one2many"]
+    shuffled = Knowledge({"one2many": Outputs(out.logits[:, order], out.distances, out.bins)}, kt.features, kt.levels)
+    expected = straight.losses(ks, kt)
+    for name, loss in turned.losses(ks, shuffled).items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-5), name
+
+
+def test_without_a_shared_class_the_soft_targets_are_off_by_name() -> None:
+    matched = lesson(model("yolo11n"), model("yolo11n", {0: "ship", 1: "car"}))
+    assert {t.name for t in matched.acting} == {"attention", "relation", "guidance", "exploration"}
+    assert matched.term("soft").why_not == "the teacher knows no class of this data"
+
+
+def test_only_equal_strides_are_matched() -> None:
+    s, t = model("yolo26n"), model("yolo26n-p2")
+    matched = lesson(s, t)
+    assert matched.strides == [8, 16, 32]
+    images = torch.rand(1, 3, 64, 64)
+    losses = matched.losses(
+        knowledge(s, matched, images), Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(images)
+    )
+    assert all(v.isfinite() for v in losses.values())
+    assert set(losses) == ON - {"soft_dfl"}
+
+
+def test_exploring_channels_get_no_gradient_from_the_other_terms_and_the_reverse() -> None:
+    s, t = model("yolo26n"), model("yolo26s")
+    matched = lesson(s, t)
+    images = torch.rand(2, 3, 64, 64)
+    ks = knowledge(s, matched, images)
+    kt = Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(images)
+    role = "neck_p4"
+    f = ks.features[role] = ks.features[role].detach().requires_grad_()
+    half = f.shape[1] // 2
+    for name, loss in matched.losses(ks, kt).items():
+        if name not in {"attention", "relation", "guidance", "exploration"}:
+            continue
+        g = torch.autograd.grad(loss, f, retain_graph=True)[0]
+        inherits, explores = g[:, :half].abs().sum().item(), g[:, half:].abs().sum().item()
+        assert (inherits == 0) == (name == "exploration"), name
+        assert (explores == 0) == (name != "exploration"), name
+
+
+def test_anchors_are_taken_level_by_level() -> None:
+    levels = {4: (2, 2), 8: (1, 2), 16: (1, 1)}
+    x = torch.arange(7.0).view(1, 1, 7)
+    assert anchors_of(x, levels, [8, 16]).flatten().tolist() == [4, 5, 6]
+    assert anchors_of(x, levels, [4, 8, 16]) is x
+
+
+def test_no_class_in_common_gives_no_pairs() -> None:
+    assert shared_classes({0: "a"}, {}) == []
+    assert shared_classes({0: "a", 1: "b"}, {0: "B ", 5: "A"}) == [(0, 5), (1, 0)]
+
+
+def test_raw_outputs_decode_to_ultralytics_own_boxes() -> None:
+    for name in ("yolo11n", "yolo26n"):
+        m = model(name)
+        images = torch.rand(1, 3, 64, 64)
+        decoded, raw = m(images)  # xywh in pixels
+        out, levels = host.outputs(raw, (8, 16, 32), host.head(m).reg_max)
+        strides = torch.cat([torch.full((h * w,), float(s)) for s, (h, w) in levels.items()])
+        left, top, right, bottom = (out["one2many"].distances[0] * strides).unbind(0)
+        assert torch.allclose(left + right, decoded[0, 2], atol=1e-3)
+        assert torch.allclose(top + bottom, decoded[0, 3], atol=1e-3)
+        assert torch.allclose(out["one2many"].logits.sigmoid(), decoded[:, 4:], atol=1e-6)
+
+
+def test_a_frozen_teacher_keeps_its_statistics_and_gives_raw_outputs() -> None:
+    t = model("yolo26n")
+    before = {k: v.clone() for k, v in t.state_dict().items()}
+    matched = lesson(t, t)
+    said = Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(v, before[k]) for k, v in t.state_dict().items())
+    assert set(said.branches) == {"one2many", "one2one"}
+    assert not said.branches["one2many"].logits.requires_grad
+
+
+def test_taps_hold_nothing_once_taken_and_hear_nothing_while_closed() -> None:
+    m = model("yolo11n")
+    listener = Listener(m, host.anatomy(m, 64), ["neck_p3"])
+    m(torch.rand(1, 3, 64, 64))
+    assert set(listener.taps.take()) == {"neck_p3"}
+    assert listener.taps.take() == {}
+    listener.taps.open = False
+    m(torch.rand(1, 3, 64, 64))
+    assert listener.taps.take() == {}
+
+
+def test_every_teacher_is_drawn_as_often_and_alike_on_every_rank() -> None:
+    drawn = [draw(seed=3, step=i, count=3) for i in range(10_000)]
+    assert drawn == [draw(seed=3, step=i, count=3) for i in range(10_000)]
+    for k in range(3):
+        assert abs(drawn.count(k) - 10_000 / 3) < 3 * (10_000 * 2 / 9) ** 0.5
+
+
+def test_maps_too_small_to_hold_a_pattern_are_left_out() -> None:
+    s = host.anatomy(model("yolo26n"), 32)
+    assert (s.taps["neck_p5"].rows, s.taps["neck_p5"].columns) == (1, 1)
+    matched = Lesson(s, s, GAINS)
+    assert matched.shared == ["backbone_p3", "backbone_p4", "neck_p3", "neck_p4"]
+    bare = Anatomy(s.names, s.strides, s.branches, s.reg_max, {}, s.parameters)
+    assert {t.name for t in Lesson(bare, s, GAINS).acting} == {"soft", "soft_box"}
