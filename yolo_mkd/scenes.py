@@ -105,7 +105,7 @@ def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray, np
     bench = Bench(SURFACES[rng.integers(len(SURFACES))](rng).astype(np.float32), owner, light, rng.uniform(0.4, 0.8))
     litter(bench, rng)
 
-    near = np.exp(rng.uniform(np.log(17), np.log(62)))  # the camera's distance: the width of a usual part in pixels
+    near = np.exp(rng.uniform(np.log(20), np.log(70)))  # the camera's distance: the width of a usual part in pixels
     parts = int(np.clip(rng.poisson(9 * (30 / near) ** 0.5 + 1), 2, 20))
     strangers = int(rng.integers(2, 7))
     piles = rng.uniform(0.15 * SIDE, 0.85 * SIDE, (2, 2))
