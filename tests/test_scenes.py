@@ -80,7 +80,7 @@ def test_every_class_occurs_and_none_is_rare(many_boxes: np.ndarray) -> None:
 
 def test_the_pictures_hold_small_and_large_parts(many_boxes: np.ndarray) -> None:
     sides = (many_boxes[:, 3:] - many_boxes[:, 1:3]).max(1)
-    assert np.percentile(sides, 10) < 22 and np.percentile(sides, 90) > 45
+    assert np.percentile(sides, 10) < 27 and np.percentile(sides, 90) > 50
 
 
 @pytest.mark.parametrize("kind", range(5))
