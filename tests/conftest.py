@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,3 +63,15 @@ def tiny_detector(tmp_path_factory: pytest.TempPathFactory) -> TinyDetector:
         workers=0, plots=False, val=False, project=str(root), name="run", verbose=False, seed=0,
     )  # fmt: skip
     return TinyDetector(root / "run/weights/last.pt", data, images[96:])
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_detector: TinyDetector, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny detector as ONNX by stock Ultralytics, once for each head."""
+    from ultralytics import YOLO
+
+    files = {}
+    for head, nms in (("one2many", None), ("one2one", False)):
+        pt = shutil.copy(tiny_detector.pt, tmp_path_factory.mktemp(head) / "tiny.pt")
+        files[head] = Path(YOLO(pt).export(format="onnx", imgsz=IMGSZ, nms=nms))
+    return files
