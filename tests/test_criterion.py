@@ -1,0 +1,130 @@
+"""The loss of a distilled student, batch by batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from ultralytics.cfg import get_cfg
+
+from yolo_mkd import host
+from yolo_mkd.criterion import PATIENCE, Criterion, Source
+from yolo_mkd.lesson import TERMS, Lesson
+from yolo_mkd.settings import defaults
+from yolo_mkd.teachers import Listener, Teacher
+
+GAINS = {name: float(defaults()[name]) for name in TERMS}
+
+
+class Bench:
+    """A student, its criterion and a batch."""
+
+    def __init__(self, weight: float = 1.0, teachers: int = 1, **gains: float):
+        torch.manual_seed(0)
+        self.student = host.build("yolo26n.yaml", classes=3).train()
+        self.student.args = get_cfg()
+        anatomy = host.anatomy(self.student, 64)
+        sources = []
+        for i in range(teachers):
+            teacher = host.freeze(host.build("yolo26n.yaml", classes=3))
+            lesson = Lesson(anatomy, host.anatomy(teacher, 64), {**GAINS, **gains})
+            sources.append(Source(Teacher(f"t{i}", teacher, lesson.teacher, lesson.roles), lesson))
+        listener = Listener(self.student, anatomy, sources[0].lesson.roles)
+        self.criterion = Criterion(self.student.init_criterion(), listener, sources, lambda: weight, seed=0)
+
+    def batch(self, images: int = 2) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        picture = torch.rand(1, 3, 64, 64, generator=generator).repeat(images, 1, 1, 1)
+        box = torch.tensor([[0.5, 0.5, 0.4, 0.6]]).repeat(images, 1)
+        return {"img": picture, "batch_idx": torch.arange(images), "cls": torch.ones(images, 1), "bboxes": box}
+
+    def loss(self, images: int = 2) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.batch(images)
+        loss, items = self.criterion(self.student(batch["img"]), batch)
+        return loss, items
+
+
+def test_at_weight_zero_the_loss_is_the_detection_loss_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Teacher, "speak", lambda self, images: pytest.fail("the teacher was asked"))
+    bench = Bench(weight=0)
+    batch = bench.batch()
+    preds = bench.student(batch["img"])
+    assert torch.equal(bench.criterion(preds, batch)[0], bench.criterion.detection(preds, batch)[0])
+
+
+def test_the_knowledge_is_added_with_gain_weight_and_batch_size() -> None:
+    bench = Bench(weight=0.5)
+    loss, items = bench.loss(images=3)
+    expected = sum(GAINS[n] * items[f"kd/{n}"] for n in TERMS if f"kd/{n}" in items) * 0.5 * 3
+    assert len(loss) == 4
+    assert loss[3].item() == pytest.approx(float(expected), rel=1e-5)
+    assert items["kd/weight"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["soft", "attention", "relation"])
+def test_a_doubled_batch_doubles_the_loss_so_that_an_image_counts_the_same(name: str) -> None:
+    bench = Bench(**{**dict.fromkeys(TERMS, 0.0), name: 1.0})
+    bench.student.eval()  # so that an image's features do not depend on the batch
+    host.head(bench.student).training = True
+    values = [bench.loss(images=n)[1][f"kd/{name}"].item() for n in (2, 4)]
+    if name == "soft":  # divided by the teacher's mass, at least 1
+        assert values[1] >= values[0]
+    else:
+        assert values[1] == pytest.approx(values[0], rel=1e-4)
+
+
+def broken(bench: Bench, name: str, value: float) -> None:
+    term = bench.criterion.sources[0].lesson.term(name)
+    sound = term.loss
+    term.loss = lambda ks, kt: sound(ks, kt) * value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_term_that_is_not_finite_never_reaches_the_optimiser_and_is_counted(value: float) -> None:
+    bench = Bench()
+    broken(bench, "relation", value)
+    loss, items = bench.loss()
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert items["kd/relation"] == 0
+    assert items["kd/attention"] > 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in bench.student.parameters())
+    assert bench.criterion.skipped["relation"] == 1
+    assert bench.criterion.skipped["attention"] == 0
+
+
+def test_training_stops_when_a_term_stays_not_finite() -> None:
+    bench = Bench()
+    broken(bench, "soft", float("nan"))
+    for _ in range(PATIENCE - 1):
+        bench.loss()
+    with pytest.raises(FloatingPointError, match=r"soft was NaN .* switch it off \(soft=0\)"):
+        bench.loss()
+
+
+def test_a_good_batch_in_between_starts_the_count_anew() -> None:
+    bench = Bench()
+    for _ in range(PATIENCE - 1):
+        bench.criterion._finite({"soft": torch.tensor(float("nan"))})
+    assert bench.criterion._finite({"soft": torch.tensor(1.0)})
+    assert bench.criterion._finite({"soft": torch.tensor(float("nan"))}) == {}
+
+
+def test_with_two_teachers_each_batch_hears_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    speak = Teacher.speak
+    monkeypatch.setattr(Teacher, "speak", lambda self, images: (heard.append(self.name), speak(self, images))[1])
+    bench = Bench(teachers=2)
+    for _ in range(8):
+        bench.loss()
+    assert len(heard) == 8
+    assert set(heard) == {"t0", "t1"}
+
+
+def test_the_dual_heads_epoch_counter_is_reached_through_it() -> None:
+    bench: Any = Bench()
+    before = bench.criterion.detection.o2m
+    bench.criterion.update()
+    assert bench.criterion.detection.o2m < before

@@ -1,0 +1,220 @@
+"""MKDTrainer in Ultralytics' own loop: what it adds, what it leaves alone, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ultralytics import YOLO
+
+from yolo_mkd import host
+from yolo_mkd.lesson import TERMS
+from yolo_mkd.settings import BadInput
+from yolo_mkd.teachers import Teacher
+from yolo_mkd.trainer import MKDTrainer
+
+OFF = dict.fromkeys(TERMS, 0.0)
+ACTING = [name for name in TERMS if name != "soft_dfl"]  # yolo26 heads have no box-side distributions
+
+
+@pytest.fixture
+def train(tiny_detector: Any, tmp_path: Path) -> Any:
+    """Train the tiny student from scratch, by default for two epochs."""
+
+    def run(trainer: Any = None, name: str = "run", model: Any = None, **arguments: Any) -> Any:
+        student = YOLO(model or tiny_detector.pt.parents[2] / "yolo26n.yaml")
+        common: dict[str, Any] = {
+            "data": tiny_detector.data, "imgsz": 64, "epochs": 2, "batch": 8, "nbs": 8, "fraction": 0.25, "plots": False,
+            "optimizer": "AdamW", "lr0": 0.002, "close_mosaic": 0, "warmup_epochs": 0.5, "device": "cpu",
+            "project": str(tmp_path), "name": name, "exist_ok": True, "verbose": False,
+        }  # fmt: skip
+        student.train(trainer=trainer, **{**common, **arguments})
+        return student.trainer
+
+    return run
+
+
+def rows(trainer: Any) -> list[dict[str, str]]:
+    with open(trainer.csv, encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(host.load_detector("model", str(path)).state_dict())
+
+
+def test_zero_gains_train_bit_for_bit_as_stock_and_never_ask_the_teacher(
+    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Teacher, "speak", lambda self, images: pytest.fail("the teacher was asked"))
+    plain = train(name="plain")
+    zero = train(MKDTrainer.using(tiny_detector.pt, **OFF), name="zero")
+    expected, found = weights(plain.last), weights(zero.last)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_a_distilled_run_sees_the_same_data_and_start_as_a_plain_one(
+    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    original = host.DetectionTrainer.preprocess_batch
+
+    def keep(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = original(self, batch)
+        seen.setdefault(self.save_dir.name, []).append(batch["img"].clone())
+        return batch
+
+    monkeypatch.setattr(host.DetectionTrainer, "preprocess_batch", keep)
+    train(name="plain")
+    train(MKDTrainer.using(tiny_detector.pt), name="distilled")
+    assert len(seen["plain"]) == len(seen["distilled"]) == 6
+    assert all(torch.equal(a, b) for a, b in zip(seen["plain"], seen["distilled"], strict=True))
+
+
+def test_each_acting_term_has_a_column_with_values_and_no_validation_column(train: Any, tiny_detector: Any) -> None:
+    trainer = train(MKDTrainer.using(tiny_detector.pt))
+    columns = list(rows(trainer)[0])
+    assert [c for c in columns if "kd/" in c] == [*(f"kd/{name}" for name in ACTING), "kd/weight"]
+    for name in ACTING:
+        assert float(rows(trainer)[1][f"kd/{name}"]) > 0, name
+    assert len(rows(trainer)) == 2
+    assert set(map(len, rows(trainer))) == {len(columns)}
+
+
+def test_the_teacher_is_not_asked_once_the_knowledge_is_off(
+    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    speak = Teacher.speak
+    monkeypatch.setattr(Teacher, "speak", lambda self, images: (asked.append(len(images)), speak(self, images))[1])
+    trainer = train(MKDTrainer.using(tiny_detector.pt), epochs=4, close_mosaic=2)
+    assert sum(asked) == 2 * 24 - 8  # two of four epochs, without the very first batch, whose weight is 0
+    assert [float(r["kd/soft"]) > 0 for r in rows(trainer)] == [True, True, False, False]
+
+
+def test_adapters_are_trained_and_dropped_and_the_teacher_is_untouched(train: Any, tiny_detector: Any) -> None:
+    before: dict[str, torch.Tensor] = {}
+    teacher = weights(tiny_detector.pt)
+
+    class Watched(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
+        def _setup_train(self) -> None:
+            super()._setup_train()
+            before.update({k: v.clone() for k, v in self.adapters.state_dict().items()})
+
+    trainer = train(Watched)
+    assert len(before) == 3
+    assert all(not torch.equal(v, before[k]) for k, v in trainer.adapters.state_dict().items())
+    assert not trainer.adapters_file.exists()
+    assert all(torch.equal(v, teacher[k]) for k, v in trainer.sources[0].teacher.model.state_dict().items())
+    assert not trainer.sources[0].teacher.model.model[0].training
+
+
+def test_the_checkpoint_is_the_plain_students(train: Any, tiny_detector: Any) -> None:
+    plain, distilled = train(name="plain"), train(MKDTrainer.using(tiny_detector.pt), name="distilled")
+    shapes = [{k: v.shape for k, v in weights(t.best).items()} for t in (plain, distilled)]
+    assert list(shapes[0]) == list(shapes[1])
+    assert shapes[0] == shapes[1]
+    program = (
+        "import sys; sys.modules['yolo_mkd'] = None\n"  # as if it were not installed
+        "import numpy; from ultralytics import YOLO\n"
+        f"YOLO({str(distilled.best)!r}).predict(numpy.zeros((64, 64, 3), 'uint8'), imgsz=64, verbose=False)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
+    train: Any, tiny_detector: Any, tmp_path: Path
+) -> None:
+    kept: dict[str, torch.Tensor] = {}
+    found: dict[str, Any] = {}
+
+    class Cut(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
+        def save_model(self) -> bool:
+            super().save_model()
+            if self.epoch == 1:
+                kept.update({k: v.clone() for k, v in self.adapters.state_dict().items()})
+                raise KeyboardInterrupt
+            return True
+
+    class Watched(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
+        def _start_epoch(self) -> None:
+            super()._start_epoch()
+            if not found:
+                found.update(epoch=self.epoch, updates=self.model.criterion.detection.updates)
+                found["adapters"] = {k: v.clone() for k, v in self.adapters.state_dict().items()}
+
+        def add_callback(self, event: str, callback: Any) -> None:
+            own = {MKDTrainer._start_epoch: Watched._start_epoch}
+            super().add_callback(event, own.get(callback, callback))
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Cut, epochs=4)
+    last = tmp_path / "run" / "weights" / "last.pt"
+    assert last.with_name("adapters.pt").exists()
+    student = YOLO(last)
+    student.train(resume=True, trainer=Watched)
+    assert found["epoch"] == 2
+    assert found["updates"] == 2  # the dual heads' own schedule goes on too
+    assert all(torch.equal(v, kept[k]) for k, v in found["adapters"].items())
+    assert [r["epoch"] for r in rows(student.trainer)] == ["1", "2", "3", "4"]
+    assert not last.with_name("adapters.pt").exists()
+
+
+def test_nothing_to_teach_is_refused_and_leaves_nothing_behind(train: Any, tiny_detector: Any, tmp_path: Path) -> None:
+    stranger = YOLO(tiny_detector.pt)
+    stranger.model.names = {0: "ship", 1: "car", 2: "tree"}
+    stranger.save(tmp_path / "stranger.pt")
+    with pytest.raises(BadInput, match=r"can teach this student nothing .*knows no class of this data"):
+        train(MKDTrainer.using(tmp_path / "stranger.pt", **{**OFF, "soft": 1.0}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bare_trainer_says_how_to_give_it_a_teacher(train: Any) -> None:
+    with pytest.raises(BadInput, match=r"MKDTrainer\.using\(teacher="):
+        train(MKDTrainer)
+
+
+@pytest.mark.parametrize("gain", [-1, True, float("nan"), "much"])
+def test_a_gain_that_is_no_gain_is_refused(tiny_detector: Any, gain: Any) -> None:
+    with pytest.raises(BadInput, match="attention="):
+        MKDTrainer.using(tiny_detector.pt, attention=gain)
+
+
+def test_a_misspelt_gain_names_its_neighbour(tiny_detector: Any) -> None:
+    with pytest.raises(BadInput, match="did you mean guidance="):
+        MKDTrainer.using(tiny_detector.pt, guidence=1)
+
+
+class TestBadTeacher:
+    def test_missing_file_says_where_it_looked(self, tmp_path: Path) -> None:
+        with pytest.raises(BadInput, match=r"teacher=.*no such file; looked in"):
+            MKDTrainer.using(tmp_path / "gone.pt")
+
+    def test_a_corrupted_file(self, tmp_path: Path) -> None:
+        (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
+        with pytest.raises(BadInput, match="cannot be read as an Ultralytics checkpoint"):
+            MKDTrainer.using(tmp_path / "bad.pt")
+
+    @pytest.mark.parametrize("name", ["yolo11n-cls.yaml", "yolo11n-seg.yaml"])
+    def test_a_classifier_and_a_segmenter(self, tmp_path: Path, name: str) -> None:
+        YOLO(name).save(tmp_path / "other.pt")
+        with pytest.raises(BadInput, match="is no YOLO detector"):
+            MKDTrainer.using(tmp_path / "other.pt")
+
+    def test_a_fused_model(self, tiny_detector: Any, tmp_path: Path) -> None:
+        fused = YOLO(tiny_detector.pt)
+        fused.fuse()
+        fused.save(tmp_path / "fused.pt")
+        with pytest.raises(BadInput, match="fused"):
+            MKDTrainer.using(tmp_path / "fused.pt")
+
+    def test_an_architecture_without_weights(self) -> None:
+        with pytest.raises(BadInput, match="untrained"):
+            MKDTrainer.using("yolo26n.yaml")
