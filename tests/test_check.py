@@ -44,6 +44,13 @@ def test_iou_of_half_shifted_boxes_is_one_third():
     assert iou_matrix(rows((0.9, 0, (0, 0, 10, 10))), rows((0.9, 0, (5, 0, 15, 10))))[0, 0] == pytest.approx(1 / 3)
 
 
+def test_boxes_clipped_flat_agree_by_their_corners():
+    flat = rows((0.9, 0, (10, 480, 50, 480)), (0.8, 1, (30, 20, 25, 90)))
+    parity = verdict(flat, flat)
+    assert parity.passed and parity.min_iou == 1.0 and parity.checkpoint_detections == 2
+    assert verdict(flat, flat + np.array([0.1, 0, 0, 0, 0, 0])).file_unmatched == 2
+
+
 def test_threshold_is_lowered_to_where_detections_are_and_says_so():
     parity = verdict(rows((0.04, 0)), rows((0.04, 0)))
     assert parity.passed and parity.conf == 0.03 and parity.asked_conf == 0.25

@@ -134,7 +134,7 @@ def test_suppression_agrees_with_torchvision_on_crowded_boxes():
     from ultralytics.utils.nms import non_max_suppression
 
     rng = np.random.default_rng(2)
-    rows = np.hstack([rng.uniform(20, 80, (400, 2)), rng.uniform(20, 60, (400, 2)), rng.uniform(0, 1, (400, 3))])
+    rows = np.hstack([rng.uniform(20, 80, (400, 2)), rng.uniform(-5, 60, (400, 2)), rng.uniform(0, 1, (400, 3))])
     rows = rows.astype(np.float32)
     theirs = non_max_suppression(torch.from_numpy(rows.T[None].copy()), timing.CONF, timing.NMS_IOU)[0].numpy()
     ours = non_maximum_suppression(rows)

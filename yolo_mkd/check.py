@@ -20,6 +20,7 @@ Rows = NDArray[np.float64]  # N 6: x1 y1 x2 y2 [pixels of the image], score, cla
 CONF, NMS_IOU, MAX_DET = 0.25, 0.7, 300  # Ultralytics' defaults for predict
 LOWER_CONFS = (0.1, 0.03, 0.01, 0.003, 0.001)  # ours: tried in turn while nothing at all is detected
 MATCH_IOU = 0.5  # ours: boxes that overlap less are not one object; the gate below is far stricter
+SAME_CORNER = 0.01  # ours [pixels]: for boxes too flat to have an IoU
 MIN_IOU = 0.999  # ours: FP32 in ONNX Runtime gives 1.0000 to four digits, a file gone wrong 0.99 or less
 SCORE_TOLERANCE = 1e-3  # ours: FP32 gives 1e-6 to 1e-5
 MOST_IMAGES = 32  # ours: of a data set; the gate asks for all detections, not for an average that needs many
@@ -258,12 +259,17 @@ def match(ours: Rows, theirs: Rows, overlap: NDArray[np.float64]) -> list[tuple[
 
 
 def iou_matrix(a: Rows, b: Rows) -> NDArray[np.float64]:
-    """Intersection over union of every box of `a` (N) with every box of `b` (M): N M."""
+    """Intersection over union of every box of `a` (N) with every box of `b` (M): N M.
+
+    Boxes of less than a pixel, such as those clipped at the image's edge, count 1 when their corners agree, else 0.
+    """
     corner = np.maximum(a[:, None, :2], b[None, :, :2])
-    sides = np.clip(np.minimum(a[:, None, 2:4], b[None, :, 2:4]) - corner, 0, None)
-    common = sides.prod(2)
-    area_a, area_b = ((r[:, 2] - r[:, 0]) * (r[:, 3] - r[:, 1]) for r in (a, b))
-    return np.asarray(common / np.maximum(area_a[:, None] + area_b[None, :] - common, 1e-12))
+    common = np.clip(np.minimum(a[:, None, 2:4], b[None, :, 2:4]) - corner, 0, None).prod(2)
+    area_a, area_b = (np.clip(rows[:, 2:4] - rows[:, :2], 0, None).prod(1) for rows in (a, b))
+    flat = (area_a[:, None] < 1) & (area_b[None, :] < 1)
+    agree = np.abs(a[:, None, :4] - b[None, :, :4]).max(2) < SAME_CORNER
+    union = np.where(flat, 1.0, area_a[:, None] + area_b[None, :] - common)
+    return np.where(flat, agree, common / union)
 
 
 def find_images(images: Any, data: str | Path | None, trained_on: str | None = None) -> list[Path]:

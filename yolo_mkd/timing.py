@@ -122,10 +122,11 @@ def check_numbers(duration: Any, threads: Any) -> None:
 
 def run_once(session: Any, artefact: Artefact, picture: Picture) -> list[float]:
     """Time one picture: milliseconds of preprocess, compute, postprocess and all three together."""
+    name = session.get_inputs()[0].name
     t0 = perf_counter_ns()
     tensor = preprocess(picture, artefact.imgsz)
     t1 = perf_counter_ns()
-    output = session.run(None, {session.get_inputs()[0].name: tensor})[0]
+    output = session.run(None, {name: tensor})[0]
     t2 = perf_counter_ns()
     postprocess(output, artefact, picture.shape[:2])
     t3 = perf_counter_ns()
@@ -235,7 +236,7 @@ def non_maximum_suppression(rows: NDArray[np.float32]) -> Boxes:
         kept.append(int(best))
         sides = np.minimum(apart[best, 2:], apart[left, 2:]) - np.maximum(apart[best, :2], apart[left, :2])
         common = np.clip(sides, 0, None).prod(1)
-        left = left[common <= NMS_IOU * (area[best] + area[left] - common)]
+        left = left[(common == 0) | (common <= NMS_IOU * (area[best] + area[left] - common))]
     return np.hstack([boxes, score[order, None], label[order, None]])[kept].astype(np.float32)
 
 
