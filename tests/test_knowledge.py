@@ -117,7 +117,8 @@ class TestAttention:
         a, b = (attention_map(torch.tensor(f).view(1, 1, 2, 2)).flatten() for f in ([3.0, 0, 0, 4], [3.0, 4, 0, 0]))
         assert (a / a.norm() - b / b.norm()).square().sum().item() == pytest.approx(1.519288, abs=1e-6)
         # centred: energies minus 6.25 have inner product 81 - 4 * 6.25^2 = -75.25 and squared norm 180.75
-        loss = attention_loss(torch.tensor([3.0, 0, 0, 4]).view(1, 1, 2, 2), torch.tensor([3.0, 4, 0, 0]).view(1, 1, 2, 2))
+        fs, ft = (torch.tensor(f).view(1, 1, 2, 2) for f in ([3.0, 0, 0, 4], [3.0, 4, 0, 0]))
+        loss = attention_loss(fs, ft)
         floor = 0.05**2 * 337
         assert loss.item() == pytest.approx((180.75 + 75.25) / (180.75 + floor), abs=1e-5)
 

@@ -15,8 +15,20 @@ from yolo_mkd.teachers import Listener, Teacher, draw
 
 GAINS = {name: float(defaults()[name]) for name in TERMS}
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
-BACKBONE = {"yolov8n": (4, 6, 9), "yolov10n": (4, 6, 10), "yolo11n": (4, 6, 10), "yolo12n": (4, 6, 8), "yolo26n": (4, 6, 10)}
-HEAD = {"yolov8n": (15, 18, 21), "yolov10n": (16, 19, 22), "yolo11n": (16, 19, 22), "yolo12n": (14, 17, 20), "yolo26n": (16, 19, 22)}
+BACKBONE = {
+    "yolov8n": (4, 6, 9),
+    "yolov10n": (4, 6, 10),
+    "yolo11n": (4, 6, 10),
+    "yolo12n": (4, 6, 8),
+    "yolo26n": (4, 6, 10),
+}
+NECK = {
+    "yolov8n": (15, 18, 21),
+    "yolov10n": (16, 19, 22),
+    "yolo11n": (16, 19, 22),
+    "yolo12n": (14, 17, 20),
+    "yolo26n": (16, 19, 22),
+}
 
 
 def model(name: str, names: dict[int, str] = NAMES) -> nn.Module:
@@ -28,6 +40,10 @@ def model(name: str, names: dict[int, str] = NAMES) -> nn.Module:
 
 def lesson(student: nn.Module, teacher: nn.Module, imgsz: int = 64, **gains: float) -> Lesson:
     return Lesson(host.anatomy(student, imgsz), host.anatomy(teacher, imgsz), {**GAINS, **gains})
+
+
+def taught(by: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
+    return Teacher("t", host.freeze(by), matched.teacher, matched.roles).speak(images)
 
 
 def knowledge(of: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
@@ -42,7 +58,7 @@ def test_layers_are_found_by_role_in_every_family(name: str) -> None:
     anatomy = host.anatomy(model(name), 64)
     assert anatomy.strides == (8, 16, 32)
     assert tuple(anatomy.taps[f"backbone_p{p}"].layer for p in (3, 4, 5)) == BACKBONE[name]
-    assert tuple(anatomy.taps[f"neck_p{p}"].layer for p in (3, 4, 5)) == HEAD[name]
+    assert tuple(anatomy.taps[f"neck_p{p}"].layer for p in (3, 4, 5)) == NECK[name]
     assert [(t.rows, t.columns) for t in anatomy.taps.values()] == [(8, 8), (4, 4), (2, 2)] * 2
     assert anatomy.branches == (("one2many", "one2one") if name in {"yolo26n", "yolov10n"} else ("one2many",))
     assert anatomy.reg_max == (1 if name == "yolo26n" else 16)
@@ -74,7 +90,7 @@ def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, a
     matched = lesson(s, t)
     assert {term.name for term in matched.acting} == acting
     images = torch.rand(2, 3, 64, 64)
-    losses = matched.losses(knowledge(s, matched, images), Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(images))
+    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images))
     for name, loss in losses.items():
         s.zero_grad()
         loss.backward(retain_graph=True)
@@ -88,7 +104,7 @@ def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
     s, t = model("yolo26n").train(), model("yolo26n")
     matched = lesson(s, t)
     images = torch.rand(2, 3, 64, 64)
-    kt = Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(images)
+    kt = taught(t, matched, images)
 
     def trunk_gradient(branches: list[str]) -> float:
         matched.branches = branches
@@ -115,7 +131,7 @@ def test_class_names_in_another_order_change_nothing() -> None:
     images = torch.rand(1, 3, 64, 64)
     straight = lesson(s, t, exploration=0, guidance=0)
     ks = knowledge(s, straight, images)
-    kt = Teacher("t", host.freeze(t), straight.teacher, straight.roles).speak(images)
+    kt = taught(t, straight, images)
     order = [2, 0, 1]
     t.names = {i: NAMES[j] for i, j in enumerate(order)}
     t.names[0] = f" {t.names[0].upper()} "
@@ -138,9 +154,7 @@ def test_only_equal_strides_are_matched() -> None:
     matched = lesson(s, t)
     assert matched.strides == [8, 16, 32]
     images = torch.rand(1, 3, 64, 64)
-    losses = matched.losses(
-        knowledge(s, matched, images), Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(images)
-    )
+    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images))
     assert all(v.isfinite() for v in losses.values())
     assert set(losses) == ON - {"soft_dfl"}
 
@@ -150,7 +164,7 @@ def test_exploring_channels_get_no_gradient_from_the_other_terms_and_the_reverse
     matched = lesson(s, t)
     images = torch.rand(2, 3, 64, 64)
     ks = knowledge(s, matched, images)
-    kt = Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(images)
+    kt = taught(t, matched, images)
     role = "neck_p4"
     f = ks.features[role] = ks.features[role].detach().requires_grad_()
     half = f.shape[1] // 2
@@ -192,7 +206,7 @@ def test_a_frozen_teacher_keeps_its_statistics_and_gives_raw_outputs() -> None:
     t = model("yolo26n")
     before = {k: v.clone() for k, v in t.state_dict().items()}
     matched = lesson(t, t)
-    said = Teacher("t", host.freeze(t), matched.teacher, matched.roles).speak(torch.rand(2, 3, 64, 64))
+    said = taught(t, matched, torch.rand(2, 3, 64, 64))
     assert all(torch.equal(v, before[k]) for k, v in t.state_dict().items())
     assert set(said.branches) == {"one2many", "one2one"}
     assert not said.branches["one2many"].logits.requires_grad
@@ -221,5 +235,5 @@ def test_maps_too_small_to_hold_a_pattern_are_left_out() -> None:
     assert (s.taps["neck_p5"].rows, s.taps["neck_p5"].columns) == (1, 1)
     matched = Lesson(s, s, GAINS)
     assert matched.shared == ["backbone_p3", "backbone_p4", "neck_p3", "neck_p4"]
-    bare = Anatomy(s.names, s.strides, s.branches, s.reg_max, {}, s.parameters)
+    bare = Anatomy(s.names, s.strides, s.branches, s.reg_max, {}, s.channels, s.parameters)
     assert {t.name for t in Lesson(bare, s, GAINS).acting} == {"soft", "soft_box"}

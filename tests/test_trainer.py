@@ -29,9 +29,9 @@ def train(tiny_detector: Any, tmp_path: Path) -> Any:
     def run(trainer: Any = None, name: str = "run", model: Any = None, **arguments: Any) -> Any:
         student = YOLO(model or tiny_detector.pt.parents[2] / "yolo26n.yaml")
         common: dict[str, Any] = {
-            "data": tiny_detector.data, "imgsz": 64, "epochs": 2, "batch": 8, "nbs": 8, "fraction": 0.25, "plots": False,
-            "optimizer": "AdamW", "lr0": 0.002, "close_mosaic": 0, "warmup_epochs": 0.5, "device": "cpu",
-            "project": str(tmp_path), "name": name, "exist_ok": True, "verbose": False,
+            "data": tiny_detector.data, "imgsz": 64, "epochs": 2, "batch": 8, "nbs": 8, "fraction": 0.25,
+            "plots": False, "optimizer": "AdamW", "lr0": 0.002, "close_mosaic": 0, "warmup_epochs": 0.5,
+            "device": "cpu", "project": str(tmp_path), "name": name, "exist_ok": True, "verbose": False,
         }  # fmt: skip
         student.train(trainer=trainer, **{**common, **arguments})
         return student.trainer

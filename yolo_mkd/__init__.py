@@ -20,7 +20,7 @@ HOMES = {
     "time": "timing",
     "BadInput": "settings",
 }
-__all__ = ["HOMES", "BadInput", "MKD", "MKDTrainer", "__version__", "check", "export", "time"]  # noqa: F822
+__all__ = ["MKD", "BadInput", "MKDTrainer", "__version__", "check", "export", "time"]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,4 +55,5 @@ def choose(student: str, teacher: str) -> tuple[str | None, str]:
         return f"{family}{size}{ending}", f"its COCO accuracy {ACCURACY[size]} is nearest the midpoint {middle:.1f} mAP"
     middle = math.sqrt(parameters["student"] * parameters["teacher"])
     size, count = min(between, key=lambda b: abs(math.log(b[1] / middle)))
-    return f"{family}{size}{ending}", f"its {count / 1e6:.1f} M parameters are nearest the midpoint {middle / 1e6:.1f} M"
+    reason = f"its {count / 1e6:.1f} M parameters are nearest the midpoint {middle / 1e6:.1f} M"
+    return f"{family}{size}{ending}", reason

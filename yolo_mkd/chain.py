@@ -1,10 +1,11 @@
-"""The chain: teacher -> assistant -> student, each stage an ordinary Ultralytics run, the whole written to chain.yaml."""
+"""The chain: teacher -> assistant -> student, each stage an ordinary Ultralytics run, all of it in chain.yaml."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import yaml
 from yolo_mkd import assistant as midpoint
 from yolo_mkd import host, report
 from yolo_mkd.host import LOGGER
-from yolo_mkd.lesson import TERMS
+from yolo_mkd.lesson import TERMS, Lesson, check_gains
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown
 from yolo_mkd.trainer import MKDTrainer
 
@@ -95,9 +96,9 @@ def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     theirs = {k: v for k, v in arguments.items() if k not in defaults()}
     refuse_conflicts(theirs)
     data = host.check_data(theirs.get("data"))
-    stages = plan(own, data)
+    host.check_arguments({k: v for k, v in theirs.items() if k not in {"project", "name", "exist_ok"}})
+    stages = plan(own, data, theirs.get("imgsz", 640))
     place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
-    host.check_arguments(theirs)
     folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
     if (folder / "chain.yaml").exists():
         raise BadInput(f"{folder} holds a chain already: go on with resume={folder}, or choose another name=")
@@ -146,12 +147,13 @@ def refuse_conflicts(theirs: dict[str, Any]) -> None:
         raise BadInput("save_dir= would put all stages in one folder: use project= and name=")
 
 
-def plan(own: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
+def plan(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[dict[str, Any]]:
     """The stages of a new chain, every model found, loaded once and matched with those that teach it.
 
     Args:
         own: M-KD's arguments.
         data: the data set, as `host.check_data` gives it.
+        imgsz: image size [pixels].
 
     Returns:
         One dict a stage: name, model, hears (stage names or files), status.
@@ -162,7 +164,9 @@ def plan(own: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
         raise BadInput(f"teacher_epochs={epochs} is no number of epochs: give 0 or more")
     if not teacher.endswith(".pt") and not epochs:
-        raise BadInput(f"teacher={own['teacher']} is untrained: give a trained .pt, or train it first (teacher_epochs=100)")
+        raise BadInput(
+            f"teacher={own['teacher']} is untrained: give a trained .pt, or train it first (teacher_epochs=100)"
+        )
     if Path(teacher).resolve() == Path(student).resolve():
         raise BadInput(f"teacher={own['teacher']} is the student itself: give a larger, trained teacher")
     assistants = find_assistants(own["assistant"], student, teacher)
@@ -176,14 +180,17 @@ def plan(own: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
         hears.append(stages[-1]["name"])
     stages.append({"name": "student", "model": student, "hears": list(hears)})
 
-    sizes = {}
+    gains = check_gains({name: own[name] for name in TERMS})
+    known = {} if epochs else {hears[0]: host.anatomy(host.load_detector("teacher", teacher), imgsz)}
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
         model = host.build(stage["model"], data["nc"], data["channels"], argument)
-        sizes[stage["name"]] = stage["parameters"] = sum(p.numel() for p in model.parameters())
-        stage["status"] = "waiting"
-    if not epochs:
-        sizes[hears[0]] = sum(p.numel() for p in host.load_detector("teacher", teacher).parameters())
+        anatomy = replace(host.anatomy(model, imgsz), names=data["names"], channels=data["channels"])
+        known[stage["name"]] = anatomy  # as it will be once fitted to the data
+        for name in stage["hears"]:
+            Lesson(anatomy, known[name], gains).refuse_silence(name)
+        stage.update(parameters=anatomy.parameters, status="waiting")
+    sizes = {name: anatomy.parameters for name, anatomy in known.items()}
     show_plan(hears, sizes)
     return stages
 
@@ -200,7 +207,9 @@ def find_assistants(named: Any, student: str, teacher: str) -> list[str]:
     found = [host.find_model("assistant", str(n).strip()) for n in names]
     for path in found:
         if Path(path).resolve() in {Path(student).resolve(), Path(teacher).resolve()}:
-            raise BadInput(f"assistant={path} is the student or the teacher itself: give a model of a size between them")
+            raise BadInput(
+                f"assistant={path} is the student or the teacher itself: give a model of a size between them"
+            )
     return found
 
 
@@ -210,7 +219,9 @@ def show_plan(hears: list[str], sizes: dict[str, int]) -> None:
     names = ["teacher", *hears[1:], "student"]
     told = " -> ".join(f"{n} {c / 1e6:.2f} M" for n, c in zip(names, counts, strict=True))
     LOGGER.info(f"M-KD: {told} parameters")
-    for (a, big), (b, small) in zip(zip(names, counts, strict=True), list(zip(names, counts, strict=True))[1:], strict=False):
+    for (a, big), (b, small) in zip(
+        zip(names, counts, strict=True), list(zip(names, counts, strict=True))[1:], strict=False
+    ):
         if big / small > 8:
             LOGGER.warning(f"M-KD: {a} is {big / small:.0f} x the {b}; over 8 x an assistant between them is advised")
 
@@ -218,7 +229,9 @@ def show_plan(hears: list[str], sizes: dict[str, int]) -> None:
 def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Open an interrupted chain."""
     if extra := sorted(set(arguments) - ON_RESUME):
-        raise BadInput(f"{extra[0]}= cannot change while a chain goes on: with resume= give only {', '.join(sorted(ON_RESUME))}")
+        raise BadInput(
+            f"{extra[0]}= cannot change while a chain goes on: with resume= give only {', '.join(sorted(ON_RESUME))}"
+        )
     folder = host.newest_chain() if arguments["resume"] is True else Path(str(arguments["resume"]))
     file = None if folder is None else folder if folder.name == "chain.yaml" else folder / "chain.yaml"
     if file is None or not file.is_file():

@@ -105,7 +105,9 @@ def ultralytics(verb: str, arguments: dict[str, Any]) -> None:
     getattr(YOLO(path), verb)(**arguments)
 
 
-def known(verb: str, function: Callable[..., Any], arguments: dict[str, Any], passes_on: bool = False) -> dict[str, Any]:
+def known(
+    verb: str, function: Callable[..., Any], arguments: dict[str, Any], passes_on: bool = False
+) -> dict[str, Any]:
     """Check a verb's arguments against its function's parameters; the missing and the unknown are refused."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
@@ -119,7 +121,12 @@ def known(verb: str, function: Callable[..., Any], arguments: dict[str, Any], pa
 
 def usage() -> str:
     """The short help: every verb with its first line."""
-    lines = ["yolo-mkd: small YOLO detectors that learn from large ones (M-KD)", "", "  yolo-mkd VERB key=value ...", ""]
+    lines = [
+        "yolo-mkd: small YOLO detectors that learn from large ones (M-KD)",
+        "",
+        "  yolo-mkd VERB key=value ...",
+        "",
+    ]
     lines += [f"  {name:<9}{(inspect.getdoc(verb) or '').splitlines()[0]}" for name, verb in VERBS.items()]
     return "\n".join([*lines, "", "  yolo-mkd help VERB   its arguments", "  yolo-mkd version"])
 
@@ -158,7 +165,9 @@ def run(words: list[str]) -> int:
         import difflib
 
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise BadInput(f"{verb} is no verb: " + (f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}"))
+        raise BadInput(
+            f"{verb} is no verb: " + (f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}")
+        )
     if any(w in {"help", "--help", "-h"} for w in rest):
         print(verb_help(verb))
         return 0

@@ -36,7 +36,12 @@ class Criterion:
     """
 
     def __init__(
-        self, detection: Callable[..., Any], student: Listener, sources: list[Source], weight: Callable[[], float], seed: int
+        self,
+        detection: Callable[..., Any],
+        student: Listener,
+        sources: list[Source],
+        weight: Callable[[], float],
+        seed: int,
     ):
         """Join a detection loss with what the teachers know.
 
@@ -80,8 +85,8 @@ class Criterion:
                 values = self._finite(source.lesson.losses(self.student.knowledge(preds), taught))
             gains = {t.name: t.gain for t in source.lesson.acting}
             if values:
-                knowledge = sum(gains[name] * value for name, value in values.items()) * weight * len(images)
-                loss = torch.cat([loss, knowledge.view(1)])
+                knowledge = torch.stack([gains[name] * value for name, value in values.items()]).sum()
+                loss = torch.cat([loss, knowledge.view(1) * weight * len(images)])
         self.step += 1
         zero = loss.new_zeros(())
         items = {**items, **{f"kd/{name}": values.get(name, zero).detach() for name in self.columns}}

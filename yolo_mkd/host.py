@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import pickle
 import re
@@ -52,7 +53,9 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     imgsz = arguments.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
     if not isinstance(imgsz, int) or imgsz % 32 or imgsz < 32:
         near = max(32, round(imgsz / 32) * 32) if isinstance(imgsz, int) else 640
-        raise BadInput(f"imgsz={imgsz} is not a multiple of the model's largest stride 32: use for example imgsz={near}")
+        raise BadInput(
+            f"imgsz={imgsz} is not a multiple of the model's largest stride 32: use for example imgsz={near}"
+        )
 
 
 def check_data(data: Any) -> dict[str, Any]:
@@ -71,7 +74,9 @@ def check_data(data: Any) -> dict[str, Any]:
     for split in ("train", "val"):
         places = found[split] if isinstance(found[split], list) else [found[split]]
         if not any(has_images(Path(p)) for p in places):
-            raise BadInput(f"data={data}: no images for '{split}' in {', '.join(map(str, places))}: check the paths in it")
+            raise BadInput(
+                f"data={data}: no images for '{split}' in {', '.join(map(str, places))}: check the paths in it"
+            )
     return dict(found)
 
 
@@ -79,7 +84,9 @@ def has_images(place: Path) -> bool:
     """Whether a folder, or a text file that lists images, names at least one image."""
     if place.is_file():
         return bool(place.read_text(encoding="utf-8").strip())
-    return any(p.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"} for p in place.rglob("*"))
+    return any(
+        p.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"} for p in place.rglob("*")
+    )
 
 
 def find_model(argument: str, name: Any) -> str:
@@ -116,7 +123,9 @@ def find_weights(argument: str, name: str) -> str:
     path = Path(name)
     places = f"{path.absolute().parent} and {SETTINGS['weights_dir']}"
     if path.name not in GITHUB_ASSETS_NAMES and not name.startswith(("http", "ul:", "gs:")):
-        raise BadInput(f"{argument}={name}: no such file; looked in {places}, and Ultralytics publishes none of that name")
+        raise BadInput(
+            f"{argument}={name}: no such file; looked in {places}, and Ultralytics publishes none of that name"
+        )
     try:
         return str(attempt_download_asset(name, retry=0, progress=True))
     except (OSError, RuntimeError, ValueError) as e:
@@ -156,7 +165,7 @@ def architecture(path: str) -> dict[str, Any]:
 
 
 def write_architecture(path: str, folder: Path) -> str:
-    """Make a model file that stock Ultralytics reads: a .yaml of this project's is written out in full into `folder`."""
+    """A model file that stock Ultralytics reads: a .yaml of this project's is written out in full into `folder`."""
     if path.endswith(".pt") or not Path(path).is_file() or "base" not in YAML.load(path):
         return path
     target = folder / Path(path).name
@@ -193,7 +202,9 @@ def load_detector(argument: str, path: str) -> DetectionModel:
         kind = type(head(model)).__name__ if hasattr(model, "model") else type(model).__name__
         raise BadInput(f"{argument}={path} is no YOLO detector (task {task}, head {kind}): give a detection model")
     if model.is_fused():
-        raise BadInput(f"{argument}={path} is fused for inference and has lost layers: give the checkpoint training wrote")
+        raise BadInput(
+            f"{argument}={path} is fused for inference and has lost layers: give the checkpoint training wrote"
+        )
     return model
 
 
@@ -204,19 +215,22 @@ def architecture_name(path: str) -> str:
     return Path(path).stem
 
 
+@functools.cache
 def parameters(path: str) -> int:
     """How many parameters the model of a .pt or .yaml has, at its own or 80 classes."""
     return sum(p.numel() for p in build(path, classes=80).parameters())
 
 
-def head(model: nn.Module) -> nn.Module:
-    """A model's last layer."""
-    return model.model[-1]
-
-
 def layer(model: nn.Module, index: int) -> nn.Module:
     """A model's layer by its index in the architecture."""
-    return model.model[index]
+    layers = model.model
+    assert isinstance(layers, nn.Sequential)
+    return layers[index]
+
+
+def head(model: nn.Module) -> Any:
+    """A model's last layer."""
+    return layer(model, -1)
 
 
 def freeze(model: DetectionModel) -> DetectionModel:
@@ -231,13 +245,12 @@ def freeze(model: DetectionModel) -> DetectionModel:
 
 
 @torch.no_grad()
-def anatomy(model: DetectionModel, imgsz: int, names: dict[int, str] | None = None) -> Anatomy:
+def anatomy(model: DetectionModel, imgsz: int) -> Anatomy:
     """Find a detector's layers by role, with one forward pass over an empty image.
 
     Args:
         model: a YOLO detector; its weights and statistics are not touched.
         imgsz: image size that the shapes are for [pixels].
-        names: class names, where they are not yet the model's own.
     """
     shapes: dict[int, torch.Size] = {}
 
@@ -246,9 +259,9 @@ def anatomy(model: DetectionModel, imgsz: int, names: dict[int, str] | None = No
 
     handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(model.model[:-1])]
     modes = {m: m.training for m in model.modules()}
-    parameter = next(model.parameters())
+    channels = int(model.yaml.get("channels", 3))
     try:
-        model.eval()(torch.zeros(1, model.yaml.get("channels", 3), imgsz, imgsz).to(parameter))
+        model.eval()(torch.zeros(1, channels, imgsz, imgsz).to(next(model.parameters())))
     finally:
         for handle in handles:
             handle.remove()
@@ -266,18 +279,17 @@ def anatomy(model: DetectionModel, imgsz: int, names: dict[int, str] | None = No
     for i, s in zip(end.f, strides, strict=True):
         taps[f"neck_p{int(math.log2(s))}"] = Tap(i, *shapes[i][1:])
     return Anatomy(
-        names=dict(names or model.names),
+        names=dict(model.names),
         strides=strides,
         branches=("one2many", "one2one") if getattr(end, "one2one_cv2", None) is not None else ("one2many",),
         reg_max=int(end.reg_max),
         taps=taps,
+        channels=channels,
         parameters=sum(p.numel() for p in model.parameters()),
     )
 
 
-def outputs(
-    raw: Any, strides: tuple[int, ...], reg_max: int
-) -> tuple[dict[str, Outputs], dict[int, tuple[int, int]]]:
+def outputs(raw: Any, strides: tuple[int, ...], reg_max: int) -> tuple[dict[str, Outputs], dict[int, tuple[int, int]]]:
     """Read a detection head's raw outputs.
 
     Args:
@@ -326,5 +338,3 @@ def discard_empty_run(folder: Path) -> None:
         (folder / "weights").rmdir()
         (folder / "args.yaml").unlink(missing_ok=True)
         folder.rmdir()
-
-

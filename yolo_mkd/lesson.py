@@ -13,6 +13,7 @@ from yolo_mkd.knowledge.exploration import exploration_loss, inheriting
 from yolo_mkd.knowledge.guidance import adapter, guidance_loss
 from yolo_mkd.knowledge.relation import grid_for, relation_loss, relation_matrix
 from yolo_mkd.knowledge.soft_targets import best_score, box_loss, class_loss, dfl_loss
+from yolo_mkd.settings import BadInput
 from yolo_mkd.taps import Anatomy
 
 TERMS = ("soft", "soft_box", "soft_dfl", "attention", "relation", "guidance", "exploration")
@@ -101,6 +102,24 @@ class Lesson:
             return self.shared
         return self.neck if names & {"guidance", "exploration"} else []
 
+    def refuse_silence(self, teacher: str) -> None:
+        """Refuse to train with a teacher that can teach this student nothing.
+
+        Args:
+            teacher: its file, for the message.
+
+        Raises:
+            BadInput: gains are given and no term can act, or the two see images of different kinds.
+        """
+        if self.teacher.channels != self.student.channels:
+            kinds = f"{self.teacher.channels} channels, the data has {self.student.channels}"
+            raise BadInput(
+                f"teacher={teacher} sees images of {kinds}: train a teacher on this data (teacher_epochs=100)"
+            )
+        if not self.acting and any(self.gains.values()):
+            reasons = "; ".join(f"{t.name}: {t.why_not or 'gain 0'}" for t in self.terms)
+            raise BadInput(f"teacher={teacher} can teach this student nothing ({reasons})")
+
     def losses(self, ks: Knowledge, kt: Knowledge) -> dict[str, Tensor]:
         """Each acting term's loss, without its gain, as a mean over the images of the batch."""
         return {t.name: t.loss(ks, kt) for t in self.acting}
@@ -125,9 +144,7 @@ class Lesson:
         strides = " ".join(map(str, self.strides))
         return Term(name, self.gains[name], f"{classes}{' + '.join(self.branches)}, strides {strides}", why, loss)
 
-    def _hidden(
-        self, name: str, roles: list[str], least: int, loss: Callable[[Knowledge, Knowledge], Tensor]
-    ) -> Term:
+    def _hidden(self, name: str, roles: list[str], least: int, loss: Callable[[Knowledge, Knowledge], Tensor]) -> Term:
         why = "" if len(roles) >= least else f"{len(roles)} of at least {least} layers in common at this imgsz"
         return Term(name, self.gains[name], " ".join(roles), why, loss)
 
@@ -170,7 +187,7 @@ class Lesson:
 
     def _relation_loss(self, ks: Knowledge, kt: Knowledge) -> Tensor:
         fs, ft = [self._inherited(ks, r) for r in self.shared], [kt.features[r] for r in self.shared]
-        grid = grid_for([f.shape[2:] for f in fs])
+        grid = grid_for([(f.shape[2], f.shape[3]) for f in fs])
         return relation_loss(relation_matrix(fs, grid), relation_matrix(ft, grid))
 
     def _guidance_loss(self, ks: Knowledge, kt: Knowledge) -> Tensor:
@@ -188,6 +205,18 @@ class Lesson:
     def _exploration_loss(self, ks: Knowledge, kt: Knowledge) -> Tensor:
         explored = [ks.features[r][:, inheriting(ks.features[r].shape[1]) :] for r in self.neck]
         return self._mean([exploration_loss(f, kt.features[r]) for f, r in zip(explored, self.neck, strict=True)])
+
+
+def check_gains(gains: dict[str, object]) -> dict[str, float]:
+    """The gains as numbers.
+
+    Raises:
+        BadInput: one is negative, infinite or no number.
+    """
+    for name, gain in gains.items():
+        if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 <= gain < float("inf"):
+            raise BadInput(f"{name}={gain} is no gain: give a number of 0 or more")
+    return {name: float(gain) for name, gain in gains.items() if isinstance(gain, int | float)}
 
 
 def shared_classes(student: dict[int, str], teacher: dict[int, str]) -> list[tuple[int, int]]:
@@ -208,6 +237,4 @@ def anchors_of(x: Tensor, levels: dict[int, tuple[int, int]], strides: list[int]
 def at_strides(outputs: Outputs, levels: dict[int, tuple[int, int]], strides: list[int]) -> Outputs:
     """One branch's outputs at some strides only."""
     bins = None if outputs.bins is None else anchors_of(outputs.bins, levels, strides)
-    return Outputs(
-        anchors_of(outputs.logits, levels, strides), anchors_of(outputs.distances, levels, strides), bins
-    )
+    return Outputs(anchors_of(outputs.logits, levels, strides), anchors_of(outputs.distances, levels, strides), bins)

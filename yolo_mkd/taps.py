@@ -31,6 +31,7 @@ class Anatomy:
         branches: the head's branches, `one2many` and, on dual heads, `one2one`.
         reg_max: bins of each box side's distribution; 1 where the head gives the side itself.
         taps: by role: `backbone_p3` is the last backbone layer of stride 8, `neck_p3` the head's input of stride 8.
+        channels: of the images it sees.
         parameters: how many the model has.
     """
 
@@ -39,6 +40,7 @@ class Anatomy:
     branches: tuple[str, ...]
     reg_max: int
     taps: dict[str, Tap]
+    channels: int
     parameters: int
 
 

@@ -13,7 +13,7 @@ from yolo_mkd import host
 from yolo_mkd.balance import Schedule
 from yolo_mkd.criterion import Criterion, Source
 from yolo_mkd.host import LOGGER, DetectionTrainer, unwrap_model
-from yolo_mkd.lesson import TERMS, Lesson
+from yolo_mkd.lesson import TERMS, Lesson, check_gains
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown
 from yolo_mkd.teachers import Listener, Teacher
 
@@ -51,16 +51,14 @@ class MKDTrainer(DetectionTrainer):
             BadInput: a file is missing or no detector, or a gain is unknown or negative.
         """
         refuse_unknown(gains, TERMS, "train")
-        for name, gain in gains.items():
-            if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 <= gain < float("inf"):
-                raise BadInput(f"{name}={gain} is no gain: give a number of 0 or more")
+        gains = check_gains(dict(gains))
         assistants = [assistant] if isinstance(assistant, str | Path) else list(assistant)
         paths = [host.find_model("teacher", teacher), *(host.find_model("assistant", a) for a in assistants)]
         for argument, path in zip(["teacher"] + ["assistant"] * len(assistants), paths, strict=True):
             if not path.endswith(".pt"):
                 raise BadInput(f"{argument}={path} is untrained: give a trained .pt file")
             host.load_detector(argument, path)
-        chosen = {name: float(gains.get(name, defaults()[name])) for name in TERMS}
+        chosen = {name: gains.get(name, float(defaults()[name])) for name in TERMS}
         return type(cls.__name__, (cls,), {"teachers": tuple(paths), "gains": chosen, "__module__": cls.__module__})
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -84,7 +82,7 @@ class MKDTrainer(DetectionTrainer):
         """Attach the data's classes to the student, then match it with its teachers."""
         super().set_model_attributes()
         student = unwrap_model(self.model)
-        anatomy = host.anatomy(student, self.args.imgsz, self.data["names"])
+        anatomy = host.anatomy(student, self.args.imgsz)
         if not any(self.gains.values()):
             LOGGER.warning("M-KD: every gain is 0, so this is plain training and the teacher is not asked")
             return
@@ -100,14 +98,9 @@ class MKDTrainer(DetectionTrainer):
 
     def _source(self, path: str, student: Any) -> Source:
         model = host.freeze(host.load_detector("teacher", path)).to(self.device)
-        channels = model.yaml.get("channels", 3)
-        if channels != self.data["channels"]:
-            raise BadInput(f"teacher={path} sees {channels} channels, the data has {self.data['channels']}")
         teacher = host.anatomy(model, self.args.imgsz)
         lesson = Lesson(student, teacher, self.gains)
-        if not lesson.acting:
-            reasons = "; ".join(f"{t.name}: {t.why_not or 'gain 0'}" for t in lesson.terms)
-            raise BadInput(f"teacher={path} can teach this student nothing ({reasons})")
+        lesson.refuse_silence(path)
         return Source(Teacher(short_name(path), model, teacher, lesson.roles), lesson)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -185,11 +178,11 @@ class MKDTrainer(DetectionTrainer):
 
     def progress_string(self) -> str:
         """Head the progress bar's columns, with the terms' names cut to its width."""
-        full, self.loss_names = self.loss_names, tuple(n[: WIDTH - 1] for n in self.loss_names)
-        try:
-            return str(super().progress_string())
-        finally:
-            self.loss_names = full
+        full: tuple[str, ...] = self.loss_names
+        self.loss_names: tuple[str, ...] = tuple(name[: WIDTH - 1] for name in full)
+        heading = str(super().progress_string())
+        self.loss_names = full
+        return heading
 
     # Checkpoints: the student's own, and the adapters in a file beside it until the run is over
 
@@ -235,11 +228,8 @@ def describe(source: Source, student: Any) -> str:
     """The table before training: per term whether it acts and why not, and the layers read with their shapes."""
     lesson = source.lesson
     ratio = lesson.teacher.parameters / student.parameters
-    lines = [
-        "",
-        f"M-KD: {source.teacher.name} teaches ({lesson.teacher.parameters / 1e6:.2f} M parameters, {ratio:.1f} x the student)",
-        f"  {'term':<12}{'gain':>6}  acts  reads",
-    ]
+    size = f"{lesson.teacher.parameters / 1e6:.2f} M parameters, {ratio:.1f} x the student"
+    lines = ["", f"M-KD: {source.teacher.name} teaches ({size})", f"  {'term':<12}{'gain':>6}  acts  reads"]
     for t in lesson.terms:
         why = t.reads if t.acts else f"because {t.why_not}" if t.why_not else "because its gain is 0"
         extra = ""

@@ -29,7 +29,8 @@ def attention_loss(fs: Tensor, ft: Tensor) -> Tensor:
     """Half the squared distance of the two normalised maps: about 1 - correlation, in [0, 2].
 
     Args:
-        fs, ft: features of student and teacher at the same place, B Cs H W and B Ct H' W'; the larger map is pooled.
+        fs: the student's features, B Cs H W.
+        ft: the teacher's at the same place, B Ct H' W'; the larger of the two maps is pooled.
 
     Returns:
         A scalar, the mean over images; unchanged by any scale, order or number of channels.

@@ -1,8 +1,8 @@
 """Exploration: part of the student's neck channels is to find what the teacher does not know.
 
-The split into an inheriting and an exploring part follows IE-KD (Huang et al., CVPR 2021). Its negative distance rewards
-an anti-copy of the teacher, which tells nothing new; here the exploring channels are pushed towards zero linear CKA
-with the teacher's, so that the optimum is independence. The other terms see the inheriting channels only.
+The split into an inheriting and an exploring part follows IE-KD (Huang et al., CVPR 2021). Its negative distance
+rewards an anti-copy of the teacher, which tells nothing new; here the exploring channels are pushed towards zero linear
+CKA with the teacher's, so that the optimum is independence. The other terms see the inheriting channels only.
 """
 
 from __future__ import annotations

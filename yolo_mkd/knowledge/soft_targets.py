@@ -22,7 +22,8 @@ def class_loss(zs: Tensor, zt: Tensor) -> Tensor:
     classification; CrossKD, Wang et al., CVPR 2024).
 
     Args:
-        zs, zt: class logits of student and teacher, B C A.
+        zs: the student's class logits, B C A.
+        zt: the teacher's.
 
     Returns:
         A scalar; 0 where both agree.
@@ -38,7 +39,8 @@ def box_loss(ds: Tensor, dt: Tensor, zt: Tensor) -> Tensor:
     Both boxes hang on the same anchor, and GIoU does not change when both are moved or scaled alike, so distances do.
 
     Args:
-        ds, dt: box sides left, top, right, bottom of student and teacher, B 4 A, in stride units.
+        ds: the student's box sides left, top, right, bottom, B 4 A, in stride units.
+        dt: the teacher's.
         zt: the teacher's class logits, B C A.
     """
     return ((1 - giou(ds, dt)) * best_score(zt)).sum() / mass(zt)
@@ -50,7 +52,8 @@ def dfl_loss(bs: Tensor, bt: Tensor, zt: Tensor) -> Tensor:
     Summed over bins and weighted by the teacher's best score (LD, Zheng et al., CVPR 2022).
 
     Args:
-        bs, bt: logits of the box-side distributions, B 4 K A, with the same K.
+        bs: the student's logits of the box-side distributions, B 4 K A.
+        bt: the teacher's, with the same K.
         zt: the teacher's class logits, B C A.
     """
     target = (bt / TEMPERATURE).log_softmax(2)

@@ -1,0 +1,66 @@
+"""Who may import whom: knowledge flows one way through the package, without circles."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import yolo_mkd
+
+ROOT = Path(yolo_mkd.__file__).parent
+# what of this package each part may import; `host` alone may reach into Ultralytics
+ALLOWED = {
+    "knowledge": {"knowledge"},
+    "settings": set(),
+    "report": set(),
+    "taps": set(),
+    "balance": set(),
+    "host": {"knowledge", "settings", "taps"},
+    "lesson": {"knowledge", "settings", "taps"},
+    "teachers": {"host", "knowledge", "taps"},
+    "criterion": {"lesson", "teachers"},
+    "trainer": {"host", "balance", "criterion", "lesson", "settings", "teachers"},
+    "assistant": {"host", "settings"},
+    "chain": {"assistant", "host", "report", "lesson", "settings", "trainer"},
+}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if part(p) in ALLOWED], ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_part_imports_only_what_it_may(path: Path) -> None:
+    ours = {i.split(".")[1] for i in imports(path) if i.startswith("yolo_mkd.")}
+    assert ours <= ALLOWED[part(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_host_reaches_into_ultralytics(path: Path) -> None:
+    theirs = {i for i in imports(path) if i.split(".")[0] == "ultralytics"}
+    assert path.name == "host.py" or theirs <= {"ultralytics.YOLO"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "knowledge").glob("*.py")), ids=lambda p: p.name)
+def test_knowledge_is_pure_torch(path: Path) -> None:
+    assert {i.split(".")[0] for i in imports(path)} <= {"torch", "yolo_mkd", "__future__", "dataclasses"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nobody_imports_the_command_line(path: Path) -> None:
+    assert not any(i.startswith("yolo_mkd.cli") for i in imports(path))
