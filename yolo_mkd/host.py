@@ -21,7 +21,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import get_flops, unwrap_model
 
 from yolo_mkd.knowledge import Outputs
 from yolo_mkd.settings import BadInput, shipped
@@ -330,6 +330,12 @@ def metrics(best: Path) -> dict[str, float]:
     found = load_checkpoint(best)[1]["train_metrics"]
     names = {"map50_95": "mAP50-95(B)", "map50": "mAP50(B)", "precision": "precision(B)", "recall": "recall(B)"}
     return {ours: round(float(found[f"metrics/{theirs}"]), 5) for ours, theirs in names.items()}
+
+
+def size(path: Path, imgsz: int) -> dict[str, float]:
+    """Parameters and GFLOPs of a trained detector at an image size, counted as Ultralytics prints them."""
+    model = load_checkpoint(path)[0]
+    return {"parameters": sum(p.numel() for p in model.parameters()), "gflops": round(get_flops(model, imgsz), 3)}
 
 
 def discard_empty_run(folder: Path) -> None:
