@@ -133,6 +133,7 @@ REFUSED = [
     ({"teacher_epochs": -2}, "teacher_epochs=-2"),
     ({"distill_model": "yolo26s.pt"}, "Ultralytics' own distillation"),
     ({"task": "segment"}, "task=segment"),
+    ({"compile": True}, "compile= is not supported"),
     ({"resume": "nowhere"}, "cannot change while a chain goes on"),
 ]
 

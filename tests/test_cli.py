@@ -79,6 +79,15 @@ def test_importing_the_package_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_public_names_are_functions_and_classes_in_any_order_of_import() -> None:
+    program = (
+        "import yolo_mkd.exporting, yolo_mkd.parity, yolo_mkd.timing\n"
+        "from yolo_mkd import MKD, MKDTrainer, BadInput, check, export, time\n"
+        "assert all(map(callable, (MKD, MKDTrainer, BadInput, check, export, time)))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
     import yolo_mkd
 

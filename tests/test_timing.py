@@ -10,7 +10,8 @@ import pytest
 
 from yolo_mkd import timing
 from yolo_mkd.artefact import describe, open_session
-from yolo_mkd.check import compare, detect, read_image
+from yolo_mkd.images import read_image
+from yolo_mkd.parity import compare, detect
 from yolo_mkd.settings import BadInput, Failed
 from yolo_mkd.timing import (
     FLOORS,

@@ -181,6 +181,12 @@ def test_a_bare_trainer_says_how_to_give_it_a_teacher(train: Any) -> None:
         train(MKDTrainer)
 
 
+def test_compilation_is_refused_before_anything_is_written(train: Any, tiny_detector: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="compile= is not supported"):
+        train(MKDTrainer.using(tiny_detector.pt), compile=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("gain", [-1, True, float("nan"), "much"])
 def test_a_gain_that_is_no_gain_is_refused(tiny_detector: Any, gain: Any) -> None:
     with pytest.raises(BadInput, match="attention="):
@@ -196,6 +202,11 @@ class TestBadTeacher:
     def test_missing_file_says_where_it_looked(self, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=r"teacher=.*no such file; looked in"):
             MKDTrainer.using(tmp_path / "gone.pt")
+
+    def test_a_checkpoint_of_something_else(self, tmp_path: Path) -> None:
+        torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "linear.pt")
+        with pytest.raises(BadInput, match=r"is no YOLO detector \(Linear"):
+            MKDTrainer.using(tmp_path / "linear.pt")
 
     def test_a_corrupted_file(self, tmp_path: Path) -> None:
         (tmp_path / "bad.pt").write_bytes(b"no checkpoint")

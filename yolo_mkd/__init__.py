@@ -12,11 +12,11 @@ from typing import Any
 
 __version__ = metadata.version("yolo-mkd")
 
-HOMES = {
+HOMES = {  # no module bears the name of a function: importing it would hide the function
     "MKD": "chain",
     "MKDTrainer": "trainer",
-    "export": "export",
-    "check": "check",
+    "export": "exporting",
+    "check": "parity",
     "time": "timing",
     "BadInput": "settings",
 }

@@ -143,6 +143,8 @@ def refuse_conflicts(theirs: dict[str, Any]) -> None:
         raise BadInput(f"task={theirs['task']}: M-KD distils detectors; leave task= out")
     if theirs.get("distill_model"):
         raise BadInput("distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher=")
+    if theirs.get("compile"):
+        raise BadInput("compile= is not supported with knowledge distillation yet: leave it out")
     if theirs.get("save_dir"):
         raise BadInput("save_dir= would put all stages in one folder: use project= and name=")
 

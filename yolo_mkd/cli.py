@@ -30,7 +30,7 @@ def export(**arguments: Any) -> None:
 
     yolo-mkd export model=runs/mkd/train/student/weights/best.pt format=onnx
     """
-    from yolo_mkd.export import export as run
+    from yolo_mkd.exporting import export as run
 
     run(**known("export", run, arguments, passes_on=True))
 
@@ -40,9 +40,10 @@ def check(**arguments: Any) -> int:
 
     yolo-mkd check model=best.onnx against=best.pt data=coco8.yaml
     """
-    from yolo_mkd.check import check as run
+    from yolo_mkd.parity import check as run
 
     parity = run(**known("check", run, arguments))
+    print(parity)
     return 0 if parity.passed else 1
 
 
@@ -138,10 +139,13 @@ def verb_help(name: str) -> str:
         return f"{text}\n\n{help_text()}\n\n{ULTRALYTICS}"
     if name in {"val", "predict"}:
         return f"{text}\n\n{ULTRALYTICS}"
-    import importlib
+    if name == "demo":
+        from yolo_mkd.demo import demo as function
+    else:
+        import yolo_mkd
 
-    home = {"time": "timing"}.get(name, name)
-    return f"{text}\n\n{inspect.getdoc(getattr(importlib.import_module(f'yolo_mkd.{home}'), name))}"
+        function = getattr(yolo_mkd, name)
+    return f"{text}\n\n{inspect.getdoc(function)}"
 
 
 def run(words: list[str]) -> int:

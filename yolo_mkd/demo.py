@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_mkd import board, chain, host, report, scenes
-from yolo_mkd.export import export
+from yolo_mkd.exporting import export
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import shipped
 from yolo_mkd.timing import time as time_file
@@ -18,7 +18,7 @@ ASSISTANT, STUDENT = "yolo26-w1875.yaml", "yolo26-w125.yaml"
 TRAIN, VAL, SEED = 480, 120, 0
 IMGSZ = 160  # pixels
 # each model is trained alike: nothing but the knowledge differs
-TRAINING = {"imgsz": IMGSZ, "batch": 16, "optimizer": "AdamW", "lr0": 0.002, "seed": 0, "plots": False, "verbose": False}
+TRAINING = {"imgsz": IMGSZ, "batch": 16, "optimizer": "AdamW", "lr0": 0.002, "plots": False, "verbose": False}
 TIMED_S = 5.0  # per model; enough samples for p90 on two cores
 SHOWN = 3  # pictures in the strip
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.cfg import get_save_dir as ultralytics_save_dir
-from ultralytics.data.utils import check_det_dataset
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
@@ -58,35 +60,51 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         )
 
 
-def check_data(data: Any) -> dict[str, Any]:
-    """Find and read a data set; Ultralytics fetches the ones it knows.
+def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[str, Any]:
+    """Find and read a data set.
+
+    Args:
+        data: its YAML file, or a name that Ultralytics knows.
+        argument: which argument names it, for the message.
+        fetch: let Ultralytics download a set that it knows.
 
     Returns:
         Ultralytics' description: `names`, `nc`, `channels`, `train`, `val`, ...
 
     Raises:
-        BadInput: missing, incomplete or without training images.
+        BadInput: missing, incomplete, or without images to train or validate on.
     """
+    advice = "give the path of a data set's YAML file"
     try:
-        found = check_det_dataset(data)
+        with contextlib.nullcontext() if fetch else quiet():
+            found = check_det_dataset(data, autodownload=fetch)
     except (OSError, SyntaxError, TypeError, ValueError, RuntimeError, KeyError, AssertionError) as e:
-        raise BadInput(f"data={data}: {one_line(e)}: give the path of a data set's YAML file") from e
+        raise BadInput(f"{argument}={data}: {one_line(e)}: {advice}") from e
     for split in ("train", "val"):
         places = found[split] if isinstance(found[split], list) else [found[split]]
-        if not any(has_images(Path(p)) for p in places):
-            raise BadInput(
-                f"data={data}: no images for '{split}' in {', '.join(map(str, places))}: check the paths in it"
-            )
+        if not any(images_in(Path(p)) for p in places):
+            where = ", ".join(map(str, places))
+            raise BadInput(f"{argument}={data}: no images for '{split}' in {where}: check the paths in it")
     return dict(found)
 
 
-def has_images(place: Path) -> bool:
-    """Whether a folder, or a text file that lists images, names at least one image."""
+def images_in(place: Path) -> list[Path]:
+    """The images in a folder and below it, or those that a text file lists; sorted, or in the list's order."""
     if place.is_file():
-        return bool(place.read_text(encoding="utf-8").strip())
-    return any(
-        p.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"} for p in place.rglob("*")
-    )
+        lines = place.read_text(encoding="utf-8").splitlines()
+        return [place.parent / line.strip() for line in lines if line.strip()]
+    return sorted(p for p in place.rglob("*") if p.suffix[1:].lower() in IMG_FORMATS)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let only Ultralytics' warnings through."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
 
 
 def find_model(argument: str, name: Any) -> str:
@@ -197,10 +215,9 @@ def load_detector(argument: str, path: str) -> DetectionModel:
         model, _ = load_checkpoint(path)
     except UNREADABLE as e:
         raise BadInput(f"{argument}={path} cannot be read as an Ultralytics checkpoint: {one_line(e)[:160]}") from e
-    task = getattr(model, "task", None)
-    if task != "detect" or not isinstance(head(model), Detect):
-        kind = type(head(model)).__name__ if hasattr(model, "model") else type(model).__name__
-        raise BadInput(f"{argument}={path} is no YOLO detector (task {task}, head {kind}): give a detection model")
+    if not isinstance(model, DetectionModel) or model.task != "detect" or not isinstance(head(model), Detect):
+        kind = f"{type(model).__name__}, task {getattr(model, 'task', None)}"
+        raise BadInput(f"{argument}={path} is no YOLO detector ({kind}): give a detection model")
     if model.is_fused():
         raise BadInput(
             f"{argument}={path} is fused for inference and has lost layers: give the checkpoint training wrote"

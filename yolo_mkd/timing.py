@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from yolo_mkd import report
 from yolo_mkd.artefact import PROVIDER, Artefact, describe, existing, identity, open_session
-from yolo_mkd.check import CONF, MAX_DET, NMS_IOU, find_images, read_image, spread
+from yolo_mkd.images import find_images, read_image, spread
+from yolo_mkd.parity import CONF, MAX_DET, NMS_IOU
 from yolo_mkd.settings import BadInput, Failed
 
 SEGMENTS = ("preprocess", "compute", "postprocess", "end_to_end")

@@ -65,10 +65,12 @@ class MKDTrainer(DetectionTrainer):
         """As DetectionTrainer.
 
         Raises:
-            BadInput: no teacher was given.
+            BadInput: no teacher was given, or compilation, which would lose the taps.
         """
         if not self.teachers:
             raise BadInput("MKDTrainer has no teacher: use trainer=MKDTrainer.using(teacher='yolo26m.pt')")
+        if (kwargs.get("overrides") or {}).get("compile"):
+            raise BadInput("compile= is not supported with knowledge distillation yet: leave it out")
         super().__init__(*args, **kwargs)
         self.sources: list[Source] = []
         self.listener: Listener | None = None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_mkd.artefact import Artefact, describe, existing, open_session
+from yolo_mkd.images import find_images, read_image
 from yolo_mkd.settings import BadInput
 
 Rows = NDArray[np.float64]  # N 6: x1 y1 x2 y2 [pixels of the image], score, class; the best score first
@@ -23,8 +22,6 @@ MATCH_IOU = 0.5  # ours: boxes that overlap less are not one object; the gate be
 SAME_CORNER = 0.01  # ours [pixels]: for boxes too flat to have an IoU
 MIN_IOU = 0.999  # ours: FP32 in ONNX Runtime gives 1.0000 to four digits, a file gone wrong 0.99 or less
 SCORE_TOLERANCE = 1e-3  # ours: FP32 gives 1e-6 to 1e-5
-MOST_IMAGES = 32  # ours: of a data set; the gate asks for all detections, not for an average that needs many
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,9 @@ def detect(path: Path, pictures: list[Path], artefact: Artefact, conf: float, sw
     """
     from ultralytics import YOLO
 
-    with quiet():
+    from yolo_mkd import host
+
+    with host.quiet():
         yolo, found = YOLO(str(path), task="detect"), []
         for picture in pictures:
             result = yolo.predict(
@@ -270,83 +269,3 @@ def iou_matrix(a: Rows, b: Rows) -> NDArray[np.float64]:
     agree = np.abs(a[:, None, :4] - b[None, :, :4]).max(2) < SAME_CORNER
     union = np.where(flat, 1.0, area_a[:, None] + area_b[None, :] - common)
     return np.where(flat, agree, common / union)
-
-
-def find_images(images: Any, data: str | Path | None, trained_on: str | None = None) -> list[Path]:
-    """Find the image files that `images=` or `data=` names, or those of the data set a checkpoint was trained on.
-
-    Raises:
-        BadInput: both are given, or there is no image.
-    """
-    if images is not None and data is not None:
-        raise BadInput("images= and data= are both given: keep one of them")
-    if images is not None:
-        found = []
-        for place in map(Path, [images] if isinstance(images, str | Path) else images):
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if place.is_dir() else []
-            if not inside and not place.is_file():
-                raise BadInput(f"images={place}: {'no images in it' if place.is_dir() else 'no such file or folder'}")
-            found += inside or [place]
-        return found
-    if data is not None:
-        return val_images("data", data)
-    try:
-        return val_images("data", trained_on or "")
-    except BadInput as error:
-        cause = f"data set {trained_on} is not here" if trained_on else "data set is not recorded"
-        raise BadInput(
-            f"no images: the checkpoint's {cause}: give images= (a folder) or data= (a data.yaml)"
-        ) from error
-
-
-def val_images(argument: str, data: str | Path) -> list[Path]:
-    """At most 32 images of a data set's val split, evenly spread; nothing is downloaded."""
-    from ultralytics.data.utils import check_det_dataset
-
-    from yolo_mkd.host import one_line
-
-    try:
-        with quiet():
-            split = check_det_dataset(data, autodownload=False)["val"]
-    except (OSError, SyntaxError, TypeError, ValueError, RuntimeError, KeyError, AssertionError) as error:
-        raise BadInput(f"{argument}={data}: {one_line(error)}: give the path of a data set's YAML file") from error
-    found: list[Path] = []
-    for place in map(Path, split if isinstance(split, list) else [split]):
-        if place.is_file():  # a text file that lists images
-            lines = place.read_text(encoding="utf-8").split("\n")
-            found += [place.parent / line.strip() for line in lines if line.strip()]
-        else:
-            found += sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise BadInput(f"{argument}={data}: no images for 'val': check the paths in it")
-    return spread(found)
-
-
-def spread(items: list[Path], most: int = MOST_IMAGES) -> list[Path]:
-    """At most `most` items, evenly spread from the first to the last."""
-    if len(items) <= most:
-        return items
-    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image as BGR uint8, H W 3."""
-    import cv2
-
-    image = cv2.imread(str(path))
-    if image is None:
-        raise BadInput(f"{path} cannot be read as an image: remove it or give other images=")
-    return np.asarray(image, dtype=np.uint8)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Let only Ultralytics' warnings through."""
-    from yolo_mkd.host import LOGGER
-
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

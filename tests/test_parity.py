@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolo_mkd.check import Parity, check, compare, find_images, iou_matrix, judge, spread
+from yolo_mkd.images import find_images, spread
+from yolo_mkd.parity import Parity, check, compare, iou_matrix, judge
 from yolo_mkd.settings import BadInput
 
 BOX = (10.0, 10.0, 50.0, 50.0)

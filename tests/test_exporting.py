@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from yolo_mkd.artefact import identity
-from yolo_mkd.export import ExportFailed, export, image_size, run_ultralytics
+from yolo_mkd.exporting import ExportFailed, export, image_size, run_ultralytics
 from yolo_mkd.settings import BadInput, Failed
 
 
@@ -55,7 +55,7 @@ def test_failed_check_leaves_what_was_there_before(checkpoint, exported, tiny_de
         onnx.save(graph, source.with_suffix(".onnx"))
         return source.with_suffix(".onnx")
 
-    monkeypatch.setattr("yolo_mkd.export.run_ultralytics", export_other_weights)
+    monkeypatch.setattr("yolo_mkd.exporting.run_ultralytics", export_other_weights)
     target = checkpoint.with_suffix(".onnx")
     if before is not None:
         target.write_bytes(before)

@@ -12,7 +12,8 @@ from typing import Any
 
 from yolo_mkd import report
 from yolo_mkd.artefact import describe, existing, identity, open_session
-from yolo_mkd.check import check, find_images, quiet
+from yolo_mkd.images import find_images
+from yolo_mkd.parity import check
 from yolo_mkd.settings import BadInput, Failed, refuse_unknown
 
 PASSED_ON = ("device", "nms", "opset", "simplify")  # Ultralytics' arguments that leave what is checked the same
@@ -107,13 +108,13 @@ def run_ultralytics(source: Path, size: list[int], arguments: dict[str, Any]) ->
     """
     from ultralytics import YOLO
 
-    from yolo_mkd.host import one_line
+    from yolo_mkd import host
 
     try:
-        with quiet():
+        with host.quiet():
             return Path(YOLO(str(source), task="detect").export(format="onnx", imgsz=size, **arguments))
     except (AssertionError, AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ExportFailed(f"Ultralytics could not export {source.name}: {one_line(error)[:200]}") from error
+        raise ExportFailed(f"Ultralytics could not export {source.name}: {host.one_line(error)[:200]}") from error
 
 
 def facts(file: Path) -> dict[str, Any]:
