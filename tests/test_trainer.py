@@ -144,15 +144,14 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
             return True
 
     class Watched(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
-        def _start_epoch(self) -> None:
-            super()._start_epoch()
+        def watch(self) -> None:
             if not found:
                 found.update(epoch=self.epoch, updates=self.model.criterion.detection.updates)
                 found["adapters"] = {k: v.clone() for k, v in self.adapters.state_dict().items()}
 
-        def add_callback(self, event: str, callback: Any) -> None:
-            own = {MKDTrainer._start_epoch: Watched._start_epoch}
-            super().add_callback(event, own.get(callback, callback))
+        def _setup_train(self) -> None:
+            super()._setup_train()
+            self.add_callback("on_train_epoch_start", Watched.watch)
 
     with pytest.raises(KeyboardInterrupt):
         train(Cut, epochs=4)
@@ -174,6 +173,27 @@ def test_nothing_to_teach_is_refused_and_leaves_nothing_behind(train: Any, tiny_
     with pytest.raises(BadInput, match=r"can teach this student nothing .*knows no class of this data"):
         train(MKDTrainer.using(tmp_path / "stranger.pt", **{**OFF, "soft": 1.0}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_ddp_worker_does_not_count_its_batches_twice(tiny_detector: Any, tmp_path: Path) -> None:
+    taught = MKDTrainer.using(tiny_detector.pt)
+    overrides = {"model": "yolo26n.yaml", "data": tiny_detector.data, "device": "cpu", "project": str(tmp_path)}
+    parent = taught(overrides=overrides)
+    worker = taught(overrides=overrides, _callbacks=parent.callbacks)
+    for event in ("on_train_epoch_start", "on_train_batch_end", "teardown"):
+        assert len(worker.callbacks[event]) == len(parent.callbacks[event]) > 0
+
+
+def test_adapters_get_the_mean_gradient_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = torch.nn.ModuleList([torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)])
+    adapters[0].weight.grad = torch.tensor([[1.0, 2.0]])  # the other layer heard nothing on this rank
+    trainer = MKDTrainer.__new__(MKDTrainer)
+    trainer.sources, trainer.adapters, trainer.world_size = [object()], adapters, 2
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda grad: grad.add_(3.0))  # the other rank's is 3
+    monkeypatch.setattr(host.DetectionTrainer, "optimizer_step", lambda self: None)
+    trainer.optimizer_step()
+    assert adapters[0].weight.grad.tolist() == [[2.0, 2.5]]
+    assert adapters[1].weight.grad.tolist() == [[1.5, 1.5]]
 
 
 def test_a_bare_trainer_says_how_to_give_it_a_teacher(train: Any) -> None:

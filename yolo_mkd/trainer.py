@@ -74,9 +74,14 @@ class MKDTrainer(DetectionTrainer):
         super().__init__(*args, **kwargs)
         self.sources: list[Source] = []
         self.listener: Listener | None = None
-        self.add_callback("on_train_epoch_start", MKDTrainer._start_epoch)
-        self.add_callback("on_train_batch_end", MKDTrainer._end_batch)
-        self.add_callback("teardown", MKDTrainer._detach)
+        own = {
+            "on_train_epoch_start": MKDTrainer._start_epoch,
+            "on_train_batch_end": MKDTrainer._end_batch,
+            "teardown": MKDTrainer._detach,
+        }
+        for event, callback in own.items():
+            if callback not in self.callbacks[event]:  # a DDP worker is given its parent's callbacks
+                self.add_callback(event, callback)
 
     # Before training
 
