@@ -95,6 +95,21 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         yolo_mkd.nothing  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "source=nowhere.jpg"], "nowhere.jpg"),
+        (["predict", "sorce=a.jpg"], "did you mean source="),
+        (["val", "data=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_ultralytics_refuses_is_one_line_too(words: list[str], message: str, tiny_detector: Any) -> None:
+    found = command(*words, f"model={tiny_detector.pt}")
+    assert found.returncode == 2
+    assert message in found.stderr.splitlines()[-1]
+    assert "Traceback" not in found.stderr
+
+
 def test_val_is_ultralytics_own(tiny_detector: Any, tmp_path: Path) -> None:
     found = command("val", f"model={tiny_detector.pt}", f"data={tiny_detector.data}", "imgsz=96", f"project={tmp_path}")
     assert found.returncode == 0, found.stderr

@@ -80,9 +80,13 @@ def train(**arguments: Any) -> tuple[Path, dict[str, Any]]:
     """
     json = arguments.pop("json", None)
     folder, chain = go_on(arguments) if arguments.get("resume") else start(arguments)
-    for stage in chain["stages"]:
-        if stage["status"] != "done":
-            run_stage(folder, chain, stage)
+    try:
+        for stage in chain["stages"]:
+            if stage["status"] != "done":
+                run_stage(folder, chain, stage)
+    except KeyboardInterrupt:
+        LOGGER.warning(f"\nM-KD: interrupted; go on with yolo-mkd train resume={shortest(folder)}")
+        raise
     LOGGER.info(summary(folder, chain))
     for path in filter(None, (folder / "chain.json", json)):
         report.write(path, "chain", chain)
@@ -91,7 +95,7 @@ def train(**arguments: Any) -> tuple[Path, dict[str, Any]]:
 
 def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Check everything, then make the folder of a new chain."""
-    refuse_unknown(arguments, {*defaults(), *host.train_arguments()}, "train")
+    refuse_unknown(arguments, {*defaults(), *host.arguments()}, "train")
     own = {**defaults(), **{k: v for k, v in arguments.items() if k in defaults()}}
     theirs = {k: v for k, v in arguments.items() if k not in defaults()}
     refuse_conflicts(theirs)
@@ -183,10 +187,15 @@ def plan(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[dict[str
     stages.append({"name": "student", "model": student, "hears": list(hears)})
 
     gains = check_gains({name: own[name] for name in TERMS})
-    known = {} if epochs else {hears[0]: host.anatomy(host.load_detector("teacher", teacher), imgsz)}
+    known = {}
+    if not epochs:
+        model = host.load_detector("teacher", teacher)
+        host.check_imgsz(imgsz, model, "teacher")
+        known[hears[0]] = host.anatomy(model, imgsz)
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
         model = host.build(stage["model"], data["nc"], data["channels"], argument)
+        host.check_imgsz(imgsz, model, argument)
         anatomy = replace(host.anatomy(model, imgsz), names=data["names"], channels=data["channels"])
         known[stage["name"]] = anatomy  # as it will be once fitted to the data
         for name in stage["hears"]:

@@ -102,8 +102,13 @@ def ultralytics(verb: str, arguments: dict[str, Any]) -> None:
 
     from yolo_mkd import host
 
+    refuse_unknown(arguments, host.arguments(), verb)
+    host.check_arguments(arguments)
     path = host.find_model("model", arguments.pop("model"))
-    getattr(YOLO(path), verb)(**arguments)
+    try:
+        getattr(YOLO(path), verb)(**arguments)
+    except FileNotFoundError as e:
+        raise BadInput(host.one_line(e)) from e
 
 
 def known(
@@ -189,7 +194,7 @@ def main() -> None:
         print(f"yolo-mkd: {e}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        print("yolo-mkd: interrupted; a chain goes on with yolo-mkd train resume=true", file=sys.stderr)
+        print("yolo-mkd: interrupted", file=sys.stderr)
         code = 130
     raise SystemExit(code)
 

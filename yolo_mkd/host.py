@@ -37,26 +37,36 @@ UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, TypeError
 # Arguments, data and files of the user's
 
 
-def train_arguments() -> set[str]:
+def arguments() -> set[str]:
     """The names of Ultralytics' arguments."""
     return {*DEFAULT_CFG_DICT, "augmentations", "save_dir"}
 
 
-def check_arguments(arguments: dict[str, Any]) -> None:
+def check_arguments(given: dict[str, Any]) -> None:
     """Let Ultralytics check its own arguments' types and values.
 
     Raises:
         BadInput: Ultralytics refuses one; the message is its own.
     """
     try:
-        get_cfg(overrides=arguments)
+        get_cfg(overrides=given)
     except (TypeError, ValueError, SyntaxError) as e:
         raise BadInput(one_line(e)) from e
-    imgsz = arguments.get("imgsz", DEFAULT_CFG_DICT["imgsz"])
-    if not isinstance(imgsz, int) or imgsz % 32 or imgsz < 32:
-        near = max(32, round(imgsz / 32) * 32) if isinstance(imgsz, int) else 640
+
+
+def check_imgsz(imgsz: Any, model: DetectionModel, argument: str) -> None:
+    """Refuse an image size that a model cannot take; Ultralytics would silently round it.
+
+    Raises:
+        BadInput: no whole number, or no multiple of the model's largest stride.
+    """
+    stride = max(int(model.stride.max()), 32)
+    if isinstance(imgsz, bool) or not isinstance(imgsz, int):
+        raise BadInput(f"imgsz={imgsz} is no number of pixels: use for example imgsz=640")
+    if imgsz % stride or imgsz < stride:
+        near = max(stride, round(imgsz / stride) * stride)
         raise BadInput(
-            f"imgsz={imgsz} is not a multiple of the model's largest stride 32: use for example imgsz={near}"
+            f"imgsz={imgsz} is not a multiple of {stride}, the largest stride of {argument}: use imgsz={near}"
         )
 
 
