@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
+UP = np.array([0.0, 0.0, 1.0])  # from the bench to the camera
+
 # colours are B G R in 0..1; the last figure is how much a finish shines
 FINISHES = (
     ((0.74, 0.74, 0.72), 0.9),  # zinc
@@ -40,7 +42,7 @@ class Shape:
     bevel: float = 0.03
 
 
-# ---- shapes: each fills the unit square [-1, 1] as far as it can ----
+# Shapes: each fills the unit square [-1, 1] as far as it can
 
 
 def grid(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -137,13 +139,9 @@ def pin(n: int, rng: Generator) -> Shape:
     return Shape(rod < half, np.sqrt(np.clip(1 - (rod / half) ** 2, 0, 1)) * half * 2, 0.0)
 
 
-UP = np.array([0.0, 0.0, 1.0])
-Draw = Callable[[int, Generator], Shape]  # of the grid's side n, and the random stream
+Draw = Callable[[int, Generator], Shape]  # from a grid's side n and the picture's random stream
 PARTS: tuple[Draw, ...] = (hex_nut, washer, gear, bolt, wing_nut)
 STRANGERS: tuple[Draw, ...] = (coin, o_ring, bottle_cap, hex_plug, pin)
-
-
-# ---- drawing ----
 
 
 def sprite(draw: Draw, width: float, light: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -173,10 +171,12 @@ def sprite(draw: Draw, width: float, light: np.ndarray, rng: Generator) -> tuple
     upper = lit(height * width * 0.28, light, shine, paint)
     lower = lit(cv2.GaussianBlur(whole, (0, 0), 2 + width * 0.08) * width * 0.8, light, 0.1, paint * 0.6)
     picture = (lower + (upper - lower) * top[..., None]) * worn[..., None]
-    size = (side // 2, side // 2)
-    return cv2.resize(picture.astype(np.float32), size, interpolation=cv2.INTER_AREA).clip(0, 1), cv2.resize(
-        whole, size, interpolation=cv2.INTER_AREA
-    )
+    return halved(picture).clip(0, 1), halved(whole)
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    """The image at half its size, each pixel the mean of four."""
+    return cv2.resize(image.astype(np.float32), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
 
 def rotation(angle: float) -> np.ndarray:

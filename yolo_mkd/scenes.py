@@ -132,14 +132,7 @@ def visible(owner: np.ndarray, kind: int, number: int, area: int) -> np.ndarray 
     return np.array([kind, x1, y1, x2, y2]) if min(x2 - x1, y2 - y1) >= LEAST else None
 
 
-def place(
-    bench: Bench,
-    draw: Draw,
-    centre: np.ndarray,
-    width: float,
-    number: int,
-    rng: Generator,
-) -> int:
+def place(bench: Bench, draw: Draw, centre: np.ndarray, width: float, number: int, rng: Generator) -> int:
     """Lay one thing on the bench, with its shadow, at a random turn, tilt and finish.
 
     Args:
@@ -174,7 +167,7 @@ def overlap(x: int, y: int, size: int) -> tuple[tuple[slice, slice], tuple[slice
     return (slice(y1, y2), slice(x1, x2)), (slice(y1 - y, y2 - y), slice(x1 - x, x2 - x))
 
 
-# ---- surfaces: what the bench is made of, B G R in 0..1 ----
+# Surfaces: what the bench is made of, B G R in 0..1
 
 
 def wood(rng: Generator) -> np.ndarray:
