@@ -68,7 +68,7 @@ class Lesson:
         self.shared = [r for r in student.taps if r in teacher.taps and self._patterned(r)]
         self.neck = [r for r in self.shared if r.startswith("neck")]
         self.adapters = nn.ModuleDict()
-        explore = self._exploration()
+        explore = self._hidden("exploration", self.neck, 1, self._exploration_loss)
         self.splits = explore.acts
         self.terms = [
             self._soft("soft", self._class_loss),
@@ -147,9 +147,6 @@ class Lesson:
     def _hidden(self, name: str, roles: list[str], least: int, loss: Callable[[Knowledge, Knowledge], Tensor]) -> Term:
         why = "" if len(roles) >= least else f"{len(roles)} of at least {least} layers in common at this imgsz"
         return Term(name, self.gains[name], " ".join(roles), why, loss)
-
-    def _exploration(self) -> Term:
-        return self._hidden("exploration", self.neck, 1, self._exploration_loss)
 
     # What each term compares
 

@@ -176,9 +176,8 @@ def judge(expected: list[Rows], got: list[Rows], names: list[str], conf: float =
         return Parity(
             False, reason + "give images that show the classes, or train the model further", images=len(names)
         )
-    tolerance = SCORE_TOLERANCE * min(
-        1.0, float(best) / CONF
-    )  # low scores must agree as closely for their size as high ones
+    # low scores must agree as closely for their size as high ones
+    tolerance = SCORE_TOLERANCE * min(1.0, float(best) / CONF)
 
     each, relabelled = [], 0
     for name, ours, theirs in zip(names, expected, got, strict=True):

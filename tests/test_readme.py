@@ -1,0 +1,59 @@
+"""The README's commands are ones that the command line takes, and what it points to exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from yolo_mkd import cli, host
+from yolo_mkd.settings import defaults, help_text, parse, refuse_unknown
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = sorted(
+    {c.strip() for c in re.findall(r"yolo-mkd (?:train|export|check|time|val|predict) [^`\n]*=[^`\n]*", TEXT)}
+)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_one_that_the_command_line_takes(command: str) -> None:
+    _, verb, *words = command.split()
+    arguments = parse(words)
+    if verb == "train":
+        refuse_unknown(arguments, {*defaults(), *host.arguments()}, verb)
+    else:
+        import yolo_mkd
+
+        cli.known(verb, getattr(yolo_mkd, verb), arguments)
+
+
+@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
+def test_python_examples_compile_and_name_public_things(code: str) -> None:
+    import yolo_mkd
+
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module == "yolo_mkd":
+            assert all(hasattr(yolo_mkd, a.name) for a in node.names)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)]+)\)", TEXT))))
+def test_what_it_links_to_exists(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("verb", re.findall(r"^make (\w+)", TEXT, flags=re.MULTILINE))
+def test_its_make_targets_exist(verb: str) -> None:
+    assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_every_term_is_in_its_table_of_knowledge() -> None:
+    gains = [line.split(":")[0] for line in help_text().split("# The knowledge")[1].splitlines()[1:] if line]
+    assert all(f"`{gain}`" in TEXT for gain in gains)
