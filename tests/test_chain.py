@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from ultralytics import YOLO
 
 from yolo_mkd import MKD, assistant, chain, host
-from yolo_mkd.settings import BadInput, defaults
+from yolo_mkd.settings import BadInput, defaults, shipped
 from yolo_mkd.trainer import MKDTrainer
 
 
@@ -101,7 +102,7 @@ def test_two_assistants_make_a_longer_chain_in_which_all_larger_ones_are_heard(
     arguments: dict[str, Any], tiny_detector: Any
 ) -> None:
     own = {**defaults(), "model": arguments["model"], "teacher": arguments["teacher"]}
-    own["assistant"] = f"{arguments['assistant']},yolo26-w125.yaml"
+    own["assistant"] = f"{arguments['assistant']},yolo26n-w125.yaml"
     stages = chain.plan(own, {"nc": 3, "channels": 3, "names": {0: "red", 1: "green", 2: "blue"}}, imgsz=64)
     teacher = str(tiny_detector.pt)
     assert [(s["name"], s["hears"]) for s in stages] == [
@@ -168,7 +169,7 @@ def test_a_folder_without_a_chain_is_no_place_to_go_on(tmp_path: Path) -> None:
         ("yolo26s.yaml", "yolo26x.yaml", "yolo26m.yaml"),
         ("yolo26n.yaml", "yolo26s.yaml", None),
         ("yolo26m.yaml", "yolo26x.yaml", None),  # l has hardly more parameters than m
-        ("yolo26-w125.yaml", "yolo26s.yaml", "yolo26n.yaml"),
+        ("yolo26n-w125.yaml", "yolo26s.yaml", "yolo26n.yaml"),
         ("yolo11n.yaml", "yolo26m.yaml", None),
     ],
 )
@@ -181,13 +182,21 @@ def test_the_assistant_lies_midway(student: str, teacher: str, chosen: str | Non
 def test_a_checkpoints_family_and_size_are_its_architectures(tiny_detector: Any) -> None:
     assert assistant.family_and_size(str(tiny_detector.pt)) == ("yolo26", "n")
     assert assistant.family_and_size("yolov8x.yaml") == ("yolov8", "x")
-    assert assistant.family_and_size("cfg/models/yolo26-w125.yaml") == ("yolo26", "")
+    assert assistant.family_and_size("cfg/models/yolo26n-w125.yaml") == ("yolo26", "")
 
 
-def test_a_narrow_model_is_written_out_for_stock_ultralytics(tmp_path: Path) -> None:
-    path = host.find_model("model", "yolo26-w125.yaml")
-    written = host.write_architecture(path, tmp_path)
-    stock = YOLO(written).model
-    assert sum(p.numel() for p in stock.parameters()) == 774_344
-    assert sum(p.numel() for p in host.build(path, classes=80).parameters()) == 774_344
+@pytest.mark.parametrize("path", sorted((shipped("cfg") / "models").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_narrow_model_is_what_its_head_says_and_stock_ultralytics_builds_it(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = int(re.search(r"80 classes: ([\d,]+) parameters", path.read_text()).group(1).replace(",", ""))
+    assert host.find_model("model", path.name) == str(path)
+    written = host.write_architecture(str(path), tmp_path)
+    assert sum(p.numel() for p in YOLO(written).model.parameters()) == said
+    assert host.parameters(str(path)) == said
+    assert "no model scale passed" not in caplog.text
+
+
+def test_ultralytics_own_models_are_left_where_they_are(tmp_path: Path) -> None:
     assert host.write_architecture("yolo26n.yaml", tmp_path) == "yolo26n.yaml"
+    assert not list(tmp_path.iterdir())

@@ -122,7 +122,7 @@ def find_model(argument: str, name: Any) -> str:
 
     Args:
         argument: which argument names it, for the message.
-        name: a path, or a name such as yolo26n.pt, yolo26n.yaml or yolo26-w125.yaml.
+        name: a path, or a name such as yolo26n.pt, yolo26n.yaml or yolo26n-w125.yaml.
 
     Returns:
         The path of an existing .pt file, or of a .yaml that Ultralytics or `architecture` can read.
