@@ -12,7 +12,7 @@ from yolo_mkd.knowledge.attention import attention_loss
 from yolo_mkd.knowledge.exploration import exploration_loss, inheriting
 from yolo_mkd.knowledge.guidance import adapter, guidance_loss
 from yolo_mkd.knowledge.relation import grid_for, relation_loss, relation_matrix
-from yolo_mkd.knowledge.soft_targets import best_score, box_loss, class_loss, dfl_loss
+from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss
 from yolo_mkd.settings import BadInput
 from yolo_mkd.taps import Anatomy
 
@@ -188,16 +188,8 @@ class Lesson:
         return relation_loss(relation_matrix(fs, grid), relation_matrix(ft, grid))
 
     def _guidance_loss(self, ks: Knowledge, kt: Knowledge) -> Tensor:
-        logits, levels = kt.branches["one2many"].logits, kt.levels
-        if self.classes:
-            logits = logits[:, [t for _, t in self.classes]]
-        losses = []
-        for role in self.neck:
-            adapted = self.adapters[role](self._inherited(ks, role).float())  # B Cs H W -> B Ct H W
-            stride = 2 ** int(role.rpartition("_p")[2])
-            weight = best_score(anchors_of(logits, levels, [stride])).unflatten(1, levels[stride])  # B H W
-            losses.append(guidance_loss(adapted, kt.features[role], weight))
-        return self._mean(losses)
+        adapted = {r: self.adapters[r](self._inherited(ks, r).float()) for r in self.neck}  # B Cs H W -> B Ct H W
+        return self._mean([guidance_loss(adapted[r], kt.features[r]) for r in self.neck])
 
     def _exploration_loss(self, ks: Knowledge, kt: Knowledge) -> Tensor:
         explored = [ks.features[r][:, inheriting(ks.features[r].shape[1]) :] for r in self.neck]

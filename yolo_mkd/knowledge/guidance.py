@@ -1,8 +1,10 @@
 """Guidance: a trainable adapter carries the student's neck features to the teacher's width, where they are compared.
 
 The hint of FitNets (Romero et al., ICLR 2015) in the form of PKD (Cao et al., NeurIPS 2022): both sides are
-standardised channel by channel, so that half the squared difference is one minus the correlation. Positions count by
-the teacher's best score there.
+standardised channel by channel, so that half the squared difference is one minus the correlation.
+
+All positions count alike. Weighted by the teacher's score, as Ultralytics weights its own feature loss, the term's
+gradient on the trunk was 10 to 40 times as large (bccd, width 0.125) and drowned the detection loss.
 """
 
 from __future__ import annotations
@@ -21,16 +23,14 @@ def standardise(f: Tensor) -> Tensor:
     return F.batch_norm(f.float(), None, None, training=True, eps=1e-5)
 
 
-def guidance_loss(fs: Tensor, ft: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over positions of half the squared difference of standardised features: 1 - correlation.
+def guidance_loss(fs: Tensor, ft: Tensor) -> Tensor:
+    """Half the mean squared difference of standardised features: the mean over channels of 1 - correlation.
 
     Args:
         fs: the student's features after the adapter, B C H W.
         ft: the teacher's features, B C H W.
-        weight: how much each position counts, B H W, such as the teacher's best score.
 
     Returns:
-        A scalar in [0, 2] for a constant weight; divided by the total weight, at least 1.
+        A scalar in [0, 2].
     """
-    gap = 0.5 * (standardise(fs) - standardise(ft)).square().mean(1)  # B H W
-    return (gap * weight).sum() / weight.sum().clamp(min=1)
+    return 0.5 * (standardise(fs) - standardise(ft)).square().mean()
