@@ -46,6 +46,38 @@ class Bench:
         return loss, items
 
 
+def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: Any) -> None:
+    """Adapters are random at the start, and a term weighted carelessly can be twenty times the task there."""
+    import cv2
+    import numpy as np
+
+    torch.manual_seed(0)
+    student = host.load_detector("model", str(tiny_detector.pt)).requires_grad_(True).train()
+    student.args = get_cfg()
+    teacher = host.freeze(host.load_detector("teacher", str(tiny_detector.pt)))
+    lesson = Lesson(host.anatomy(student, 96), host.anatomy(teacher, 96), GAINS)
+    pictures, rows = [], []
+    for i, path in enumerate(tiny_detector.images[:8]):
+        pictures.append(cv2.resize(cv2.imread(str(path)), (96, 96))[..., ::-1].transpose(2, 0, 1) / 255)
+        label = path.parents[2] / "labels" / "val" / f"{path.stem}.txt"
+        rows += [[i, *map(float, line.split())] for line in label.read_text().splitlines()]
+    images, labels = torch.tensor(np.stack(pictures), dtype=torch.float32), torch.tensor(rows)
+    batch = {"img": images, "batch_idx": labels[:, 0], "cls": labels[:, 1:2], "bboxes": labels[:, 2:]}
+    listener = Listener(student, lesson.student, lesson.roles)
+    preds = student(images)
+    trunk = [p for n, p in student.named_parameters() if not n.startswith("model.23.")]
+
+    def strength(loss: Tensor) -> float:
+        found = torch.autograd.grad(loss, trunk, retain_graph=True, allow_unused=True)
+        return float(torch.cat([g.flatten() for g in found if g is not None]).norm())
+
+    task = strength(student.init_criterion()(preds, batch)[0].sum() / len(images))
+    kt = Teacher("t", teacher, lesson.teacher, lesson.roles).speak(images)
+    losses = lesson.losses(listener.knowledge(preds), kt)
+    shares = {name: GAINS[name] * strength(loss) / task for name, loss in losses.items()}
+    assert all(0.05 < share < 5 for share in shares.values()), shares  # weighted by score, guidance had 7.4 here
+
+
 def test_at_weight_zero_the_loss_is_the_detection_loss_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Teacher, "speak", lambda self, images: pytest.fail("the teacher was asked"))
     bench = Bench(weight=0)
