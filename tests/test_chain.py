@@ -82,6 +82,17 @@ def test_an_interrupted_chain_goes_on_at_its_stage(
     assert (folder / "assistant" / "weights" / "best.pt").read_bytes() == assistant_before
 
 
+def test_weights_that_lie_in_the_folder_are_not_taken_for_the_chains_own(
+    arguments: dict[str, Any], tiny_detector: Any, tmp_path: Path
+) -> None:
+    stray = tmp_path / "runs" / "train" / "student" / "weights" / "best.pt"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(tiny_detector.pt.read_bytes())
+    _, record = chain.train(**{**arguments, "assistant": None, "exist_ok": True})
+    assert record["stages"][0]["sha256"] != record["teacher"]["sha256"]
+    assert Path(record["stages"][0]["weights"]) == stray
+
+
 def test_a_chain_goes_on_only_with_the_teacher_it_began_with(arguments: dict[str, Any], tmp_path: Path) -> None:
     record = {
         "schema": chain.SCHEMA, "stages": [], "arguments": {},

@@ -64,6 +64,11 @@ def test_layers_are_found_by_role_in_every_family(name: str) -> None:
     assert anatomy.reg_max == (1 if name == "yolo26n" else 16)
 
 
+def test_an_image_size_between_strides_is_rounded_up_as_ultralytics_does() -> None:
+    odd = host.anatomy(model("yolo26n"), 50)
+    assert (odd.taps["neck_p3"].rows, odd.taps["neck_p5"].rows) == (8, 2)
+
+
 def test_reading_the_anatomy_changes_nothing_in_the_model() -> None:
     student = model("yolo26n").train()
     before = {k: v.clone() for k, v in student.state_dict().items()}

@@ -188,7 +188,7 @@ def test_adapters_get_the_mean_gradient_of_all_ranks(monkeypatch: pytest.MonkeyP
     adapters = torch.nn.ModuleList([torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)])
     adapters[0].weight.grad = torch.tensor([[1.0, 2.0]])  # the other layer heard nothing on this rank
     trainer = MKDTrainer.__new__(MKDTrainer)
-    trainer.sources, trainer.adapters, trainer.world_size = [object()], adapters, 2
+    trainer.adapters, trainer.world_size = adapters, 2
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda grad: grad.add_(3.0))  # the other rank's is 3
     monkeypatch.setattr(host.DetectionTrainer, "optimizer_step", lambda self: None)
     trainer.optimizer_step()

@@ -108,7 +108,8 @@ def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         raise BadInput(f"{folder} holds a chain already: go on with resume={folder}, or choose another name=")
     folder.mkdir(parents=True, exist_ok=True)
     for stage in stages:
-        stage["model"] = host.write_architecture(stage["model"], folder)
+        stage["model"] = absolute(host.write_architecture(stage["model"], folder))
+    theirs["data"] = absolute(data["yaml_file"])
     chain = {
         "schema": SCHEMA,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -122,6 +123,11 @@ def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     }
     save(folder, chain)
     return folder, chain
+
+
+def absolute(file: str) -> str:
+    """A file's full path, so that a chain goes on from any folder; a name that only Ultralytics resolves stays."""
+    return str(Path(file).resolve()) if Path(file).is_file() else file
 
 
 def teacher_record(stages: list[dict[str, Any]]) -> dict[str, str] | None:
@@ -272,23 +278,23 @@ def run_stage(folder: Path, chain: dict[str, Any], stage: dict[str, Any]) -> Non
         arguments["epochs"] = chain["teacher_epochs"]
     weights = folder / stage["name"] / "weights"
     LOGGER.info(f"\nM-KD: stage {stage['name']}" + (f", taught by {' and '.join(stage['hears'])}" if hears else ""))
-    begun = time.perf_counter()
+    begun, since = stage["status"] == "running", time.perf_counter()
     stage["status"] = "running"
     save(folder, chain)
-    if not (weights / "best.pt").exists() or host.resumable(weights / "last.pt"):
-        if host.resumable(weights / "last.pt"):
-            kept = {k: v for k, v in arguments.items() if k in {"device", "workers", "batch", "trainer"}}
-            YOLO(weights / "last.pt").train(resume=True, **kept)
-        else:
-            shutil.rmtree(folder / stage["name"], ignore_errors=True)  # begun, but without a checkpoint to go on from
-            YOLO(stage["model"]).train(**arguments)
+    if begun and host.resumable(weights / "last.pt"):
+        kept = {k: v for k, v in arguments.items() if k in {"device", "workers", "batch", "trainer"}}
+        YOLO(weights / "last.pt").train(resume=True, **kept)
+    elif not begun or not (weights / "best.pt").exists():  # else it was cut off after its last epoch
+        if begun:
+            shutil.rmtree(folder / stage["name"], ignore_errors=True)  # cut off before its first checkpoint
+        YOLO(stage["model"]).train(**arguments)
     best = weights / "best.pt"
     stage.update(
         status="done",
         weights=str(best),
         sha256=sha256(best),
         metrics=host.metrics(best),
-        seconds=round(stage.get("seconds", 0) + time.perf_counter() - begun, 1),
+        seconds=round(stage.get("seconds", 0) + time.perf_counter() - since, 1),
     )
     save(folder, chain)
 

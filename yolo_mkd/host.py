@@ -277,9 +277,11 @@ def anatomy(model: DetectionModel, imgsz: int) -> Anatomy:
 
     Args:
         model: a YOLO detector; its weights and statistics are not touched.
-        imgsz: image size that the shapes are for [pixels].
+        imgsz: image size that the shapes are for [pixels], rounded up to the model's stride as Ultralytics does.
     """
     shapes: dict[int, torch.Size] = {}
+    largest = max(int(model.stride.max()), 32)
+    imgsz = math.ceil(imgsz / largest) * largest
 
     def keep(i: int) -> Any:
         return lambda module, inputs, output: shapes.update({i: output.shape}) if isinstance(output, Tensor) else None

@@ -73,6 +73,7 @@ class MKDTrainer(DetectionTrainer):
             raise BadInput("compile= is not supported with knowledge distillation yet: leave it out")
         super().__init__(*args, **kwargs)
         self.sources: list[Source] = []
+        self.adapters = nn.ModuleList()
         self.listener: Listener | None = None
         own = {
             "on_train_epoch_start": MKDTrainer._start_epoch,
@@ -112,7 +113,7 @@ class MKDTrainer(DetectionTrainer):
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Build Ultralytics' optimizer, with the adapters' weights among its parameters."""
-        if self.sources and any(True for _ in self.adapters.parameters()):
+        if self.adapter_weights:
             # Ultralytics looks for the student under this name when a model holds more than the student
             model = nn.ModuleDict({"student_model": unwrap_model(model), "adapters": self.adapters})
         return super().build_optimizer(model, *args, **kwargs)
@@ -169,8 +170,8 @@ class MKDTrainer(DetectionTrainer):
 
     def optimizer_step(self) -> None:
         """Step as Ultralytics does, after averaging the adapters' gradients over the ranks of a DDP run."""
-        if self.sources and self.world_size > 1:  # DDP wraps the student only
-            for p in self.adapters.parameters():
+        if self.world_size > 1:
+            for p in self.adapter_weights:  # DDP wraps the student only
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 distributed.all_reduce(p.grad)
                 p.grad /= self.world_size
@@ -194,6 +195,11 @@ class MKDTrainer(DetectionTrainer):
     # Checkpoints: the student's own, and the adapters in a file beside it until the run is over
 
     @property
+    def adapter_weights(self) -> list[nn.Parameter]:
+        """The weights of all guidance adapters; none where guidance is off."""
+        return list(self.adapters.parameters())
+
+    @property
     def adapters_file(self) -> Path:
         """Where an interrupted run keeps its adapters."""
         return Path(self.wdir) / "adapters.pt"
@@ -201,7 +207,7 @@ class MKDTrainer(DetectionTrainer):
     def save_model(self) -> bool:
         """Save the plain student, and the adapters in a file of their own."""
         saved = bool(super().save_model())
-        if self.sources and any(True for _ in self.adapters.parameters()):
+        if self.adapter_weights:
             torch.save(self.adapters.state_dict(), self.adapters_file)
         return saved
 
@@ -209,8 +215,12 @@ class MKDTrainer(DetectionTrainer):
         attached = self.listener is not None
         self._detach()  # Ultralytics copies the student here
         super()._load_checkpoint_state(ckpt)
-        if self.sources and self.adapters_file.exists():
-            self.adapters.load_state_dict(torch.load(self.adapters_file, map_location=self.device))
+        if self.adapter_weights:
+            if self.adapters_file.exists():
+                state = torch.load(self.adapters_file, map_location=self.device, weights_only=True)
+                self.adapters.load_state_dict(state)
+            else:
+                LOGGER.warning(f"M-KD: {self.adapters_file} is gone, so the guidance adapters start anew")
         if attached:
             self._attach()
 
