@@ -27,8 +27,8 @@ def test_there_are_commands_to_check() -> None:
 def test_a_command_is_one_that_the_command_line_takes(command: str) -> None:
     _, verb, *words = command.split()
     arguments = parse(words)
-    if verb == "train":
-        refuse_unknown(arguments, {*defaults(), *host.arguments()}, verb)
+    if verb in {"train", "val", "predict"}:
+        refuse_unknown(arguments, {*host.arguments(), *(defaults() if verb == "train" else ())}, verb)
     else:
         import yolo_mkd
 
