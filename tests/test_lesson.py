@@ -17,6 +17,7 @@ GAINS = {name: float(defaults()[name]) for name in TERMS}
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
 BACKBONE = {
     "yolov8n": (4, 6, 9),
+    "yolov9t": (4, 6, 9),
     "yolov10n": (4, 6, 10),
     "yolo11n": (4, 6, 10),
     "yolo12n": (4, 6, 8),
@@ -24,6 +25,7 @@ BACKBONE = {
 }
 NECK = {
     "yolov8n": (15, 18, 21),
+    "yolov9t": (15, 18, 21),
     "yolov10n": (16, 19, 22),
     "yolo11n": (16, 19, 22),
     "yolo12n": (14, 17, 20),
@@ -83,6 +85,7 @@ PAIRS = [
     ("yolo26n", "yolo26s", ON - {"soft_dfl"}),
     ("yolo11n", "yolo11s", ON),
     ("yolov8n", "yolo11n", ON),
+    ("yolov9t", "yolov9s", ON),
     ("yolo26n", "yolo11n", ON - {"soft_dfl"}),
     ("yolo12n", "yolo26n", ON - {"soft_dfl"}),
     ("yolov10n", "yolov8n", ON),

@@ -85,7 +85,7 @@ def train(**arguments: Any) -> tuple[Path, dict[str, Any]]:
             if stage["status"] != "done":
                 run_stage(folder, chain, stage)
     except KeyboardInterrupt:
-        LOGGER.warning(f"\nM-KD: interrupted; go on with yolo-mkd train resume={shortest(folder)}")
+        LOGGER.warning(f"M-KD: interrupted; go on with yolo-mkd train resume={shortest(folder)}")
         raise
     LOGGER.info(summary(folder, chain))
     for path in filter(None, (folder / "chain.json", json)):
