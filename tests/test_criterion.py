@@ -138,10 +138,11 @@ def test_training_stops_when_a_term_stays_not_finite() -> None:
 
 def test_a_good_batch_in_between_starts_the_count_anew() -> None:
     bench = Bench()
-    for _ in range(PATIENCE - 1):
-        bench.criterion._finite({"soft": torch.tensor(float("nan"))})
-    assert bench.criterion._finite({"soft": torch.tensor(1.0)})
-    assert bench.criterion._finite({"soft": torch.tensor(float("nan"))}) == {}
+    bad, good = {"soft": torch.tensor(float("nan"))}, {"soft": torch.tensor(1.0)}
+    for values in [bad] * (PATIENCE - 1) + [good] + [bad] * (PATIENCE - 1):
+        assert bench.criterion._finite(values) == (values if values is good else {})
+    with pytest.raises(FloatingPointError):
+        bench.criterion._finite(bad)
 
 
 def test_with_two_teachers_each_batch_hears_one(monkeypatch: pytest.MonkeyPatch) -> None:

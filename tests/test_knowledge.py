@@ -86,6 +86,16 @@ class TestSoftTargets:
         loss = dfl_loss(torch.zeros(1, 4, 16, 1), bt, torch.full((1, 1, 1), 20.0))
         assert loss.item() == pytest.approx(math.log(16), abs=1e-5)
 
+    def test_dfl_of_a_high_temperature_is_half_the_mean_squared_difference_of_centred_logits(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("yolo_mkd.knowledge.soft_targets.TEMPERATURE", 1000.0)
+        bs, bt = torch.randn(1, 4, 16, 1).double(), torch.randn(1, 4, 16, 1).double()
+        gap = (bs - bs.mean(2, keepdim=True)) - (bt - bt.mean(2, keepdim=True))
+        expected = gap.square().sum(2).mean() / (2 * 16)
+        loss = dfl_loss(bs, bt, torch.full((1, 1, 1), 40.0).double())
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+
     def test_dfl_ignores_a_shift_of_all_bins(self) -> None:
         bs, bt, zt = torch.randn(2, 4, 16, 7), torch.randn(2, 4, 16, 7), torch.randn(2, 3, 7)
         assert dfl_loss(bs + 4, bt - 2, zt).item() == pytest.approx(dfl_loss(bs, bt, zt).item(), rel=1e-4)

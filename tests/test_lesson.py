@@ -217,6 +217,7 @@ def test_a_frozen_teacher_keeps_its_statistics_and_gives_raw_outputs() -> None:
     said = taught(t, matched, torch.rand(2, 3, 64, 64))
     assert all(torch.equal(v, before[k]) for k, v in t.state_dict().items())
     assert set(said.branches) == {"one2many", "one2one"}
+    assert isinstance(t(torch.rand(1, 3, 64, 64)), dict)  # nothing was decoded or sorted
     assert not said.branches["one2many"].logits.requires_grad
 
 
