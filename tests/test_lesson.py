@@ -15,21 +15,13 @@ from yolo_mkd.teachers import Listener, Teacher, draw
 
 GAINS = {name: float(defaults()[name]) for name in TERMS}
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
-BACKBONE = {
-    "yolov8n": (4, 6, 9),
-    "yolov9t": (4, 6, 9),
-    "yolov10n": (4, 6, 10),
-    "yolo11n": (4, 6, 10),
-    "yolo12n": (4, 6, 8),
-    "yolo26n": (4, 6, 10),
-}
-NECK = {
-    "yolov8n": (15, 18, 21),
-    "yolov9t": (15, 18, 21),
-    "yolov10n": (16, 19, 22),
-    "yolo11n": (16, 19, 22),
-    "yolo12n": (14, 17, 20),
-    "yolo26n": (16, 19, 22),
+LAYERS = {  # the last of each backbone stage, and the head's inputs
+    "yolov8n": ((4, 6, 9), (15, 18, 21)),
+    "yolov9t": ((4, 6, 9), (15, 18, 21)),
+    "yolov10n": ((4, 6, 10), (16, 19, 22)),
+    "yolo11n": ((4, 6, 10), (16, 19, 22)),
+    "yolo12n": ((4, 6, 8), (14, 17, 20)),
+    "yolo26n": ((4, 6, 10), (16, 19, 22)),
 }
 
 
@@ -55,12 +47,12 @@ def knowledge(of: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge
     return found
 
 
-@pytest.mark.parametrize("name", BACKBONE)
+@pytest.mark.parametrize("name", LAYERS)
 def test_layers_are_found_by_role_in_every_family(name: str) -> None:
     anatomy = host.anatomy(model(name), 64)
     assert anatomy.strides == (8, 16, 32)
-    assert tuple(anatomy.taps[f"backbone_p{p}"].layer for p in (3, 4, 5)) == BACKBONE[name]
-    assert tuple(anatomy.taps[f"neck_p{p}"].layer for p in (3, 4, 5)) == NECK[name]
+    found = (tuple(anatomy.taps[f"{place}_p{p}"].layer for p in (3, 4, 5)) for place in ("backbone", "neck"))
+    assert tuple(found) == LAYERS[name]
     assert [(t.rows, t.columns) for t in anatomy.taps.values()] == [(8, 8), (4, 4), (2, 2)] * 2
     assert anatomy.branches == (("one2many", "one2one") if name in {"yolo26n", "yolov10n"} else ("one2many",))
     assert anatomy.reg_max == (1 if name == "yolo26n" else 16)

@@ -1,6 +1,6 @@
 """How much the knowledge weighs against the task over a run: up, down, and off before the end.
 
-Section 6 of the field's recipes agrees: YOLOv6 and DAMO-YOLO let it fall on a cosine, RTMDet drops it when mosaic
+The field's shipped recipes agree: YOLOv6 and DAMO-YOLO let it fall on a cosine, RTMDet drops it when mosaic
 closes; constant to the last epoch, knowledge turns against a student that has become good.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 import time
 from dataclasses import replace
@@ -232,15 +233,13 @@ def find_assistants(named: Any, student: str, teacher: str) -> list[str]:
 
 def show_plan(hears: list[str], sizes: dict[str, int]) -> None:
     """Say what teaches what and how far apart they are."""
-    counts = [sizes[h] for h in hears] + [sizes["student"]]
-    names = ["teacher", *hears[1:], "student"]
-    told = " -> ".join(f"{n} {c / 1e6:.2f} M" for n, c in zip(names, counts, strict=True))
-    LOGGER.info(f"M-KD: {told} parameters")
-    for (a, big), (b, small) in zip(
-        zip(names, counts, strict=True), list(zip(names, counts, strict=True))[1:], strict=False
-    ):
+    links = [*zip(["teacher", *hears[1:]], hears, strict=True), ("student", "student")]
+    chained = [(name, sizes[key]) for name, key in links]
+    LOGGER.info("M-KD: " + " -> ".join(f"{name} {count / 1e6:.2f} M" for name, count in chained) + " parameters")
+    for (larger, big), (smaller, small) in itertools.pairwise(chained):
         if big / small > 8:
-            LOGGER.warning(f"M-KD: {a} is {big / small:.0f} x the {b}; over 8 x an assistant between them is advised")
+            ratio = f"the {larger} has {big / small:.1f} x the parameters of the {smaller}"
+            LOGGER.warning(f"M-KD: {ratio}: over 8 x, an assistant between them is advised")
 
 
 def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -41,7 +41,7 @@ class Teacher:
 
         Args:
             name: what to call it.
-            model: the detector, as `host.load_teacher` gives it.
+            model: the detector, as `host.freeze` gives it.
             anatomy: its anatomy.
             roles: the hidden layers that the terms read.
         """
