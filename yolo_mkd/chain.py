@@ -16,14 +16,14 @@ import yaml
 from yolo_mkd import assistant as midpoint
 from yolo_mkd import host, report
 from yolo_mkd.host import LOGGER
-from yolo_mkd.lesson import TERMS, Lesson, check_gains
-from yolo_mkd.settings import BadInput, defaults, refuse_unknown
-from yolo_mkd.trainer import MKDTrainer
+from yolo_mkd.lesson import TERMS, Lesson, check_asked
+from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, settle
+from yolo_mkd.trainer import TRAINERS
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
 
-SCHEMA = "yolo-mkd/chain/1"
+SCHEMA = "yolo-mkd/chain/2"
 ON_RESUME = {"resume", "json", "device", "workers", "batch"}  # what may differ when a chain goes on
 
 
@@ -97,7 +97,7 @@ def train(**arguments: Any) -> tuple[Path, dict[str, Any]]:
 def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Check everything, then make the folder of a new chain."""
     refuse_unknown(arguments, {*defaults(), *host.arguments()}, "train")
-    own = {**defaults(), **{k: v for k, v in arguments.items() if k in defaults()}}
+    own = settle({k: v for k, v in arguments.items() if k in defaults()})
     theirs = {k: v for k, v in arguments.items() if k not in defaults()}
     refuse_conflicts(theirs)
     data = host.check_data(theirs.get("data"))
@@ -115,7 +115,7 @@ def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         "schema": SCHEMA,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": report.versions(),
-        "gains": {name: own[name] for name in TERMS},
+        "knowledge": {name: own[name] for name in (*KNOWLEDGE, *TERMS)},
         "teacher_epochs": own["teacher_epochs"],
         "seed": theirs.get("seed", 0),
         "arguments": theirs,
@@ -193,20 +193,20 @@ def plan(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[dict[str
         hears.append(stages[-1]["name"])
     stages.append({"name": "student", "model": student, "hears": list(hears)})
 
-    gains = check_gains({name: own[name] for name in TERMS})
+    asked = check_asked({name: own[name] for name in TERMS})
     known = {}
     if not epochs:
-        model = host.load_detector("teacher", teacher)
-        host.check_imgsz(imgsz, model, "teacher")
-        known[hears[0]] = host.anatomy(model, imgsz)
+        model = host.load_detector("teacher", teacher, transformer=True)
+        host.check_imgsz(own["teacher_imgsz"] or imgsz, model, "teacher")
+        known[hears[0]] = host.anatomy(model, own["teacher_imgsz"] or imgsz)
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
-        model = host.build(stage["model"], data["nc"], data["channels"], argument)
+        model = host.build(stage["model"], data["nc"], data["channels"], data.get("kpt_shape"), argument)
         host.check_imgsz(imgsz, model, argument)
         anatomy = replace(host.anatomy(model, imgsz), names=data["names"], channels=data["channels"])
         known[stage["name"]] = anatomy  # as it will be once fitted to the data
         for name in stage["hears"]:
-            Lesson(anatomy, known[name], gains).refuse_silence(name)
+            Lesson(anatomy, known[name], asked).refuse_silence(name)
         stage.update(parameters=anatomy.parameters, status="waiting")
     sizes = {name: anatomy.parameters for name, anatomy in known.items()}
     show_plan(hears, sizes)
@@ -271,7 +271,8 @@ def run_stage(folder: Path, chain: dict[str, Any], stage: dict[str, Any]) -> Non
 
     done = {s["name"]: s["weights"] for s in chain["stages"] if s["status"] == "done"}
     hears = [done.get(h, h) for h in stage["hears"]]
-    own = {"trainer": MKDTrainer.using(hears[0], hears[1:], **chain["gains"])} if hears else {}
+    trainer = TRAINERS[host.task(stage["model"])]
+    own = {"trainer": trainer.using(hears[0], hears[1:], **chain["knowledge"])} if hears else {}
     arguments = {**chain["arguments"], "project": str(folder), "name": stage["name"], "exist_ok": True, **own}
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]

@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from yolo_mkd import host
+from yolo_mkd.balance import READINGS, Balance, read
+from yolo_mkd.knowledge import Truth
 from yolo_mkd.lesson import Lesson
+from yolo_mkd.schedule import Schedule
 from yolo_mkd.teachers import Listener, Teacher, draw
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
+EVERY = 50  # batches between two measurements of the gradients, which cost about one more step; at least one an epoch
 
 
 @dataclass
 class Source:
-    """A teacher and what it can teach this student."""
+    """A teacher, what it can teach this student, and how much each term weighs."""
 
     teacher: Teacher
     lesson: Lesson
+    balance: Balance
+
+
+@dataclass
+class Moment:
+    """Where a run is: the epoch, the batch in it, and how many there are."""
+
+    epoch: int = 0
+    batch: int = 0
+    batches: int = 1
+
+    @property
+    def now(self) -> float:
+        """The epoch with its fraction."""
+        return self.epoch + self.batch / self.batches
 
 
 class Criterion:
     """Callable in the place of the student's own criterion: (raw outputs, batch) -> (loss vector, items).
 
-    The detection loss stays first and untouched. While the knowledge's weight is 0 nothing else is computed, and the
-    result is the detection loss itself.
+    The detection loss stays first and untouched. Once the knowledge is off nothing else is computed, and the result is
+    the detection loss itself.
 
     Attributes:
-        weight: gives the knowledge's weight for the batch at hand; set by the trainer.
         skipped: how often each term was left out for being NaN or infinite.
     """
 
     def __init__(
         self,
-        detection: Callable[..., Any],
+        detection: Any,
         student: Listener,
         sources: list[Source],
-        weight: Callable[[], float],
+        schedule: Schedule,
+        moment: Moment,
+        weights: list[nn.Parameter],
         seed: int,
     ):
         """Join a detection loss with what the teachers know.
@@ -49,16 +70,29 @@ class Criterion:
             detection: the student's own criterion.
             student: hears the student.
             sources: the teachers, one of which is drawn for each batch.
-            weight: the knowledge's weight for the next batch, in [0, 1].
+            schedule: when the knowledge speaks.
+            moment: where the run is; kept up to date by the trainer.
+            weights: the student's, on which gradients are measured.
             seed: of the draws.
         """
-        self.detection, self.student, self.sources, self.weight, self.seed = detection, student, sources, weight, seed
+        self.detection, self.student, self.sources, self.seed = detection, student, sources, seed
+        self.schedule, self.moment, self.weights = schedule, moment, weights
         self.columns = list(dict.fromkeys(t.name for s in sources for t in s.lesson.acting))
         self.step = 0
         self.skipped: Counter[str] = Counter()
         self.in_a_row: Counter[str] = Counter()
         if hasattr(detection, "update"):  # the dual heads' epoch counter, which the trainer looks for
             self.update = detection.update
+
+    @property
+    def on(self) -> bool:
+        """Whether the knowledge still speaks."""
+        return self.moment.now < self.schedule.end
+
+    @property
+    def weight(self) -> float:
+        """The knowledge's weight for the next batch: the schedule's, times what is left of the task on the trunk."""
+        return self.schedule.weight(self.moment.now) * host.remaining(self.detection)
 
     def __call__(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
@@ -75,22 +109,47 @@ class Criterion:
             FloatingPointError: a term was NaN or infinite in 20 batches in a row.
         """
         loss, items = self.detection(preds, batch)
-        weight = self.weight()
         values: dict[str, Tensor] = {}
-        if weight > 0:
+        if self.on:
             images = batch["img"]
             source = self.sources[draw(self.seed, self.step, len(self.sources))]
-            taught = source.teacher.speak(images)
+            taught = source.teacher.speak(batch.get("teacher_img", images))
             with torch.autocast(images.device.type, enabled=False):  # the terms need full precision
-                values = self._finite(source.lesson.losses(self.student.knowledge(preds), taught))
-            gains = {t.name: t.gain for t in source.lesson.acting}
-            if values:
-                knowledge = torch.stack([gains[name] * value for name, value in values.items()]).sum()
-                loss = torch.cat([loss, knowledge.view(1) * weight * len(images)])
+                values, total = self._knowledge(source, preds, taught, batch, loss.sum() / len(images))
+            loss = torch.cat([loss, total.view(1) * len(images)])
         self.step += 1
         zero = loss.new_zeros(())
         items = {**items, **{f"kd/{name}": values.get(name, zero).detach() for name in self.columns}}
-        return loss, {**items, "kd/weight": zero + weight}
+        return loss, {**items, "kd/weight": zero + self.weight}
+
+    def _knowledge(
+        self, source: Source, preds: Any, kt: Any, batch: dict[str, Tensor], task: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Each term's loss, and their weighted sum per image."""
+        lesson, balance = source.lesson, source.balance
+        ks, truth = self.student.knowledge(preds), Truth(batch["bboxes"][:, :4].float(), batch["batch_idx"])
+        steer = self.moment.now >= self.schedule.fitted
+        if self._due(balance):
+            full = lesson.losses(ks, kt, truth)
+            balance.hear(read(task, full, self.weights), host.remaining(self.detection))
+            values = full if steer else {**full, **lesson.losses(ks, kt, truth, steer)}
+        else:
+            values = lesson.losses(ks, kt, truth, steer)
+        values = self._finite(values)
+        apart = set() if steer else set(lesson.parts)  # while only the parts of a term learn, they do so at full weight
+        total = task.new_zeros(())
+        for name, value in values.items():
+            total = total + balance.gain(name) * value * (1.0 if name in apart else self.weight)
+        return values, total
+
+    def _due(self, balance: Balance) -> bool:
+        """Whether this batch's gradients are measured: evenly over the epoch, more often until the gains are frozen."""
+        moment = self.moment
+        often = moment.batches if balance.gate else 8 * EVERY
+        wanted = max(1, min(moment.batches, often) // EVERY)
+        if not balance.frozen:
+            wanted = max(wanted, math.ceil(READINGS / self.schedule.fitted))
+        return balance.heard < wanted and moment.batch / moment.batches >= balance.heard / wanted
 
     def _finite(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Leave out terms that are NaN or infinite and count them, so that they never reach the optimiser."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+KNOWLEDGE = ("preset", "calibrate", "gate", "teacher_imgsz")  # what shapes the knowledge beside the terms themselves
+
 
 class BadInput(ValueError):
     """An argument, file or data set of the user's that cannot work; the message is one line and says what to do."""
@@ -32,6 +34,47 @@ def shipped(folder: str) -> Path:
 def defaults() -> dict[str, Any]:
     """M-KD's arguments with their defaults, from `cfg/default.yaml`."""
     return dict(yaml.safe_load((shipped("cfg") / "default.yaml").read_text(encoding="utf-8")))
+
+
+def preset(name: Any) -> dict[str, Any]:
+    """The arguments of a preset: one of `cfg/presets` by its name, or a .yaml file of the user's.
+
+    Raises:
+        BadInput: no such preset, or it holds what is no argument of M-KD's.
+    """
+    if name is None:
+        return {}
+    file = Path(str(name)) if str(name).endswith((".yaml", ".yml")) else shipped("cfg") / "presets" / f"{name}.yaml"
+    if not file.is_file():
+        names = ", ".join(sorted(p.stem for p in (shipped("cfg") / "presets").glob("*.yaml")))
+        raise BadInput(f"preset={name}: no such preset: choose from {names}, or give a .yaml file")
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e:
+        raise BadInput(f"preset={name} is no valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(found, dict):
+        raise BadInput(f"preset={name} holds no arguments: write lines such as attention: 0.5")
+    refuse_unknown(found, set(defaults()) - {"preset", "resume"}, "train")
+    return found
+
+
+def settle(given: dict[str, Any]) -> dict[str, Any]:
+    """M-KD's arguments in full: defaults < preset < given.
+
+    Without calibration the terms that nobody set take their nominal gains, of the preset `nominal`.
+
+    Raises:
+        BadInput: no such preset, or a switch is neither true nor false, or an image size no number.
+    """
+    chosen = {**preset(given.get("preset")), **given}
+    own = {**defaults(), **({} if chosen.get("calibrate", True) else preset("nominal")), **chosen}
+    for name in ("calibrate", "gate"):
+        if not isinstance(own[name], bool):
+            raise BadInput(f"{name}={own[name]} is neither true nor false")
+    size = own["teacher_imgsz"]
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise BadInput(f"teacher_imgsz={size} is no number of pixels: use for example teacher_imgsz=640")
+    return own
 
 
 def help_text() -> str:

@@ -28,8 +28,9 @@ class Anatomy:
     Attributes:
         names: class names by index.
         strides: of the head's levels, in pixels.
-        branches: the head's branches, `one2many` and, on dual heads, `one2one`.
+        branches: the head's branches, `one2many` and, on dual heads, `one2one`; none where it has no anchors.
         reg_max: bins of each box side's distribution; 1 where the head gives the side itself.
+        rotated: whether its boxes are oriented.
         taps: by role: `backbone_p3` is the last backbone layer of stride 8, `neck_p3` the head's input of stride 8.
         channels: of the images it sees.
         parameters: how many the model has.
@@ -39,6 +40,7 @@ class Anatomy:
     strides: tuple[int, ...]
     branches: tuple[str, ...]
     reg_max: int
+    rotated: bool
     taps: dict[str, Tap]
     channels: int
     parameters: int

@@ -50,7 +50,9 @@ class Teacher:
 
     @torch.no_grad()
     def speak(self, images: Tensor) -> Knowledge:
-        """What the teacher says about images, B C H W in [0, 1]."""
+        """What the teacher says about images, B C H W in [0, 1]; grey ones are shown to a colour teacher as grey."""
+        if images.shape[1] == 1 < self.listener.anatomy.channels:
+            images = images.expand(-1, self.listener.anatomy.channels, -1, -1)
         return self.listener.knowledge(self.model(images))
 
 

@@ -1,4 +1,4 @@
-"""MKDTrainer: Ultralytics' detection trainer with teachers. All else is Ultralytics' own training loop."""
+"""MKDTrainer: Ultralytics' trainers with teachers. All else is Ultralytics' own training loop."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from yolo_mkd import host
-from yolo_mkd.balance import Schedule
-from yolo_mkd.criterion import Criterion, Source
-from yolo_mkd.host import LOGGER, DetectionTrainer, unwrap_model
-from yolo_mkd.lesson import TERMS, Lesson, check_gains
-from yolo_mkd.settings import BadInput, defaults, refuse_unknown
+from yolo_mkd import host, report
+from yolo_mkd.balance import Balance, Wish
+from yolo_mkd.criterion import Criterion, Moment, Source
+from yolo_mkd.host import LOGGER, unwrap_model
+from yolo_mkd.lesson import TERMS, Lesson, check_asked
+from yolo_mkd.lesson.table import gains_table, lesson_table
+from yolo_mkd.schedule import Schedule
+from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, settle
+from yolo_mkd.shares import Shares
 from yolo_mkd.teachers import Listener, Teacher
 
 WIDTH = 11  # of a column in Ultralytics' progress bar
 
 
-class MKDTrainer(DetectionTrainer):
+class MKDTrainer(host.DetectionTrainer):
     """Trains a student detector that also learns from one or more trained teachers.
 
     The student is never changed: teachers, adapters and taps live beside it, so that its checkpoints are those of the
@@ -34,50 +38,53 @@ class MKDTrainer(DetectionTrainer):
     """
 
     teachers: ClassVar[tuple[str, ...]] = ()
-    gains: ClassVar[dict[str, float]] = {}
+    knowledge: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def using(
-        cls, teacher: str | Path, assistant: str | Path | Sequence[str | Path] = (), **gains: float
+        cls, teacher: str | Path, assistant: str | Path | Sequence[str | Path] = (), **knowledge: Any
     ) -> type[MKDTrainer]:
         """The trainer class for `YOLO(...).train(trainer=...)` with these teachers.
 
         Args:
-            teacher: a trained detector's .pt file.
+            teacher: a trained model's .pt file.
             assistant: trained assistants' .pt files; each batch hears one of the teacher and the assistants.
-            gains: gain of any term, such as `attention=0.5` or `guidance=0`; the rest as in `cfg/default.yaml`.
+            knowledge: the share of any term, such as `attention=0.5` or `guidance=0`, and `preset`, `calibrate`,
+                `gate` and `teacher_imgsz`; the rest as in `cfg/default.yaml`.
 
         Raises:
-            BadInput: a file is missing or no detector, or a gain is unknown or negative.
+            BadInput: a file is missing or no detector, or an argument is unknown or out of range.
         """
-        refuse_unknown(gains, TERMS, "train")
-        gains = check_gains(dict(gains))
+        refuse_unknown(knowledge, {*TERMS, *KNOWLEDGE}, "train")
+        settled = settle(knowledge)
         assistants = [assistant] if isinstance(assistant, str | Path) else list(assistant)
         paths = [host.find_model("teacher", teacher), *(host.find_model("assistant", a) for a in assistants)]
         for argument, path in zip(["teacher"] + ["assistant"] * len(assistants), paths, strict=True):
             if not path.endswith(".pt"):
                 raise BadInput(f"{argument}={path} is untrained: give a trained .pt file")
-            host.load_detector(argument, path)
-        chosen = {name: gains.get(name, float(defaults()[name])) for name in TERMS}
-        return type(cls.__name__, (cls,), {"teachers": tuple(paths), "gains": chosen, "__module__": cls.__module__})
+            host.load_detector(argument, path, transformer=True)
+        chosen = {**check_asked({n: settled[n] for n in TERMS}), **{k: settled[k] for k in KNOWLEDGE}}
+        return type(cls.__name__, (cls,), {"teachers": tuple(paths), "knowledge": chosen, "__module__": cls.__module__})
 
     def __init__(self, *args: Any, **kwargs: Any):
-        """As DetectionTrainer.
+        """As Ultralytics' trainer.
 
         Raises:
-            BadInput: no teacher was given, or compilation, which would lose the taps.
+            BadInput: no teacher was given.
         """
         if not self.teachers:
-            raise BadInput("MKDTrainer has no teacher: use trainer=MKDTrainer.using(teacher='yolo26m.pt')")
-        if (kwargs.get("overrides") or {}).get("compile"):
-            raise BadInput("compile= is not supported with knowledge distillation yet: leave it out")
+            name = type(self).__name__
+            raise BadInput(f"{name} has no teacher: use trainer={name}.using(teacher='yolo26m.pt')")
         super().__init__(*args, **kwargs)
         self.sources: list[Source] = []
-        self.adapters = nn.ModuleList()
+        self.parts = nn.ModuleList()
         self.listener: Listener | None = None
+        self.moment = Moment()
         own = {
             "on_train_epoch_start": MKDTrainer._start_epoch,
             "on_train_batch_end": MKDTrainer._end_batch,
+            "on_train_epoch_end": MKDTrainer._end_epoch,
+            "on_train_end": MKDTrainer._draw,
             "teardown": MKDTrainer._detach,
         }
         for event, callback in own.items():
@@ -90,39 +97,49 @@ class MKDTrainer(DetectionTrainer):
         """Attach the data's classes to the student, then match it with its teachers."""
         super().set_model_attributes()
         student = unwrap_model(self.model)
-        anatomy = host.anatomy(student, self.args.imgsz)
-        if not any(self.gains.values()):
-            LOGGER.warning("M-KD: every gain is 0, so this is plain training and the teacher is not asked")
+        self.anatomy = host.anatomy(student, self.args.imgsz)
+        asked = {name: self.knowledge[name] for name in TERMS}
+        if not any(asked.values()):
+            LOGGER.warning("M-KD: every term is 0, so this is plain training and the teacher is not asked")
             return
         with torch.random.fork_rng(devices=[]):  # a distilled run sees the same data as a plain one of its seed
             torch.manual_seed(self.args.seed)  # adapters start alike on every rank
             try:
-                self.sources = [self._source(path, anatomy) for path in self.teachers]
+                self.sources = [self._source(path, asked) for path in self.teachers]
             except BadInput:
                 host.discard_empty_run(self.save_dir)
                 raise
-        self.adapters = nn.ModuleList([s.lesson.adapters for s in self.sources]).to(self.device)
-        self.anatomy = anatomy
+        self.parts = nn.ModuleList([s.lesson.parts for s in self.sources]).to(self.device)
+        if self.args.compile:
+            host.keep_graphs()  # gradients are measured on graphs that the backward pass then needs
 
-    def _source(self, path: str, student: Any) -> Source:
-        model = host.freeze(host.load_detector("teacher", path)).to(self.device)
-        teacher = host.anatomy(model, self.args.imgsz)
-        lesson = Lesson(student, teacher, self.gains)
+    def _source(self, path: str, asked: dict[str, float]) -> Source:
+        model = host.load_detector("teacher", path, transformer=True).to(self.device)
+        anatomy = host.anatomy(model, self.knowledge["teacher_imgsz"] or self.args.imgsz)
+        lesson = Lesson(self.anatomy, anatomy, asked)
         lesson.refuse_silence(path)
-        return Source(Teacher(short_name(path), model, teacher, lesson.roles), lesson)
+        wishes = {t.name: Wish(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting}
+        balance = Balance(wishes, self.knowledge["calibrate"], self.knowledge["gate"])
+        return Source(Teacher(short_name(path), host.freeze(model), anatomy, lesson.roles), lesson, balance)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Build Ultralytics' optimizer, with the adapters' weights among its parameters."""
-        if self.adapter_weights:
+        """Build Ultralytics' optimizer, with the weights of the terms' parts among its parameters."""
+        if self.part_weights:
             # Ultralytics looks for the student under this name when a model holds more than the student
-            model = nn.ModuleDict({"student_model": unwrap_model(model), "adapters": self.adapters})
+            model = nn.ModuleDict({"student_model": unwrap_model(model), "parts": self.parts})
         return super().build_optimizer(model, *args, **kwargs)
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build Ultralytics' data set; the one to train on has the teacher's image size."""
+        larger = {"imgsz": self.knowledge["teacher_imgsz"]} if mode == "train" and self._rescales else {}
+        with host.override_configs(self.args, larger):
+            return super().build_dataset(img_path, mode, batch)
 
     def _setup_train(self) -> None:
         super()._setup_train()
         self._attach()
         for source in self.sources:
-            LOGGER.info(describe(source, self.anatomy))
+            LOGGER.info(lesson_table(source.lesson, source.teacher.name, self.knowledge["calibrate"]))
         if self.sources:
             each = " (each batch hears one of the teachers)" if len(self.sources) > 1 else ""
             LOGGER.info(f"M-KD: {self._schedule()}{each}\n")
@@ -135,7 +152,12 @@ class MKDTrainer(DetectionTrainer):
         roles = list(dict.fromkeys(r for s in self.sources for r in s.lesson.roles))
         self.listener = Listener(student, self.anatomy, roles)
         detection = getattr(student, "criterion", None) or student.init_criterion()
-        student.criterion = Criterion(detection, self.listener, self.sources, self._weight, self.args.seed)
+        weights = host.shared_weights(student, self.anatomy)
+        self.moment.batches = len(self.train_loader)
+        student.criterion = Criterion(
+            detection, self.listener, self.sources, self._schedule(), self.moment, weights, self.args.seed
+        )
+        self.shares = Shares(Path(self.save_dir), fresh=not self.start_epoch)
 
     def _detach(self) -> None:
         """Leave the student as stock Ultralytics knows it."""
@@ -148,30 +170,63 @@ class MKDTrainer(DetectionTrainer):
 
     # While training
 
-    def _start_epoch(self) -> None:
-        self.schedule = self._schedule()
-        self.batches_done = 0
-        self._listen()
-
     def _schedule(self) -> Schedule:
         return Schedule.of(self.epochs, self.args.warmup_epochs, self.args.close_mosaic)
 
-    def _end_batch(self) -> None:
-        self.batches_done += 1
-        self._listen()
-
-    def _listen(self) -> None:
+    def _start_epoch(self) -> None:
+        self.moment.epoch, self.moment.batch, self.moment.batches = self.epoch, 0, len(self.train_loader)
         if self.listener is not None:
-            self.listener.taps.open = self._weight() > 0
+            criterion = unwrap_model(self.model).criterion
+            criterion.schedule = self._schedule()  # a run that is given hours learns its epochs as it goes
+            self.listener.taps.open = criterion.on
 
-    def _weight(self) -> float:
-        """The knowledge's weight for the next batch."""
-        return self.schedule.weight(self.epoch + self.batches_done / len(self.train_loader))
+    def _end_batch(self) -> None:
+        self.moment.batch += 1
+        if self.moment.now >= self._schedule().fitted and any(s.balance.freeze() for s in self.sources):
+            self._report_gains()
+
+    def _report_gains(self) -> None:
+        """Write the frozen gains into the run's folder."""
+        if host.RANK not in {-1, 0}:
+            return
+        LOGGER.info(gains_table(self.sources, self.moment.now))
+        report.write(Path(self.save_dir) / "gains.json", "gains", {"teachers": gains_record(self.sources)})
+
+    def _end_epoch(self) -> None:
+        if self.listener is None or self.epoch >= self._schedule().end:
+            return
+        weight = self._schedule().weight(self.epoch + 0.5)
+        for source in self.sources:
+            found = source.balance.close_epoch()
+            if host.RANK in {-1, 0}:
+                self.shares.add(self.epoch + 1, source.teacher.name, weight, found)
+
+    def _draw(self) -> None:
+        if self.sources and self.args.plots:
+            self.shares.draw()
+
+    @property
+    def _rescales(self) -> bool:
+        """Whether the teacher sees the images at a size of its own."""
+        return self.knowledge["teacher_imgsz"] not in {None, self.args.imgsz}
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Preprocess as Ultralytics does; where the teacher sees a size of its own, scale to the student's."""
+        if not self._rescales:
+            return super().preprocess_batch(batch)
+        loaded = batch["img"]
+        batch = super().preprocess_batch(batch)
+        batch["teacher_img"] = loaded.to(batch["img"].device).float() / 255
+        if not self.args.multi_scale:  # else Ultralytics has brought them to about the student's size
+            zoom = self.args.imgsz / self.knowledge["teacher_imgsz"]
+            size = [max(1, round(side * zoom / self.stride)) * self.stride for side in loaded.shape[2:]]
+            batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
+        return batch
 
     def optimizer_step(self) -> None:
-        """Step as Ultralytics does, after averaging the adapters' gradients over the ranks of a DDP run."""
+        """Step as Ultralytics does, after averaging the parts' gradients over the ranks of a DDP run."""
         if self.world_size > 1:
-            for p in self.adapter_weights:  # DDP wraps the student only
+            for p in self.part_weights:  # DDP wraps the student only
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 distributed.all_reduce(p.grad)
                 p.grad /= self.world_size
@@ -192,47 +247,73 @@ class MKDTrainer(DetectionTrainer):
         self.loss_names = full
         return heading
 
-    # Checkpoints: the student's own, and the adapters in a file beside it until the run is over
+    # Checkpoints: the student's own, and what a resumed run needs in a file beside it until the run is over
 
     @property
-    def adapter_weights(self) -> list[nn.Parameter]:
-        """The weights of all guidance adapters; none where guidance is off."""
-        return list(self.adapters.parameters())
+    def part_weights(self) -> list[nn.Parameter]:
+        """The weights that are trained beside the student; none where no term has parts."""
+        return list(self.parts.parameters())
 
     @property
-    def adapters_file(self) -> Path:
-        """Where an interrupted run keeps its adapters."""
-        return Path(self.wdir) / "adapters.pt"
+    def state_file(self) -> Path:
+        """Where an interrupted run keeps its parts and gains."""
+        return Path(self.wdir) / "mkd.pt"
 
     def save_model(self) -> bool:
-        """Save the plain student, and the adapters in a file of their own."""
+        """Save the plain student, and what belongs to its teachers in a file of its own."""
         saved = bool(super().save_model())
-        if self.adapter_weights:
-            torch.save(self.adapters.state_dict(), self.adapters_file)
+        if self.sources:
+            state = {"parts": self.parts.state_dict(), "balance": [s.balance.state() for s in self.sources]}
+            torch.save(state, self.state_file)
         return saved
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         attached = self.listener is not None
         self._detach()  # Ultralytics copies the student here
         super()._load_checkpoint_state(ckpt)
-        if self.adapter_weights:
-            if self.adapters_file.exists():
-                state = torch.load(self.adapters_file, map_location=self.device, weights_only=True)
-                self.adapters.load_state_dict(state)
+        if self.sources:
+            if self.state_file.exists():
+                state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+                self.parts.load_state_dict(state["parts"])
+                for source, balance in zip(self.sources, state["balance"], strict=True):
+                    source.balance.restore(balance)
             else:
-                LOGGER.warning(f"M-KD: {self.adapters_file} is gone, so the guidance adapters start anew")
+                LOGGER.warning(f"M-KD: {self.state_file} is gone, so the guidance layers and gains start anew")
         if attached:
             self._attach()
 
     def final_eval(self) -> None:
-        """Evaluate as Ultralytics does, report what was skipped, and drop the adapters."""
+        """Evaluate as Ultralytics does, report what was skipped, and leave a record in the checkpoints."""
         if self.listener is not None:
             for name, count in unwrap_model(self.model).criterion.skipped.items():
                 if count:
                     LOGGER.warning(f"M-KD: {name} was NaN or infinite in {count} batches and was left out there")
         self._detach()
         super().final_eval()
-        self.adapters_file.unlink(missing_ok=True)
+        if self.sources and host.RANK in {-1, 0}:
+            for file in filter(Path.exists, (self.last, self.best)):
+                host.annotate(file, {"teachers": gains_record(self.sources), "versions": report.versions()})
+            self.state_file.unlink(missing_ok=True)
+
+
+class MKDSegmentationTrainer(MKDTrainer, host.SegmentationTrainer):
+    """As MKDTrainer, for a segmentation student: the terms act on the part of the head that all tasks share."""
+
+
+class MKDPoseTrainer(MKDTrainer, host.PoseTrainer):
+    """As MKDTrainer, for a pose student."""
+
+
+class MKDOBBTrainer(MKDTrainer, host.OBBTrainer):
+    """As MKDTrainer, for a student of oriented boxes."""
+
+
+TRAINERS: dict[str, type[MKDTrainer]] = {
+    "detect": MKDTrainer,
+    "segment": MKDSegmentationTrainer,
+    "pose": MKDPoseTrainer,
+    "obb": MKDOBBTrainer,
+}
 
 
 def short_name(path: str) -> str:
@@ -241,24 +322,14 @@ def short_name(path: str) -> str:
     return "/".join(parts[-3:]) if parts[-2:-1] == ("weights",) else parts[-1]
 
 
-def describe(source: Source, student: Any) -> str:
-    """The table before training: per term whether it acts and why not, and the layers read with their shapes."""
-    lesson = source.lesson
-    ratio = lesson.teacher.parameters / student.parameters
-    size = f"{lesson.teacher.parameters / 1e6:.2f} M parameters, {ratio:.1f} x the student"
-    lines = ["", f"M-KD: {source.teacher.name} teaches ({size})", f"  {'term':<12}{'gain':>6}  acts  reads"]
-    for t in lesson.terms:
-        why = t.reads if t.acts else f"because {t.why_not}" if t.why_not else "because its gain is 0"
-        extra = ""
-        if t.name == "guidance" and t.acts:
-            extra = f", adapters of {sum(p.numel() for p in lesson.adapters.parameters()):,} parameters"
-        lines.append(f"  {t.name:<12}{t.gain:>6.3g}  {'yes' if t.acts else 'no':<4}  {why}{extra}")
-    if lesson.roles:
-        lines.append(f"  {'role':<12}  {'student: layer, shape':<26}  teacher: layer, shape")
-        lines += [f"  {r:<12}  {student.taps[r]!s:<26}  {lesson.teacher.taps[r]}" for r in lesson.roles]
-    if lesson.splits:
-        lines.append("  the neck's first half of channels inherits from the teacher, the rest explores")
-    apart = sorted(set(student.strides) ^ set(lesson.teacher.strides))
-    if apart:
-        lines.append(f"  strides differ: {student.strides} and {lesson.teacher.strides}; only equal ones are matched")
-    return "\n".join(lines)
+def gains_record(sources: list[Source]) -> list[dict[str, Any]]:
+    """What each teacher's terms were asked for and the gains that they were given, as plain values."""
+    return [
+        {
+            "teacher": s.teacher.name,
+            "calibrated": s.balance.calibrate,
+            "asked": {n: w.asked for n, w in s.balance.wishes.items()},
+            "gains": dict(s.balance.gains),
+        }
+        for s in sources
+    ]

@@ -39,3 +39,20 @@ class Knowledge:
     branches: dict[str, Outputs]
     features: dict[str, Tensor] = field(default_factory=dict)
     levels: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def detached(self) -> Knowledge:
+        """The same features, through which no gradient passes."""
+        return Knowledge(self.branches, {role: f.detach() for role, f in self.features.items()}, self.levels)
+
+
+@dataclass
+class Truth:
+    """The labels of a batch, for terms that look where the objects are.
+
+    Attributes:
+        boxes: N 4, centre x, centre y, width and height as shares of the image.
+        image: N, which image of the batch each box belongs to.
+    """
+
+    boxes: Tensor
+    image: Tensor

@@ -1,0 +1,73 @@
+"""The only door to Ultralytics' internals, read in version 8.4.190; what else the project uses is public API."""
+
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.patches import override_configs
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_mkd.host.files import (
+    arguments,
+    check_arguments,
+    check_data,
+    check_imgsz,
+    find_model,
+    images_in,
+    one_line,
+    quiet,
+)
+from yolo_mkd.host.models import (
+    architecture_name,
+    build,
+    freeze,
+    head,
+    layer,
+    load_detector,
+    parameters,
+    task,
+    write_architecture,
+)
+from yolo_mkd.host.reading import anatomy, keep_graphs, outputs, remaining, shared_weights
+from yolo_mkd.host.runs import annotate, discard_empty_run, metrics, newest_chain, resumable, run_folder, size
+
+__all__ = [
+    "LOGGER",
+    "RANK",
+    "DetectionTrainer",
+    "OBBTrainer",
+    "PoseTrainer",
+    "SegmentationTrainer",
+    "anatomy",
+    "annotate",
+    "architecture_name",
+    "arguments",
+    "build",
+    "check_arguments",
+    "check_data",
+    "check_imgsz",
+    "discard_empty_run",
+    "find_model",
+    "freeze",
+    "head",
+    "images_in",
+    "keep_graphs",
+    "layer",
+    "load_detector",
+    "metrics",
+    "newest_chain",
+    "one_line",
+    "outputs",
+    "override_configs",
+    "parameters",
+    "quiet",
+    "remaining",
+    "resumable",
+    "run_folder",
+    "shared_weights",
+    "size",
+    "task",
+    "unwrap_model",
+    "write_architecture",
+]

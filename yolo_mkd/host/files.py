@@ -1,0 +1,148 @@
+"""The user's arguments, data and model files, as Ultralytics finds and checks them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.utils import LOGGER, SETTINGS
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+from yolo_mkd.settings import BadInput, shipped
+
+
+def arguments() -> set[str]:
+    """The names of Ultralytics' arguments."""
+    return {*DEFAULT_CFG_DICT, "augmentations", "save_dir"}
+
+
+def check_arguments(given: dict[str, Any]) -> None:
+    """Let Ultralytics check its own arguments' types and values.
+
+    Raises:
+        BadInput: Ultralytics refuses one; the message is its own.
+    """
+    try:
+        get_cfg(overrides=given)
+    except (TypeError, ValueError, SyntaxError) as e:
+        raise BadInput(one_line(e)) from e
+
+
+def check_imgsz(imgsz: Any, model: DetectionModel, argument: str) -> None:
+    """Refuse an image size that a model cannot take; Ultralytics would silently round it.
+
+    Raises:
+        BadInput: no whole number, or no multiple of the model's largest stride.
+    """
+    stride = max(int(model.stride.max()), 32)
+    if isinstance(imgsz, bool) or not isinstance(imgsz, int):
+        raise BadInput(f"imgsz={imgsz} is no number of pixels: use for example imgsz=640")
+    if imgsz % stride or imgsz < stride:
+        near = max(stride, round(imgsz / stride) * stride)
+        raise BadInput(
+            f"imgsz={imgsz} is not a multiple of {stride}, the largest stride of {argument}: use imgsz={near}"
+        )
+
+
+def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[str, Any]:
+    """Find and read a data set.
+
+    Args:
+        data: its YAML file, or a name that Ultralytics knows.
+        argument: which argument names it, for the message.
+        fetch: let Ultralytics download a set that it knows.
+
+    Returns:
+        Ultralytics' description: `names`, `nc`, `channels`, `train`, `val`, ...
+
+    Raises:
+        BadInput: missing, incomplete, or without images to train or validate on.
+    """
+    advice = "give the path of a data set's YAML file"
+    try:
+        with contextlib.nullcontext() if fetch else quiet():
+            found = check_det_dataset(data, autodownload=fetch)
+    except (OSError, SyntaxError, TypeError, ValueError, RuntimeError, KeyError, AssertionError) as e:
+        raise BadInput(f"{argument}={data}: {one_line(e)}: {advice}") from e
+    for split in ("train", "val"):
+        places = found[split] if isinstance(found[split], list) else [found[split]]
+        if not any(images_in(Path(p)) for p in places):
+            where = ", ".join(map(str, places))
+            raise BadInput(f"{argument}={data}: no images for '{split}' in {where}: check the paths in it")
+    return dict(found)
+
+
+def images_in(place: Path) -> list[Path]:
+    """The images in a folder and below it, or those that a text file lists; sorted, or in the list's order."""
+    if place.is_file():
+        lines = place.read_text(encoding="utf-8").splitlines()
+        return [place.parent / line.strip() for line in lines if line.strip()]
+    return sorted(p for p in place.rglob("*") if p.suffix[1:].lower() in IMG_FORMATS)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let only Ultralytics' warnings through."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+
+
+def find_model(argument: str, name: Any) -> str:
+    """Find a model file as Ultralytics would, or among this project's `cfg/models` and `weights`.
+
+    Args:
+        argument: which argument names it, for the message.
+        name: a path, or a name such as yolo26n.pt, yolo26n.yaml or yolo26n-w125.yaml.
+
+    Returns:
+        The path of an existing .pt file, or of a .yaml that Ultralytics or `architecture` can read.
+
+    Raises:
+        BadInput: no such file, and it could not be downloaded.
+    """
+    name = str(name)
+    path = Path(name)
+    if path.suffix not in {".pt", ".yaml", ".yml"}:
+        raise BadInput(f"{argument}={name} is neither a .pt nor a .yaml file")
+    for candidate in (path, shipped("cfg") / "models" / name, shipped("weights") / name):
+        if candidate.is_file():
+            return str(candidate)
+    if path.suffix == ".pt":
+        return find_weights(argument, name)
+    try:
+        yaml_model_load(name)
+    except (OSError, ValueError) as e:
+        raise BadInput(f"{argument}={name}: no such file here, in Ultralytics' models or in cfg/models") from e
+    return name
+
+
+def find_weights(argument: str, name: str) -> str:
+    """Find a .pt file in Ultralytics' weights folder or download it, as `find_model` says."""
+    path = Path(name)
+    places = f"{path.absolute().parent} and {SETTINGS['weights_dir']}"
+    if path.name not in GITHUB_ASSETS_NAMES and not name.startswith(("http", "ul:", "gs:")):
+        raise BadInput(
+            f"{argument}={name}: no such file; looked in {places}, and Ultralytics publishes none of that name"
+        )
+    try:
+        return str(attempt_download_asset(name, retry=0, progress=True))
+    except (OSError, RuntimeError, ValueError) as e:
+        reason = f"and it could not be downloaded ({one_line(e)})"
+        raise BadInput(f"{argument}={name}: no such file; looked in {places}, {reason}") from e
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, without decoration."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]", "", str(error))
+    return " ".join(text.split()).strip(" .:") or type(error).__name__

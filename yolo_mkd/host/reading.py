@@ -1,0 +1,127 @@
+"""Reading a model: its layers by role, its head's raw outputs, and the weights that every term shares."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules.head import OBB, Detect
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.loss import E2ELoss
+
+from yolo_mkd.host.models import head
+from yolo_mkd.knowledge import Outputs
+from yolo_mkd.taps import Anatomy, Tap
+
+
+@torch.no_grad()
+def anatomy(model: DetectionModel, imgsz: int) -> Anatomy:
+    """Find a detector's layers by role, with one forward pass over an empty image.
+
+    Args:
+        model: a YOLO detector; its weights and statistics are not touched.
+        imgsz: image size that the shapes are for [pixels], rounded up to the model's stride as Ultralytics does.
+    """
+    shapes: dict[int, torch.Size] = {}
+    largest = max(int(model.stride.max()), 32)
+    imgsz = math.ceil(imgsz / largest) * largest
+
+    def keep(i: int) -> Any:
+        return lambda module, inputs, output: shapes.update({i: output.shape}) if isinstance(output, Tensor) else None
+
+    handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(model.model[:-1])]
+    modes = {m: m.training for m in model.modules()}
+    channels = int(model.yaml.get("channels", 3))
+    try:
+        model.eval()(torch.zeros(1, channels, imgsz, imgsz).to(next(model.parameters())))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+
+    end = head(model)
+    strides = tuple(imgsz // shapes[i][2] for i in end.f)
+    taps: dict[str, Tap] = {}
+    backbone = range(min(len(model.yaml["backbone"]), len(shapes)))
+    for s in strides:
+        at = [i for i in backbone if i in shapes and len(shapes[i]) == 4 and imgsz // s == shapes[i][3]]
+        if at and at[-1] not in end.f:
+            taps[f"backbone_p{int(math.log2(s))}"] = Tap(at[-1], *shapes[at[-1]][1:])
+    for i, s in zip(end.f, strides, strict=True):
+        taps[f"neck_p{int(math.log2(s))}"] = Tap(i, *shapes[i][1:])
+    return Anatomy(
+        names=dict(model.names),
+        strides=strides,
+        branches=branches_of(end),
+        reg_max=int(getattr(end, "reg_max", 0)),
+        rotated=isinstance(end, OBB),
+        taps=taps,
+        channels=channels,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def branches_of(end: nn.Module) -> tuple[str, ...]:
+    """A head's branches that predict at anchors: none for RT-DETR's decoder."""
+    if not isinstance(end, Detect):
+        return ()
+    return ("one2many", "one2one") if getattr(end, "one2one_cv2", None) is not None else ("one2many",)
+
+
+def outputs(raw: Any, strides: tuple[int, ...], reg_max: int) -> tuple[dict[str, Outputs], dict[int, tuple[int, int]]]:
+    """Read a detection head's raw outputs.
+
+    Args:
+        raw: what the model returned, in training or in eval mode.
+        strides: of the head's levels.
+        reg_max: bins of a box side's distribution, 1 for none.
+
+    Returns:
+        The outputs by branch, and rows and columns of each level by stride; nothing of a silenced head.
+    """
+    raw = raw[1] if isinstance(raw, tuple) else raw
+    if not raw:  # a silenced head
+        return {}, {}
+    branches = raw if "one2many" in raw else {"one2many": raw}
+    feats = branches["one2many"]["feats"]
+    levels = {s: (f.shape[2], f.shape[3]) for s, f in zip(strides, feats, strict=True)}
+    read = {}
+    for name, branch in branches.items():
+        boxes, bins = branch["boxes"].float(), None  # B 4K A
+        if reg_max > 1:
+            bins = boxes.unflatten(1, (4, reg_max))  # B 4 K A, side-major
+            boxes = torch.einsum("bska,k->bsa", bins.softmax(2), torch.arange(reg_max).to(bins))
+        read[name] = Outputs(branch["scores"].float(), boxes, bins)
+    return read, levels
+
+
+def shared_weights(model: DetectionModel, anatomy: Anatomy) -> list[nn.Parameter]:
+    """The weights on which the terms' gradients are measured: those of the layers that end the backbone's stages.
+
+    Every term and the task reach them, at half the cost of the whole trunk and with the same picture (yolo26 at width
+    0.125 on bccd: the six terms' shares within 0.8 to 1.5 of the trunk's). At the very last of them alone, attention
+    and guidance, which tap that layer or hang right on it, look 2.4 to 3.5 times as strong. Where the user has frozen
+    the backbone, all trainable weights before the head.
+    """
+    ends = [p for role, tap in anatomy.taps.items() if "backbone" in role for p in model.model[tap.layer].parameters()]
+    trunk = [p for layer in model.model[:-1] for p in layer.parameters()]
+    groups = ([p for p in group if p.requires_grad] for group in (ends, trunk, model.parameters()))
+    return next(group for group in groups if group)
+
+
+def remaining(detection: Any) -> float:
+    """What is left of the detection loss's first weight on the trunk, in (0, 1].
+
+    Dual heads shift their loss from one2many (0.8 to 0.1 over the run) to one2one, which is cut off from the trunk.
+    """
+    return detection.o2m / detection.o2m_copy if isinstance(detection, E2ELoss) else 1.0
+
+
+def keep_graphs() -> None:
+    """Let compiled graphs be used for more than one backward pass, as measuring gradients needs."""
+    import torch._functorch.config
+
+    torch._functorch.config.donated_buffer = False

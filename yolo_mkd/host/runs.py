@@ -1,0 +1,68 @@
+"""Run folders: where a run goes, whether it can go on, and what came out of it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from ultralytics.cfg import get_save_dir as ultralytics_save_dir
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import SETTINGS
+from ultralytics.utils.torch_utils import get_flops
+
+from yolo_mkd.host.models import UNREADABLE
+
+
+def run_folder(project: str | None, name: str | None, exist_ok: bool) -> Path:
+    """The folder of a new chain, by Ultralytics' rules for `project=` and `name=`: runs/mkd/train, train2, ..."""
+    args = SimpleNamespace(project=project, name=name, task="mkd", mode="train", exist_ok=exist_ok)
+    return Path(ultralytics_save_dir(args))
+
+
+def newest_chain() -> Path | None:
+    """The chain folder most recently written under Ultralytics' runs folder."""
+    found = Path(SETTINGS["runs_dir"]).glob("mkd/**/chain.yaml")
+    return max((p.parent for p in found), key=lambda p: (p / "chain.yaml").stat().st_mtime, default=None)
+
+
+def resumable(last: Path) -> bool:
+    """Whether a checkpoint is of an unfinished run, with the optimizer's state to go on from."""
+    if not last.is_file():
+        return False
+    try:
+        _, ckpt = load_checkpoint(last)
+    except UNREADABLE:  # cut off while it was written
+        return False
+    return ckpt.get("epoch", -1) >= 0 and ckpt.get("optimizer") is not None
+
+
+def metrics(best: Path) -> dict[str, float]:
+    """The accuracy stored in a finished run's checkpoint."""
+    found = load_checkpoint(best)[1]["train_metrics"]
+    names = {"map50_95": "mAP50-95(B)", "map50": "mAP50(B)", "precision": "precision(B)", "recall": "recall(B)"}
+    return {ours: round(float(found[f"metrics/{theirs}"]), 5) for ours, theirs in names.items()}
+
+
+def size(path: Path, imgsz: int) -> dict[str, float]:
+    """Parameters and GFLOPs of a trained detector at an image size, counted as Ultralytics prints them."""
+    model = load_checkpoint(path)[0]
+    return {"parameters": sum(p.numel() for p in model.parameters()), "gflops": round(get_flops(model, imgsz), 3)}
+
+
+def discard_empty_run(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it trained, if it holds no more than its arguments."""
+    with contextlib.suppress(OSError):  # anything else in there is somebody's work, and stays
+        (folder / "weights").rmdir()
+        (folder / "args.yaml").unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def annotate(file: Path, record: dict[str, Any]) -> None:
+    """Leave a record of the distillation in a checkpoint, whole or not at all, under `mkd`; Ultralytics ignores it."""
+    whole = torch.load(file, map_location="cpu", weights_only=False)
+    partial = file.with_name(file.name + ".part")
+    torch.save({**whole, "mkd": record}, partial)
+    partial.replace(file)

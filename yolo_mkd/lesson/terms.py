@@ -1,0 +1,157 @@
+"""M-KD's own terms between two matched models: what each reads, why it may be unable to act, and what it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from yolo_mkd.knowledge import Knowledge, Truth
+from yolo_mkd.knowledge.attention import attention_loss
+from yolo_mkd.knowledge.exploration import exploration_loss
+from yolo_mkd.knowledge.guidance import Guide
+from yolo_mkd.knowledge.relation import grid_for, relation_loss, relation_matrix
+from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss
+from yolo_mkd.lesson.match import Match
+
+Loss = Callable[[Knowledge, Knowledge, Truth], Tensor]
+
+
+@dataclass
+class Term:
+    """One kind of knowledge between this teacher and the student.
+
+    Attributes:
+        reads: what it compares, for people.
+        why_not: why it cannot act; empty if it can.
+        loss: the comparison itself, of the student's and the teacher's knowledge and the labels.
+        roles: the hidden layers that it needs.
+        parts: what is trained beside the student for it, and dropped at the end.
+        name: as in `TERMS`, and as its argument.
+        asked: the share of the detection gradient, or the plain gain, that the user asks for.
+    """
+
+    reads: str
+    why_not: str
+    loss: Loss
+    roles: tuple[str, ...] = ()
+    parts: nn.Module | None = None
+    name: str = ""
+    asked: float = 0.0
+
+
+def mean(losses: Sequence[Tensor]) -> Tensor:
+    """The mean of some scalars."""
+    return sum(losses[1:], losses[0]) / len(losses)
+
+
+# Soft targets
+
+
+def soft(match: Match) -> Term:
+    """Soft targets: the teacher's class scores."""
+    ours = [s for s, _ in match.classes]
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        return mean([class_loss(s.logits[:, ours], zt) for s, _, zt in match.heads(ks, kt)])
+
+    classes = f"{len(ours)} of the student's {len(match.student.names)} classes, "
+    return Term(classes + heads_read(match), heads_apart(match), loss)
+
+
+def soft_box(match: Match) -> Term:
+    """Soft targets: the teacher's boxes."""
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        return mean([box_loss(s.distances, t.distances, zt) for s, t, zt in match.heads(ks, kt)])
+
+    return Term(heads_read(match), heads_apart(match) or rotated(match), loss)
+
+
+def soft_dfl(match: Match) -> Term:
+    """Soft targets: the teacher's box-side distributions."""
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        pairs = [(s.bins, t.bins, zt) for s, t, zt in match.heads(ks, kt)]
+        return mean([dfl_loss(s, t, zt) for s, t, zt in pairs if s is not None and t is not None])
+
+    return Term(heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss)
+
+
+def heads_read(match: Match) -> str:
+    """The branches and strides at which the heads are compared, for people."""
+    return f"{' + '.join(match.branches)}, strides {' '.join(map(str, match.strides))}"
+
+
+def heads_apart(match: Match) -> str:
+    """Why two heads' anchors or classes cannot be compared; empty if they can."""
+    if not match.branches:
+        return "the teacher's head has no anchors (RT-DETR)"
+    if not match.strides:
+        return "no stride in common"
+    return "" if match.classes else "the teacher knows no class of this data"
+
+
+def rotated(match: Match) -> str:
+    """Why box sides cannot be compared where boxes are oriented; empty if they are not."""
+    return "box sides of oriented boxes hang on their angle" if match.student.rotated or match.teacher.rotated else ""
+
+
+def bins_apart(match: Match) -> str:
+    """Why two heads' box-side distributions cannot be compared; empty if they can."""
+    ours, theirs = match.student.reg_max, match.teacher.reg_max
+    if 1 in {ours, theirs}:
+        who = "neither head has" if ours == theirs else "only one head has"
+        return f"{who} box-side distributions (reg_max=1)"
+    if ours != theirs:
+        return f"{ours} and {theirs} bins a box side"
+    return "the teacher sees another image size, to which bins cannot be carried over" if match.resampled else ""
+
+
+# Hidden layers
+
+
+def attention(match: Match) -> Term:
+    """Attention maps of hidden layers."""
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        return mean([attention_loss(match.inherited(ks, r), kt.features[r]) for r in match.shared])
+
+    return Term(*layers_read(match.shared, 1), loss, match.shared)
+
+
+def relation(match: Match) -> Term:
+    """The relation matrix between hidden layers."""
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        fs, ft = [match.inherited(ks, r) for r in match.shared], [kt.features[r] for r in match.shared]
+        grid = grid_for([(f.shape[2], f.shape[3]) for f in fs + ft])
+        return relation_loss(relation_matrix(fs, grid), relation_matrix(ft, grid))
+
+    return Term(*layers_read(match.shared, 2), loss, match.shared)
+
+
+def guidance(match: Match) -> Term:
+    """Guidance layers between unequal widths."""
+    guides = nn.ModuleDict({r: Guide(*match.widths(r)) for r in match.neck})
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        return mean([guides[r](*match.side_by_side(ks, kt, r)) for r in match.neck])
+
+    return Term(*layers_read(match.neck, 1), loss, match.neck, guides)
+
+
+def exploration(match: Match) -> Term:
+    """Exploration of what the teacher does not know."""
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        return mean([exploration_loss(match.explored(ks, r), kt.features[r]) for r in match.neck])
+
+    return Term(*layers_read(match.neck, 1), loss, match.neck)
+
+
+def layers_read(roles: tuple[str, ...], least: int) -> tuple[str, str]:
+    """The layers that a term compares, for people, and why it cannot if they are fewer than `least`."""
+    few = f"{len(roles)} of at least {least} layers in common at this imgsz"
+    return " ".join(roles), "" if len(roles) >= least else few
