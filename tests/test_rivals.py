@@ -85,6 +85,11 @@ class TestAll:
         assert half.dtype == torch.float32
         assert half.item() == pytest.approx(expected.item(), rel=0.01)
 
+    @pytest.mark.parametrize("loss", [masked_generation_loss, scored])
+    def test_squares_beyond_half_precision_do_not_overflow(self, loss: Callable) -> None:
+        fs, ft = torch.full((1, 2, 4, 4), 300.0).half(), torch.zeros(1, 2, 4, 4).half()
+        assert loss(fs, ft).isfinite()  # 300^2 is more than 65504
+
     @pytest.mark.parametrize("loss", LOSSES)
     def test_the_same_batch_twice_has_the_same_mean(self, loss: Callable) -> None:
         fs, ft = torch.randn(2, CHANNELS, 8, 8), torch.randn(2, CHANNELS, 8, 8)
