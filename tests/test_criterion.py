@@ -10,29 +10,45 @@ from torch import Tensor
 from ultralytics.cfg import get_cfg
 
 from yolo_mkd import host
-from yolo_mkd.criterion import PATIENCE, Criterion, Source
+from yolo_mkd.balance import Balance, Wish
+from yolo_mkd.criterion import PATIENCE, Criterion, Moment, Source
+from yolo_mkd.knowledge import Truth
 from yolo_mkd.lesson import TERMS, Lesson
-from yolo_mkd.settings import defaults
+from yolo_mkd.schedule import Schedule
+from yolo_mkd.settings import preset
 from yolo_mkd.teachers import Listener, Teacher
 
-GAINS = {name: float(defaults()[name]) for name in TERMS}
+GAINS = {name: float(gain) for name, gain in preset("nominal").items() if name in TERMS}
 
 
 class Bench:
     """A student, its criterion and a batch."""
 
-    def __init__(self, weight: float = 1.0, teachers: int = 1, **gains: float):
+    def __init__(
+        self, weight: float = 1.0, teachers: int = 1, fitted: float = 1, calibrate: bool = False, gate: bool = False,
+        **gains: float,
+    ):  # fmt: skip
         torch.manual_seed(0)
         self.student = host.build("yolo26n.yaml", classes=3).train()
         self.student.args = get_cfg()
         anatomy = host.anatomy(self.student, 64)
         sources = []
         for i in range(teachers):
-            teacher = host.freeze(host.build("yolo26n.yaml", classes=3))
-            lesson = Lesson(anatomy, host.anatomy(teacher, 64), {**GAINS, **gains})
-            sources.append(Source(Teacher(f"t{i}", teacher, lesson.teacher, lesson.roles), lesson))
+            model = host.build("yolo26n.yaml", classes=3)
+            lesson = Lesson(anatomy, host.anatomy(model, 64), {**GAINS, **gains})
+            wishes = {t.name: Wish(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting}
+            teacher = Teacher(f"t{i}", host.freeze(model), lesson.match.teacher, lesson.roles)
+            sources.append(Source(teacher, lesson, Balance(wishes, calibrate, gate)))
         listener = Listener(self.student, anatomy, sources[0].lesson.roles)
-        self.criterion = Criterion(self.student.init_criterion(), listener, sources, lambda: weight, seed=0)
+        schedule = Schedule(warmup=10, fitted=fitted, end=90, epochs=100)
+        self.moment = Moment(round(10 * weight) if weight else 90)
+        shared = host.shared_weights(self.student, anatomy)
+        detection = self.student.init_criterion()
+        self.criterion = Criterion(detection, listener, sources, schedule, self.moment, shared, seed=0)
+
+    @property
+    def balance(self) -> Balance:
+        return self.criterion.sources[0].balance
 
     def batch(self, images: int = 2) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1)
@@ -63,7 +79,7 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
         rows += [[i, *map(float, line.split())] for line in label.read_text().splitlines()]
     images, labels = torch.tensor(np.stack(pictures), dtype=torch.float32), torch.tensor(rows)
     batch = {"img": images, "batch_idx": labels[:, 0], "cls": labels[:, 1:2], "bboxes": labels[:, 2:]}
-    listener = Listener(student, lesson.student, lesson.roles)
+    listener = Listener(student, lesson.match.student, lesson.roles)
     preds = student(images)
     trunk = [p for n, p in student.named_parameters() if not n.startswith("model.23.")]
 
@@ -72,8 +88,8 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
         return float(torch.cat([g.flatten() for g in found if g is not None]).norm())
 
     task = strength(student.init_criterion()(preds, batch)[0].sum() / len(images))
-    kt = Teacher("t", teacher, lesson.teacher, lesson.roles).speak(images)
-    losses = lesson.losses(listener.knowledge(preds), kt)
+    kt = Teacher("t", teacher, lesson.match.teacher, lesson.roles).speak(images)
+    losses = lesson.losses(listener.knowledge(preds), kt, Truth(labels[:, 2:], labels[:, 0]))
     shares = {name: GAINS[name] * strength(loss) / task for name, loss in losses.items()}
     assert all(0.05 < share < 5 for share in shares.values()), shares  # weighted by score, guidance had 7.4 here
 
@@ -110,7 +126,7 @@ def test_a_doubled_batch_doubles_the_loss_so_that_an_image_counts_the_same(name:
 def broken(bench: Bench, name: str, value: float) -> None:
     term = bench.criterion.sources[0].lesson.term(name)
     sound = term.loss
-    term.loss = lambda ks, kt: sound(ks, kt) * value
+    term.loss = lambda ks, kt, truth: sound(ks, kt, truth) * value
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -161,3 +177,113 @@ def test_the_dual_heads_epoch_counter_is_reached_through_it() -> None:
     before = bench.criterion.detection.o2m
     bench.criterion.update()
     assert bench.criterion.detection.o2m < before
+
+
+def trunk(bench: Bench) -> list[Tensor]:
+    return [p for n, p in bench.student.named_parameters() if not n.startswith("model.23.")]
+
+
+def of_the_trunk(bench: Bench, loss: Tensor) -> Tensor:
+    found = torch.autograd.grad(loss, trunk(bench), retain_graph=True, allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None])
+
+
+def test_while_guidance_layers_are_fitted_they_learn_at_full_gain_and_the_student_does_not_hear_them() -> None:
+    only = {**dict.fromkeys(TERMS, 0.0), "guidance": 6.0}
+    for fitted in (1, 20):
+        bench = Bench(weight=0.5, fitted=fitted, **only)
+        loss, items = bench.loss()
+        heard = 1.0 if fitted > 1 else 0.5  # the schedule holds back the student, not the layers
+        assert loss[3].item() == pytest.approx(6 * heard * 2 * float(items["kd/guidance"]), rel=1e-5)
+        loss[3].backward()
+        parts = list(bench.criterion.sources[0].lesson.parts.parameters())
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parts)
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trunk(bench)) == (fitted == 1)
+
+
+def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() -> None:
+    bench = Bench(calibrate=True)
+    bench.criterion.weights = trunk(bench)
+    loss, _ = bench.loss()  # measures this batch
+    balance = bench.balance
+    task = of_the_trunk(bench, loss[:3].sum()).norm()
+    lesson = bench.criterion.sources[0].lesson
+    batch = bench.batch()
+    preds = bench.student(batch["img"])
+    kt = bench.criterion.sources[0].teacher.speak(batch["img"])
+    losses = lesson.losses(bench.criterion.student.knowledge(preds), kt, Truth(batch["bboxes"], batch["batch_idx"]))
+    for name, value in losses.items():
+        share = balance.gains[name] * of_the_trunk(bench, value).norm() * 2 / task  # losses are per image
+        if name not in balance.limited():
+            assert float(share) == pytest.approx(GAINS[name], rel=0.02), name
+
+
+def test_a_term_a_thousand_times_as_large_ends_with_the_same_contribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolo_mkd.balance.LIMITS", (0.0, float("inf")))
+    sizes = []
+    for factor in (1.0, 1000.0):
+        bench = Bench(calibrate=True, **{**dict.fromkeys(TERMS, 0.0), "attention": 0.25})
+        broken(bench, "attention", factor)
+        sizes.append(bench.loss()[0][3].item())
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+def test_the_knowledge_falls_with_the_dual_heads_loss_on_the_trunk_so_that_its_share_stays() -> None:
+    bench = Bench()
+    first, _ = bench.loss()
+    detection: Any = bench.criterion.detection
+    detection.o2m, detection.o2o = 0.1, 0.9
+    last, items = bench.loss()
+    assert items["kd/weight"] == pytest.approx(0.125)
+    assert last[3].item() == pytest.approx(first[3].item() / 8, rel=0.02)
+
+
+def test_at_the_end_of_a_dual_heads_run_the_measured_share_is_still_the_one_asked_for() -> None:
+    bench = Bench(calibrate=True)
+    detection: Any = bench.criterion.detection
+    detection.o2m, detection.o2o = 0.1, 0.9
+    bench.loss()
+    found = bench.balance.close_epoch()
+    for name in set(found) - set(bench.balance.limited()):
+        assert found[name].strength == pytest.approx(GAINS[name], rel=1e-3), name
+
+
+def test_the_gate_leaves_out_a_term_that_pulls_against_the_task_and_lets_it_back_in() -> None:
+    bench = Bench(gate=True, **{**dict.fromkeys(TERMS, 0.0), "attention": 1.0, "soft": 1.0})
+    term = bench.criterion.sources[0].lesson.term("attention")
+    sound, sign = term.loss, [-1.0]
+
+    def task(ks: Any, kt: Any, truth: Any) -> Tensor:
+        logits = ks.branches["one2many"].logits
+        return sign[0] * torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
+
+    term.loss = task  # most anchors are background, so the task agrees with the positive sign
+    bench.moment.batches = 100  # measured again in the middle of the epoch
+    _, items = bench.loss()
+    assert bench.balance.shut == {"attention"}
+    bench.moment.batch = 50
+    sign[0] = 1.0
+    loss, items = bench.loss()
+    assert bench.balance.shut == set()
+    assert loss[3].item() == pytest.approx(2 * float(items["kd/soft"] + items["kd/attention"]), rel=1e-4)
+    assert sound is not term.loss
+
+
+def test_gradients_are_measured_evenly_and_more_often_until_the_gains_are_frozen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[int] = []
+    hear = Balance.hear
+    monkeypatch.setattr(Balance, "hear", lambda self, *a: (measured.append(bench.moment.batch), hear(self, *a)))
+    bench = Bench(calibrate=True, fitted=95, **{**dict.fromkeys(TERMS, 0.0), "soft": 1.0})
+    bench.moment.batches = 120
+    bench.criterion.schedule = Schedule(warmup=0, fitted=3, end=90, epochs=100)
+    for bench.moment.batch in range(120):
+        bench.loss() if bench.criterion._due(bench.balance) else None
+    assert measured == [0, 30, 60, 90]  # 12 in three epochs
+    bench.balance.close_epoch()
+    assert bench.balance.freeze()
+    measured.clear()
+    for bench.moment.batch in range(120):
+        bench.loss() if bench.criterion._due(bench.balance) else None
+    assert measured == [0, 60]

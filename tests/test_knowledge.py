@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yolo_mkd.knowledge.attention import attention_loss, attention_map, normalise
 from yolo_mkd.knowledge.exploration import debiased_cka, exploration_loss, hsic, inheriting
-from yolo_mkd.knowledge.guidance import adapter, guidance_loss, standardise
+from yolo_mkd.knowledge.guidance import Guide, middle, orthonormal
 from yolo_mkd.knowledge.relation import grid_for, pool, relation_loss, relation_matrix, u_centred_gram
 from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss, giou, mass
 
@@ -228,39 +228,37 @@ class TestRelation:
 
 
 class TestGuidance:
-    def test_an_adapter_has_one_weight_per_pair_of_channels(self) -> None:
-        assert [tuple(p.shape) for p in adapter(3, 5).parameters()] == [(5, 3, 1, 1)]
+    @pytest.mark.parametrize(("student", "teacher", "width"), [(64, 64, 64), (32, 128, 64), (32, 64, 48), (8, 3, 3)])
+    def test_the_layer_lies_between_the_two_widths(self, student: int, teacher: int, width: int) -> None:
+        assert middle(student, teacher) == width
+        shapes = [tuple(p.shape) for p in Guide(student, teacher).parameters()]
+        assert shapes == [(width, student, 1, 1)]  # the teacher's side is not trained
 
-    def test_equal_features_through_an_identity_give_zero(self) -> None:
-        f = torch.randn(2, 4, 5, 5)
-        layer = adapter(4, 4)
-        torch.nn.init.dirac_(layer.weight)
-        assert guidance_loss(layer(f), f).item() < 1e-6
+    def test_the_teachers_side_is_orthonormal_and_always_the_same(self) -> None:
+        rows = orthonormal(3, 7)
+        assert torch.allclose(rows @ rows.t(), torch.eye(3), atol=1e-6)
+        torch.manual_seed(5)
+        assert torch.equal(rows, orthonormal(3, 7))
 
-    def test_loss_is_one_minus_the_mean_correlation_of_channels(self) -> None:
-        fs, ft = torch.randn(3, 4, 6, 6), torch.randn(3, 4, 6, 6)
-        rho = [torch.corrcoef(torch.stack([fs[:, c].flatten(), ft[:, c].flatten()]))[0, 1].item() for c in range(4)]
-        assert guidance_loss(fs, ft).item() == pytest.approx(1 - sum(rho) / 4, abs=1e-4)
+    def test_a_student_that_finds_the_teachers_projection_has_nothing_to_learn(self) -> None:
+        layer, f = Guide(8, 8), torch.randn(2, 8, 5, 5)
+        with torch.no_grad():
+            layer.adapter.weight.copy_(layer.projection)
+        assert layer(f, f).item() < 1e-6
+        assert layer(-f, f).item() == pytest.approx(2, abs=1e-3)
 
-    def test_an_opposite_is_two(self) -> None:
-        f = torch.randn(3, 4, 6, 6)
-        assert guidance_loss(-f, f).item() == pytest.approx(2, abs=1e-3)
-
-    def test_scale_and_offset_of_a_channel_do_not_matter(self) -> None:
-        f = torch.randn(2, 4, 5, 5)
-        scale, offset = torch.tensor([2.0, 5.0, 0.5, 9.0]).view(1, 4, 1, 1), torch.randn(1, 4, 1, 1)
-        assert guidance_loss(f * scale + offset, f).item() < 1e-4
-
-    def test_a_constant_channel_gives_finite_loss_and_gradient(self) -> None:
-        f = torch.ones(2, 4, 5, 5, requires_grad=True)
-        loss = guidance_loss(f, torch.randn(2, 4, 5, 5))
-        assert loss.item() == pytest.approx(0.5, abs=1e-3)  # one side is silent: half the teacher's unit variance
-        assert gradient(loss, f).isfinite().all()
-
-    def test_standardised_channels_have_no_mean_and_unit_variance(self) -> None:
-        x = standardise(5 + 3 * torch.randn(4, 3, 8, 8))
-        assert x.mean((0, 2, 3)).abs().max() < 1e-5
-        assert torch.allclose(x.var((0, 2, 3), unbiased=False), torch.ones(3), atol=1e-4)
+    def test_fresh_layers_find_a_linear_relation_between_two_widths(self) -> None:
+        ft = torch.randn(4, 16, 6, 6)
+        fs = torch.einsum("sc,bchw->bshw", orthonormal(16, 16), ft)
+        layer = Guide(16, 16)
+        optimizer = torch.optim.Adam(layer.parameters(), 0.05)
+        before = layer(fs, ft).item()
+        for _ in range(300):
+            optimizer.zero_grad()
+            layer(fs, ft).backward()
+            optimizer.step()
+        assert before > 0.5
+        assert layer(fs, ft).item() < 0.02
 
 
 class TestExploration:

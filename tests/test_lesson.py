@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from yolo_mkd import host
-from yolo_mkd.knowledge import Knowledge, Outputs
-from yolo_mkd.lesson import TERMS, Lesson, anchors_of, shared_classes
+from yolo_mkd.knowledge import Knowledge, Outputs, Truth
+from yolo_mkd.lesson import TERMS, Lesson
+from yolo_mkd.lesson.match import shared_classes
+from yolo_mkd.lesson.resample import anchors_of
 from yolo_mkd.settings import defaults
 from yolo_mkd.taps import Anatomy
 from yolo_mkd.teachers import Listener, Teacher, draw
 
 GAINS = {name: float(defaults()[name]) for name in TERMS}
+TRUTH = Truth(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0]))
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
 LAYERS = {  # the last of each backbone stage, and the head's inputs
     "yolov8n": ((4, 6, 9), (15, 18, 21)),
@@ -37,11 +42,11 @@ def lesson(student: nn.Module, teacher: nn.Module, imgsz: int = 64, **gains: flo
 
 
 def taught(by: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
-    return Teacher("t", host.freeze(by), matched.teacher, matched.roles).speak(images)
+    return Teacher("t", host.freeze(by), matched.match.teacher, matched.roles).speak(images)
 
 
 def knowledge(of: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
-    listener = Listener(of, matched.student, matched.roles)
+    listener = Listener(of, matched.match.student, matched.roles)
     found = listener.knowledge(of(images))
     listener.taps.remove()
     return found
@@ -72,7 +77,7 @@ def test_reading_the_anatomy_changes_nothing_in_the_model() -> None:
     assert not any(m._forward_hooks for m in student.modules())
 
 
-ON = set(TERMS)
+ON = {name for name, gain in GAINS.items() if gain}
 PAIRS = [
     ("yolo26n", "yolo26s", ON - {"soft_dfl"}),
     ("yolo11n", "yolo11s", ON),
@@ -90,7 +95,7 @@ def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, a
     matched = lesson(s, t)
     assert {term.name for term in matched.acting} == acting
     images = torch.rand(2, 3, 64, 64)
-    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images))
+    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), TRUTH)
     for name, loss in losses.items():
         s.zero_grad()
         loss.backward(retain_graph=True)
@@ -102,19 +107,18 @@ def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, a
 
 def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
     s, t = model("yolo26n").train(), model("yolo26n")
-    matched = lesson(s, t)
     images = torch.rand(2, 3, 64, 64)
-    kt = taught(t, matched, images)
+    kt = taught(t, lesson(s, t), images)
 
-    def trunk_gradient(branches: list[str]) -> float:
-        matched.branches = branches
+    def trunk_gradient(branches: tuple[str, ...]) -> float:
+        matched = Lesson(replace(host.anatomy(s, 64), branches=branches), host.anatomy(t, 64), GAINS)
         s.zero_grad()
-        matched.losses(knowledge(s, matched, images), kt)["soft"].backward()
+        matched.losses(knowledge(s, matched, images), kt, TRUTH)["soft"].backward()
         grads = [p.grad for n, p in s.named_parameters() if not n.startswith("model.23.") and p.grad is not None]
         return float(sum(g.abs().sum() for g in grads))
 
-    assert trunk_gradient(["one2one"]) == 0
-    assert trunk_gradient(["one2many"]) > 0
+    assert trunk_gradient(("one2one",)) == 0
+    assert trunk_gradient(("one2many",)) > 0
 
 
 def test_a_model_teaching_itself_has_nothing_to_say() -> None:
@@ -122,7 +126,7 @@ def test_a_model_teaching_itself_has_nothing_to_say() -> None:
     matched = lesson(s, s, guidance=0, exploration=0)
     images = torch.rand(2, 3, 64, 64)
     k = knowledge(s, matched, images)
-    for name, loss in matched.losses(k, k).items():
+    for name, loss in matched.losses(k, k, TRUTH).items():
         assert loss.item() == pytest.approx(0, abs=1e-5), name
 
 
@@ -138,8 +142,8 @@ def test_class_names_in_another_order_change_nothing() -> None:
     turned = lesson(s, t, exploration=0, guidance=0)
     out = kt.branches["one2many"]
     shuffled = Knowledge({"one2many": Outputs(out.logits[:, order], out.distances, out.bins)}, kt.features, kt.levels)
-    expected = straight.losses(ks, kt)
-    for name, loss in turned.losses(ks, shuffled).items():
+    expected = straight.losses(ks, kt, TRUTH)
+    for name, loss in turned.losses(ks, shuffled, TRUTH).items():
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-5), name
 
 
@@ -152,9 +156,9 @@ def test_without_a_shared_class_the_soft_targets_are_off_by_name() -> None:
 def test_only_equal_strides_are_matched() -> None:
     s, t = model("yolo26n"), model("yolo26n-p2")
     matched = lesson(s, t)
-    assert matched.strides == [8, 16, 32]
+    assert matched.match.strides == (8, 16, 32)
     images = torch.rand(1, 3, 64, 64)
-    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images))
+    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), TRUTH)
     assert all(v.isfinite() for v in losses.values())
     assert set(losses) == ON - {"soft_dfl"}
 
@@ -168,7 +172,7 @@ def test_exploring_channels_get_no_gradient_from_the_other_terms_and_the_reverse
     role = "neck_p4"
     f = ks.features[role] = ks.features[role].detach().requires_grad_()
     half = f.shape[1] // 2
-    for name, loss in matched.losses(ks, kt).items():
+    for name, loss in matched.losses(ks, kt, TRUTH).items():
         if name not in {"attention", "relation", "guidance", "exploration"}:
             continue
         g = torch.autograd.grad(loss, f, retain_graph=True)[0]
@@ -235,6 +239,6 @@ def test_maps_too_small_to_hold_a_pattern_are_left_out() -> None:
     s = host.anatomy(model("yolo26n"), 32)
     assert (s.taps["neck_p5"].rows, s.taps["neck_p5"].columns) == (1, 1)
     matched = Lesson(s, s, GAINS)
-    assert matched.shared == ["backbone_p3", "backbone_p4", "neck_p3", "neck_p4"]
-    bare = Anatomy(s.names, s.strides, s.branches, s.reg_max, {}, s.channels, s.parameters)
+    assert matched.match.shared == ("backbone_p3", "backbone_p4", "neck_p3", "neck_p4")
+    bare = Anatomy(s.names, s.strides, s.branches, s.reg_max, s.rotated, {}, s.channels, s.parameters)
     assert {t.name for t in Lesson(bare, s, GAINS).acting} == {"soft", "soft_box"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolo_mkd.balance import Schedule
+from yolo_mkd.schedule import Schedule
 
 
 def test_a_run_of_one_epoch_is_not_silently_plain() -> None:
@@ -23,8 +23,8 @@ def test_knowledge_ends_when_mosaic_closes_but_not_before_half_of_the_run(epochs
 
 @pytest.mark.parametrize(("share", "weight"), [(0, 1), (0.25, 0.868), (0.5, 0.55), (0.75, 0.232)])
 def test_cosine_falls_from_1_to_a_tenth_as_damo_yolo_has_it(share: float, weight: float) -> None:
-    assert Schedule(warmup=0, end=100, epochs=100).weight(100 * share) == pytest.approx(weight, abs=5e-4)
-    assert Schedule(warmup=0, end=100, epochs=100).weight(100 - 1e-6) == pytest.approx(0.1, abs=1e-4)
+    assert Schedule(warmup=0, fitted=1, end=100, epochs=100).weight(100 * share) == pytest.approx(weight, abs=5e-4)
+    assert Schedule(warmup=0, fitted=1, end=100, epochs=100).weight(100 - 1e-6) == pytest.approx(0.1, abs=1e-4)
 
 
 def test_warm_up_is_linear_and_meets_the_cosine() -> None:
@@ -34,3 +34,10 @@ def test_warm_up_is_linear_and_meets_the_cosine() -> None:
 
 def test_it_says_when_the_knowledge_is_off() -> None:
     assert str(Schedule.of(100, 3, 10)).endswith("off for the last 10 of 100 epochs")
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "fitted"), [(100, 3, 3), (100, 0, 1), (100, 0.2, 1), (2, 3, 2 / 3)])
+def test_guidance_layers_are_fitted_over_the_warm_up_and_at_least_an_epoch(
+    epochs: int, warmup: float, fitted: float
+) -> None:
+    assert Schedule.of(epochs, warmup, 0).fitted == pytest.approx(fitted)
