@@ -1,4 +1,4 @@
-"""Every term on inputs that real training and half precision produce: flat, empty, huge and tiny maps, bf16 and fp16."""
+"""Every term on what real training and half precision produce: flat, empty, huge and tiny maps, bf16 and fp16."""
 
 from __future__ import annotations
 

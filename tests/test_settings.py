@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from yolo_mkd.lesson import TERMS
-from yolo_mkd.settings import BadInput, defaults, help_text, parse, refuse_unknown
+from yolo_mkd.settings import BadInput, defaults, help_text, parse, refuse_unknown, settle, shipped
 
 
 def test_no_words_give_no_arguments() -> None:
@@ -48,6 +50,64 @@ def test_every_default_has_its_meaning_beside_it() -> None:
     assert all(line.partition("#")[2].strip() for line in lines)
 
 
-def test_every_term_has_a_gain_with_the_nominal_value() -> None:
-    gains = {name: defaults()[name] for name in TERMS}
-    assert gains == dict(zip(TERMS, (1, 1, 0.02, 1, 1, 6, 0.15), strict=True))
+PRESETS = sorted(p.stem for p in (shipped("cfg") / "presets").glob("*.yaml"))
+RIVALS = ["channel_wise", "focal_global", "localization", "masked_generation", "pearson", "score_l2"]
+
+
+def test_there_is_a_preset_for_the_paper_for_good_students_for_strangers_and_for_each_rival() -> None:
+    assert sorted(["mkd", "safe", "free", "nominal", *RIVALS]) == PRESETS
+
+
+def test_a_preset_goes_before_defaults_and_an_argument_before_a_preset() -> None:
+    assert settle({})["exploration"] == defaults()["exploration"] > 0
+    assert settle({"preset": "safe"})["exploration"] == 0
+    assert settle({"preset": "safe"})["gate"] is True
+    own = settle({"preset": "safe", "exploration": 0.3, "gate": False})
+    assert (own["exploration"], own["gate"], own["soft"]) == (0.3, False, defaults()["soft"])
+
+
+def test_the_papers_preset_is_the_default_and_has_all_its_parts() -> None:
+    assert {n: settle({"preset": "mkd"})[n] for n in TERMS} == {n: settle({})[n] for n in TERMS}
+    assert all(settle({"preset": "mkd"})[n] > 0 for n in set(TERMS) - set(RIVALS))
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rivals_preset_is_that_rival_alone_at_its_published_gain(name: str) -> None:
+    own = settle({"preset": name})
+    assert {n: own[n] for n in TERMS if own[n]} == {name: TERMS[name].gain}
+    assert own["calibrate"] is False
+
+
+def test_without_calibration_what_nobody_set_has_its_nominal_gain() -> None:
+    own = settle({"calibrate": False, "attention": 0.5})
+    expected = {n: TERMS[n].gain for n in set(TERMS) - set(RIVALS)} | dict.fromkeys(RIVALS, 0)
+    assert {n: own[n] for n in TERMS} == {**expected, "attention": 0.5}
+
+
+def test_the_usual_share_of_a_nominal_gain_is_the_share_that_the_defaults_ask_for() -> None:
+    assert {n: TERMS[n].share for n in set(TERMS) - set(RIVALS)} == {n: defaults()[n] for n in set(TERMS) - set(RIVALS)}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"preset": "saef"}, "preset=saef: no such preset: choose from channel_wise, "),
+        ({"calibrate": "yes"}, "calibrate=yes is neither true nor false"),
+        ({"gate": 1}, "gate=1 is neither true nor false"),
+        ({"teacher_imgsz": "big"}, "teacher_imgsz=big is no number of pixels"),
+        ({"teacher_imgsz": True}, "teacher_imgsz=True is no number of pixels"),
+        ({"preset": "gone.yaml"}, "preset=gone.yaml: no such preset"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(given: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        settle(given)
+
+
+def test_a_preset_of_the_users_own_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("attention: 0.7  # more\n")
+    assert settle({"preset": str(tmp_path / "mine.yaml")})["attention"] == 0.7
+    for text, message in (("atention: 1", "did you mean attention="), ("- 1", "holds no arguments"), ("a: [", "YAML")):
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(BadInput, match=message):
+            settle({"preset": str(tmp_path / "mine.yaml")})

@@ -16,7 +16,8 @@ class Shares:
     """A run's table of shares, one row for each epoch, teacher and term.
 
     `share` is the term's gradient over the detection loss's as the gain has it, `weight` the schedule's factor on top,
-    `cosine` that of the angle between the two gradients: below 0 the term pulls against the task.
+    `cosine` that of the angle between the two gradients: below 0 the term pulls against the task. Terms with parts of
+    their own (guidance) do not steer the student before the gains are frozen; until then their share is what awaits it.
     """
 
     def __init__(self, folder: Path, fresh: bool):
@@ -69,7 +70,7 @@ class Shares:
             axis.set(title=f"taught by {teacher}", xlabel="epoch", yscale="log")
             axis.grid(alpha=0.3)
         axes[0][0].set_ylabel("gradient, as a share of the detection loss's")
-        axes[0][-1].legend()
+        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         figure.tight_layout()
         figure.savefig(self.png, dpi=150)
         plt.close(figure)
