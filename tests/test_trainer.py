@@ -243,3 +243,24 @@ class TestBadTeacher:
     def test_an_architecture_without_weights(self) -> None:
         with pytest.raises(BadInput, match="untrained"):
             MKDTrainer.using("yolo26n.yaml")
+
+
+def test_a_compiled_student_hears_and_learns_the_same(
+    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the graphs of torch.compile but not its code generation, which takes ten minutes on a CPU."""
+    original, compiled = torch.compile, []
+
+    def without_code(model: Any, mode: str, backend: str) -> Any:
+        compiled.append(model)
+        return original(model, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", without_code)
+    taught = MKDTrainer.using(tiny_detector.pt)
+    plain = train(taught, name="plain", epochs=1)
+    fast = train(taught, name="fast", epochs=1, compile=True)
+    assert len(compiled) == 1
+    for name in ACTING:
+        assert float(rows(fast)[0][f"kd/{name}"]) == pytest.approx(float(rows(plain)[0][f"kd/{name}"]), rel=0.02), name
+    gains = [t.sources[0].balance.gains for t in (plain, fast)]
+    assert gains[1] == pytest.approx(gains[0], rel=0.05)
