@@ -15,17 +15,18 @@ from yolo_mkd.settings import BadInput
 SIZES = "nsmlx"
 # COCO val mAP50-95 of YOLO26 by size (Ultralytics documentation); other families are spaced alike
 ACCURACY = dict(zip(SIZES, (40.9, 48.6, 53.1, 55.0, 57.5), strict=True))
+ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}  # of a model's name by its task
 LEAST_RATIO = 1.5  # an assistant nearer than this in parameters to either side bridges nothing
 
 
 def family_and_size(path: str) -> tuple[str, str]:
     """Family and size letter of a model file, from the architecture it names: ('yolo26', 'n'); '' where unknown."""
-    found = re.match(r"(yolov?\d+)([nsmlx]$)?", host.architecture_name(path))
+    found = re.match(r"(yolov?\d+)(?:([nsmlx])(?:-seg|-pose|-obb)?$)?", host.architecture_name(path))
     return (found.group(1), found.group(2) or "") if found else ("", "")
 
 
 def choose(student: str, teacher: str) -> tuple[str | None, str]:
-    """Choose an assistant of the same family.
+    """Choose an assistant of the same family and of the student's task.
 
     Args:
         student: the student's .pt or .yaml.
@@ -37,12 +38,13 @@ def choose(student: str, teacher: str) -> tuple[str | None, str]:
     (family, small), (other, large) = family_and_size(student), family_and_size(teacher)
     if not family or family != other:
         return None, "student and teacher are not of one known family: name an assistant if you want one"
-    ending = ".yaml" if student.endswith(".yaml") else ".pt"
+    ending = ENDINGS[host.task(student)]
+    suffix = ".yaml" if student.endswith(".yaml") else ".pt"
     parameters = {"student": host.parameters(student), "teacher": host.parameters(teacher)}
     between = []
     for size in SIZES:
         try:
-            count = host.parameters(f"{family}{size}.yaml")
+            count = host.parameters(host.find_model("assistant", f"{family}{size}{ending}.yaml"))
         except BadInput:
             continue  # the family has no such size
         if count / parameters["student"] >= LEAST_RATIO and parameters["teacher"] / count >= LEAST_RATIO:
@@ -52,8 +54,9 @@ def choose(student: str, teacher: str) -> tuple[str | None, str]:
     if small and large:
         middle = (ACCURACY[small] + ACCURACY[large]) / 2
         size = min(between, key=lambda b: abs(ACCURACY[b[0]] - middle))[0]
-        return f"{family}{size}{ending}", f"its COCO accuracy {ACCURACY[size]} is nearest the midpoint {middle:.1f} mAP"
+        reason = f"its COCO accuracy {ACCURACY[size]} is nearest the midpoint {middle:.1f} mAP"
+        return f"{family}{size}{ending}{suffix}", reason
     middle = math.sqrt(parameters["student"] * parameters["teacher"])
     size, count = min(between, key=lambda b: abs(math.log(b[1] / middle)))
     reason = f"its {count / 1e6:.1f} M parameters are nearest the midpoint {middle / 1e6:.1f} M"
-    return f"{family}{size}{ending}", reason
+    return f"{family}{size}{ending}{suffix}", reason

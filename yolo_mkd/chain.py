@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 SCHEMA = "yolo-mkd/chain/2"
 ON_RESUME = {"resume", "json", "device", "workers", "batch"}  # what may differ when a chain goes on
+FIGURES = {  # of the summary's table; a detector that a student of another task hears has only the first two
+    "map50_95": "mAP50-95",
+    "map50": "mAP50",
+    "mask_map50_95": "mask mAP50-95",
+    "mask_map50": "mask mAP50",
+    "pose_map50_95": "pose mAP50-95",
+    "pose_map50": "pose mAP50",
+}
 
 
 class MKD:
@@ -102,6 +111,7 @@ def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     refuse_conflicts(theirs)
     data = host.check_data(theirs.get("data"))
     host.check_arguments({k: v for k, v in theirs.items() if k not in {"project", "name", "exist_ok"}})
+    refuse_task(theirs.pop("task", None), own["model"])
     stages = plan(own, data, theirs.get("imgsz", 640))
     place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
@@ -146,18 +156,29 @@ def refuse_conflicts(theirs: dict[str, Any]) -> None:
     """Refuse Ultralytics arguments that a chain cannot take.
 
     Raises:
-        BadInput: no data, another task, Ultralytics' own distillation, or compilation.
+        BadInput: no data, Ultralytics' own distillation, or compilation.
     """
     if not theirs.get("data"):
         raise BadInput("data= is missing: give a data set's YAML file, for example data=coco8.yaml")
-    if theirs.get("task", "detect") != "detect":
-        raise BadInput(f"task={theirs['task']}: M-KD distils detectors; leave task= out")
     if theirs.get("distill_model"):
         raise BadInput("distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher=")
     if theirs.get("compile"):
         raise BadInput("compile= is not supported with knowledge distillation yet: leave it out")
     if theirs.get("save_dir"):
         raise BadInput("save_dir= would put all stages in one folder: use project= and name=")
+
+
+def refuse_task(named: Any, model: Any) -> None:
+    """Refuse a task that is not the student's own.
+
+    Raises:
+        BadInput: the two differ.
+    """
+    if named is None:
+        return
+    own = host.task(host.find_model("model", model))
+    if named != own:
+        raise BadInput(f"task={named}, but model={model} is of the task {own}: leave task= out, the model decides")
 
 
 def plan(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[dict[str, Any]]:
@@ -201,6 +222,7 @@ def plan(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[dict[str
         known[hears[0]] = host.anatomy(model, own["teacher_imgsz"] or imgsz)
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
+        host.check_labels(data, host.task(stage["model"], argument))
         model = host.build(stage["model"], data["nc"], data["channels"], data.get("kpt_shape"), argument)
         host.check_imgsz(imgsz, model, argument)
         anatomy = replace(host.anatomy(model, imgsz), names=data["names"], channels=data["channels"])
@@ -308,13 +330,13 @@ def save(folder: Path, chain: dict[str, Any]) -> None:
 
 def summary(folder: Path, chain: dict[str, Any]) -> str:
     """What came out, as a table for people, and the commands that come next."""
-    lines = ["", f"  {'stage':<12}{'parameters':>12}{'mAP50-95':>10}{'mAP50':>8}{'minutes':>9}  weights"]
+    shown = {k: title for k, title in FIGURES.items() if k in chain["stages"][-1]["metrics"]}
+    heads = "".join(f"{title:>{len(title) + 2}}" for title in shown.values())
+    lines = ["", f"  {'stage':<12}{'parameters':>12}{heads}{'minutes':>9}  weights"]
     for s in chain["stages"]:
-        m = s["metrics"]
-        lines.append(
-            f"  {s['name']:<12}{s['parameters']:>12,}{m['map50_95']:>10.3f}{m['map50']:>8.3f}{s['seconds'] / 60:>9.1f}"
-            f"  {shortest(s['weights'])}"
-        )
+        scores = "".join(f"{s['metrics'].get(k, math.nan):>{len(title) + 2}.3f}" for k, title in shown.items())
+        minutes = s["seconds"] / 60
+        lines.append(f"  {s['name']:<12}{s['parameters']:>12,}{scores}{minutes:>9.1f}  {shortest(s['weights'])}")
     best = shortest(chain["stages"][-1]["weights"])
     lines += [f"M-KD: chain written to {shortest(folder)}", f"Next: yolo-mkd export model={best} format=onnx"]
     return "\n".join(lines)

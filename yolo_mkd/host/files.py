@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
-from ultralytics.data.utils import IMG_FORMATS, check_det_dataset
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import LOGGER, SETTINGS
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
@@ -77,6 +78,51 @@ def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[st
             where = ", ".join(map(str, places))
             raise BadInput(f"{argument}={data}: no images for '{split}' in {where}: check the paths in it")
     return dict(found)
+
+
+def check_labels(data: dict[str, Any], task: str, argument: str = "data") -> None:
+    """Refuse a data set whose labels are of another task; Ultralytics would notice once the run's folder is there.
+
+    Args:
+        data: the data set, as `check_data` gives it.
+        task: the task of a model that is to be trained on it.
+        argument: which argument names it, for the message.
+
+    Raises:
+        BadInput: a pose set without its keypoints' shape, or the first labelled image of a split has rows that this
+            task cannot read.
+    """
+    if task == "detect":  # takes the boxes of every kind of label
+        return
+    said, shape = f"{argument}={data['yaml_file']}", data.get("kpt_shape") or []
+    wanted = 5 + math.prod(shape) if shape else 0  # values in a row that has keypoints
+    if task == "pose":
+        if [type(n) for n in shape] != [int, int] or shape[0] < 1 or shape[1] not in {2, 3}:
+            raise BadInput(
+                f"{said}: kpt_shape is {shape or 'missing'}: a pose model needs the number of keypoints and of values "
+                "in each, for example kpt_shape: [17, 3]"
+            )
+        if data.get("flip_idx") and len(data["flip_idx"]) != shape[0]:
+            raise BadInput(f"{said}: flip_idx has {len(data['flip_idx'])} entries, kpt_shape says {shape[0]} keypoints")
+    for split in ("train", "val"):
+        file, counts = first_labels(data[split])
+        if task == "pose" and (wrong := counts - {wanted}):
+            raise BadInput(f"{said}: {file} has {min(wrong)} values in a row, kpt_shape {shape} needs {wanted}")
+        if task != "pose" and counts and (min(counts) < 7 or counts == {wanted}):
+            raise BadInput(
+                f"{said}: {file} has no outlines, which a model of the task {task} needs: "
+                "give a data set of this task, or a detector as model="
+            )
+
+
+def first_labels(places: str | list[str]) -> tuple[str, set[int]]:
+    """The first label file of a split that is not empty, and how many values its rows have; nothing if all are."""
+    for place in [places] if isinstance(places, str) else places:
+        for file in img2label_paths(images_in(Path(place))):
+            rows = Path(file).read_text(encoding="utf-8-sig").splitlines() if Path(file).is_file() else []
+            if counts := {len(row.split()) for row in rows if row.strip()}:
+                return file, counts
+    return "", set()
 
 
 def images_in(place: Path) -> list[Path]:

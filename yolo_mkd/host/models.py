@@ -23,11 +23,11 @@ from yolo_mkd.host.files import one_line
 from yolo_mkd.settings import BadInput
 
 TASKS = {"detect": DetectionModel, "segment": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
-KINDS = {  # the model class of each kind of head
-    **dict.fromkeys(("Detect", "v10Detect"), DetectionModel),
-    **dict.fromkeys(("Segment", "Segment26"), SegmentationModel),
-    **dict.fromkeys(("Pose", "Pose26"), PoseModel),
-    **dict.fromkeys(("OBB", "OBB26"), OBBModel),
+HEADS = {  # the task of each kind of head
+    **dict.fromkeys(("Detect", "v10Detect"), "detect"),
+    **dict.fromkeys(("Segment", "Segment26"), "segment"),
+    **dict.fromkeys(("Pose", "Pose26"), "pose"),
+    **dict.fromkeys(("OBB", "OBB26"), "obb"),
 }
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, TypeError, KeyError, AttributeError, ValueError)
 
@@ -72,14 +72,9 @@ def build(
     """
     if path.endswith(".pt"):
         return load_detector(argument, path)
-    cfg = architecture(path)
-    kind = KINDS.get(cfg["head"][-1][2])
-    if kind is None:
-        raise BadInput(
-            f"{argument}={path} ends in {cfg['head'][-1][2]}: M-KD distils {', '.join(TASKS)} models of YOLO"
-        )
+    kind = TASKS[task(path, argument)]
     pose = {"data_kpt_shape": keypoints} if kind is PoseModel and keypoints else {}
-    return kind({**cfg, "nc": classes}, ch=channels, nc=classes, verbose=False, **pose).eval()
+    return kind({**architecture(path), "nc": classes}, ch=channels, nc=classes, verbose=False, **pose).eval()
 
 
 def load_detector(argument: str, path: str, transformer: bool = False) -> DetectionModel:
@@ -97,7 +92,7 @@ def load_detector(argument: str, path: str, transformer: bool = False) -> Detect
         model, _ = load_checkpoint(path)
     except UNREADABLE as e:
         raise BadInput(f"{argument}={path} cannot be read as an Ultralytics checkpoint: {one_line(e)[:160]}") from e
-    accepted = {*KINDS, "RTDETRDecoder"} if transformer else KINDS
+    accepted = {*HEADS, "RTDETRDecoder"} if transformer else HEADS
     if not isinstance(model, DetectionModel) or type(head(model)).__name__ not in accepted:
         kind = f"{type(model).__name__}, task {getattr(model, 'task', None)}"
         raise BadInput(f"{argument}={path} is no YOLO of the kinds {', '.join(TASKS)} ({kind}): give one of these")
@@ -108,13 +103,25 @@ def load_detector(argument: str, path: str, transformer: bool = False) -> Detect
     return model
 
 
-def task(path: str) -> str:
-    """The task of a model file: detect, segment, pose or obb."""
+def task(path: str, argument: str = "model") -> str:
+    """The task of a model file: detect, segment, pose or obb.
+
+    Args:
+        path: the model's file.
+        argument: which argument names it, for the message.
+
+    Raises:
+        BadInput: of another task, or no model at all.
+    """
     if path.endswith(".pt"):
-        name = type(head(load_detector("model", path, transformer=True))).__name__
-    else:
-        name = architecture(path)["head"][-1][2]
-    return next((t for t, kind in TASKS.items() if KINDS.get(name) is kind), "detect")
+        return HEADS[type(head(load_detector(argument, path))).__name__]
+    layers = architecture(path).get("head")
+    if not layers:
+        raise BadInput(f"{argument}={path} is no model: it has no head; give a model's .yaml or .pt")
+    name = layers[-1][2]
+    if name not in HEADS:
+        raise BadInput(f"{argument}={path} ends in {name}: M-KD distils {', '.join(TASKS)} models of YOLO")
+    return HEADS[name]
 
 
 def architecture_name(path: str) -> str:

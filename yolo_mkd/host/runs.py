@@ -39,11 +39,18 @@ def resumable(last: Path) -> bool:
     return ckpt.get("epoch", -1) >= 0 and ckpt.get("optimizer") is not None
 
 
+METRICS = {
+    **{"map50_95": "mAP50-95(B)", "map50": "mAP50(B)", "precision": "precision(B)", "recall": "recall(B)"},
+    **{"mask_map50_95": "mAP50-95(M)", "mask_map50": "mAP50(M)"},
+    **{"pose_map50_95": "mAP50-95(P)", "pose_map50": "mAP50(P)"},
+}
+
+
 def metrics(best: Path) -> dict[str, float]:
-    """The accuracy stored in a finished run's checkpoint."""
+    """The accuracy stored in a finished run's checkpoint: of boxes and, where the task has them, masks or keypoints."""
     found = load_checkpoint(best)[1]["train_metrics"]
-    names = {"map50_95": "mAP50-95(B)", "map50": "mAP50(B)", "precision": "precision(B)", "recall": "recall(B)"}
-    return {ours: round(float(found[f"metrics/{theirs}"]), 5) for ours, theirs in names.items()}
+    scores = {ours: found.get(f"metrics/{theirs}") for ours, theirs in METRICS.items()}
+    return {name: round(float(score), 5) for name, score in scores.items() if score is not None}
 
 
 def size(path: Path, imgsz: int) -> dict[str, float]:
