@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,7 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
     train: Any, tiny_detector: Any, tmp_path: Path
 ) -> None:
     kept: dict[str, torch.Tensor] = {}
+    gains: dict[str, float] = {}
     found: dict[str, Any] = {}
 
     class Cut(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
@@ -141,6 +143,7 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
             super().save_model()
             if self.epoch == 1:
                 kept.update({k: v.clone() for k, v in self.parts.state_dict().items()})
+                gains.update(self.sources[0].balance.gains)
                 raise KeyboardInterrupt
             return True
 
@@ -148,6 +151,7 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
         def watch(self) -> None:
             if not found:
                 found.update(epoch=self.epoch, updates=self.model.criterion.detection.updates)
+                found["gains"], found["frozen"] = dict(self.sources[0].balance.gains), self.sources[0].balance.frozen
                 found["adapters"] = {k: v.clone() for k, v in self.parts.state_dict().items()}
 
         def _setup_train(self) -> None:
@@ -163,7 +167,16 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
     assert found["epoch"] == 2
     assert found["updates"] == 2  # the dual heads' own schedule goes on too
     assert all(torch.equal(v, kept[k]) for k, v in found["adapters"].items())
+    assert found["frozen"]
+    assert found["gains"] == gains
     assert [r["epoch"] for r in rows(student.trainer)] == ["1", "2", "3", "4"]
+    with open(last.parents[1] / "shares.csv", encoding="utf-8") as f:
+        table = list(csv.DictReader(f))
+    assert [r["epoch"] for r in table if r["term"] == "soft"] == ["1", "2", "3", "4"]
+    assert {r["term"] for r in table} == set(ACTING)
+    written = json.loads((last.parents[1] / "gains.json").read_text())["teachers"][0]
+    assert written["gains"] == gains
+    assert torch.load(student.trainer.best, weights_only=False)["mkd"]["teachers"] == [written]
     assert not last.with_name("mkd.pt").exists()
 
 
