@@ -15,12 +15,13 @@ __version__ = metadata.version("yolo-mkd")
 HOMES = {  # no module bears the name of a function: importing it would hide the function
     "MKD": "chain",
     "MKDTrainer": "trainer",
+    "plan": "planning",
     "export": "exporting",
     "check": "parity",
     "time": "timing",
     "BadInput": "settings",
 }
-__all__ = ["MKD", "BadInput", "MKDTrainer", "__version__", "check", "export", "time"]
+__all__ = ["MKD", "BadInput", "MKDTrainer", "__version__", "check", "export", "plan", "time"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,19 @@ def train(**arguments: Any) -> None:
     chain.train(**arguments)
 
 
+def plan(**arguments: Any) -> None:
+    """Foresee a training without training: will it help, and what will it cost? In about a minute.
+
+    yolo-mkd plan data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt assistant=yolo26s.pt epochs=100 imgsz=640
+
+    It takes the arguments of train; json=FILE writes the figures as JSON too.
+    """
+    from yolo_mkd.plan_text import text
+    from yolo_mkd.planning import plan as run
+
+    print(text(run(**arguments)))
+
+
 def export(**arguments: Any) -> None:
     """Export a trained student to ONNX and verify it against PyTorch on real images.
 
@@ -85,6 +98,7 @@ def predict(**arguments: Any) -> None:
 
 VERBS: dict[str, Callable[..., int | None]] = {
     "train": train,
+    "plan": plan,
     "export": export,
     "check": check,
     "time": time,
@@ -138,9 +152,9 @@ def usage() -> str:
 
 
 def verb_help(name: str) -> str:
-    """The help of one verb: its docstring, and for train every argument with its meaning."""
+    """The help of one verb: its docstring, and for train and plan every argument with its meaning."""
     text = inspect.getdoc(VERBS[name]) or ""
-    if name == "train":
+    if name in {"train", "plan"}:
         return f"{text}\n\n{help_text()}\n\n{ULTRALYTICS}"
     if name in {"val", "predict"}:
         return f"{text}\n\n{ULTRALYTICS}"

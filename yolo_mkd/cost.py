@@ -1,0 +1,110 @@
+"""The cost of a stage: from what was measured on a few images to the whole run that is asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from yolo_mkd.balance import READINGS
+from yolo_mkd.criterion import EVERY
+from yolo_mkd.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that is asked for.
+
+    Attributes:
+        epochs: how many.
+        batch: images a step.
+        images: in the training split.
+        val_images: in the validation split.
+        nbs: images that one optimizer update gathers, as Ultralytics has it.
+        schedule: of the knowledge.
+        hours: what the user limits the run to [h]; None is no limit.
+        save_period: epochs between checkpoints that are kept; -1 is none.
+        validates: whether every epoch is validated.
+    """
+
+    epochs: int
+    batch: int
+    images: int
+    val_images: int
+    nbs: int
+    schedule: Schedule
+    hours: float | None
+    save_period: int
+    validates: bool
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch."""
+        return math.ceil(self.images / self.batch)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates in the whole run, about: the warm-up has some more."""
+        gathered = min(max(round(self.nbs / self.batch), 1), self.batches * self.epochs)
+        return math.ceil(self.batches * self.epochs / gathered)
+
+
+def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
+    """How long a step and the whole run take.
+
+    Args:
+        run: the run that is asked for.
+        probed: seconds, as `probe.Probe` found them.
+
+    Returns:
+        Seconds of a step with and without teachers, what the teachers add to it [%], hours of the run and of a plain
+        one. Steps are scaled from the probe's batch by the number of images.
+    """
+    scale = run.batch / probed["batch"]
+    plain, taught = probed["plain"]["step_s"] * scale, probed["taught"].get("step_s", 0.0) * scale
+    steps = run.batches * run.epochs
+    on = run.batches * run.schedule.end if taught else 0
+    wanted = max(1, min(run.batches, 8 * EVERY) // EVERY) * run.schedule.end + READINGS
+    reading = min(wanted, on) * probed["reading_s"] * scale
+    validation = probed["val_s_per_image"] * run.val_images * (run.epochs + 1 if run.validates else 2)
+    beside = probed["load_s"] * scale * steps + probed["update_s"] * run.updates + validation
+    alone = steps * plain + beside
+    hours = (on * taught + (steps - on) * plain + reading + beside) / 3600
+    return {
+        "step_plain_s": plain,
+        "step_taught_s": taught or plain,
+        "extra_percent": 100 * (taught / plain - 1) if taught else 0.0,
+        "load_s": probed["load_s"] * scale,
+        "validation_s": probed["val_s_per_image"] * run.val_images,
+        "hours": hours if run.hours is None else run.hours,
+        "hours_plain": alone / 3600 if run.hours is None else run.hours,
+    }
+
+
+def memory(run: Run, probed: dict[str, Any]) -> dict[str, int]:
+    """What the run holds in memory [bytes]: weights as counted, activations scaled to its batch.
+
+    Args:
+        run: the run that is asked for.
+        probed: bytes, as `probe.Probe` found them.
+    """
+    found, scale = probed["memory"], run.batch / probed["batch"]
+    student = sum(found[k] for k in ("parameters", "gradients", "optimizer", "average"))
+    plain, taught = (round(found.get(f"saved_{k}", 0) * scale) for k in ("plain", "taught"))
+    return {
+        **{k: v for k, v in found.items() if not k.startswith("saved")},
+        "activations_plain": plain,
+        "activations_taught": taught or plain,
+        "total_plain": student + plain,
+        "total_taught": student + found["teachers"] + (taught or plain),
+    }
+
+
+def disk(run: Run, probed: dict[str, Any]) -> dict[str, int]:
+    """Checkpoints on disk [bytes]: while the run trains, and once it is done."""
+    one = probed["disk"]
+    periodic = (run.epochs - 1) // run.save_period * one["while_training"] if run.save_period > 0 else 0
+    return {
+        "peak": 2 * one["while_training"] + one["beside"] + periodic,
+        "kept": 2 * one["at_the_end"] + periodic,
+    }

@@ -1,0 +1,79 @@
+"""A few images of a data set with their labels, copied into a folder of its own: nothing is written beside the data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolo_mkd import host
+from yolo_mkd.host.dry import label_of
+
+KEPT = ("names", "channels", "kpt_shape", "flip_idx", "kpt_names")  # of a data set's description
+
+
+def images_of(data: Mapping[str, Any], split: str, fraction: float = 1.0) -> list[Path]:
+    """The images of a split.
+
+    Args:
+        data: as `host.check_data` gives it.
+        split: `train` or `val`.
+        fraction: how much of it is used, from its start, as Ultralytics has it.
+    """
+    places = data[split] if isinstance(data[split], list) else [data[split]]
+    found = [image for place in places for image in host.images_in(Path(place))]
+    return found[: round(len(found) * fraction)] if fraction < 1 else found
+
+
+def spread(images: list[Path], count: int) -> list[Path]:
+    """At most `count` of some images, evenly from first to last."""
+    if len(images) <= count:
+        return images
+    return [images[i * len(images) // count] for i in range(count)]
+
+
+def copy(
+    data: Mapping[str, Any],
+    splits: Mapping[str, list[Path]],
+    folder: Path,
+    classes: Mapping[int, int] | None = None,
+    names: Mapping[int, str] | None = None,
+) -> Path:
+    """Copy images with their labels and describe them as a data set.
+
+    Args:
+        data: the data set that they are of.
+        splits: the images by split.
+        folder: where to; made if missing.
+        classes: the index in `names` of each class that is kept; the others' labels are dropped. All stay if None.
+        names: of the classes that the copy has; the data set's own if None.
+
+    Returns:
+        The YAML file of the copy.
+    """
+    for split, images in splits.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images):
+            copied = folder / "images" / split / f"{i:06}{image.suffix.lower()}"
+            shutil.copyfile(image, copied)
+            label = label_of(image)
+            if label.is_file():
+                text = label.read_text(encoding="utf-8-sig")
+                kept = text if classes is None else "\n".join(renamed(text.splitlines(), classes))
+                label_of(copied).write_text(kept, encoding="utf-8")
+    described = {k: data[k] for k in KEPT if data.get(k) is not None}
+    described.update({split: f"images/{split}" for split in splits}, path=str(folder.resolve()))
+    described.setdefault("train", "images/val")  # Ultralytics wants both
+    file = folder / "data.yaml"
+    file.write_text(yaml.safe_dump({**described, "names": dict(names or data["names"])}), encoding="utf-8")
+    return file
+
+
+def renamed(rows: list[str], classes: Mapping[int, int]) -> list[str]:
+    """Label rows with other class indices; rows of classes that have none are dropped."""
+    split = [row.split(maxsplit=1) for row in rows if row.strip()]
+    return [f"{classes[int(float(c))]} {rest}" for c, rest in split if int(float(c)) in classes]
