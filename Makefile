@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint fmt clean
+.PHONY: install demo test pairs lint fmt clean
 
 install: .venv/installed
 
@@ -17,6 +17,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+pairs: install
+	$(BIN)/python -m pytest -m pairs
 
 lint: install
 	$(BIN)/ruff check .

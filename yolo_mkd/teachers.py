@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_mkd import host
-from yolo_mkd.knowledge import Knowledge
+from yolo_mkd.knowledge import Knowledge, Outputs
 from yolo_mkd.taps import Anatomy, Taps
+
+PADDING = 114 / 255  # the grey that Ultralytics pads with
 
 
 class Listener:
@@ -50,10 +54,40 @@ class Teacher:
 
     @torch.no_grad()
     def speak(self, images: Tensor) -> Knowledge:
-        """What the teacher says about images, B C H W in [0, 1]; grey ones are shown to a colour teacher as grey."""
+        """What the teacher says about images, B C H W in [0, 1]; grey ones are shown to a colour teacher as grey.
+
+        Images that are no multiple of its largest stride, as a P6 teacher can meet, are padded while it looks.
+        """
         if images.shape[1] == 1 < self.listener.anatomy.channels:
             images = images.expand(-1, self.listener.anatomy.channels, -1, -1)
-        return self.listener.knowledge(self.model(images))
+        height, width = images.shape[2:]
+        largest = max(self.listener.anatomy.strides)
+        if not (height % largest or width % largest):
+            return self.listener.knowledge(self.model(images))
+        padded = F.pad(images, (0, -width % largest, 0, -height % largest), value=PADDING)
+        return within(self.listener.knowledge(self.model(padded)), height, width)
+
+
+def within(k: Knowledge, height: int, width: int) -> Knowledge:
+    """What of the knowledge of a padded image lies in its top left corner of that many pixels."""
+    levels = {s: (math.ceil(height / s), math.ceil(width / s)) for s in k.levels}
+
+    def anchors(x: Tensor) -> Tensor:
+        maps = x.split([rows * columns for rows, columns in k.levels.values()], dim=-1)
+        kept = zip(maps, k.levels.values(), levels.values(), strict=True)
+        return torch.cat(
+            [m.unflatten(-1, size)[..., :rows, :columns].flatten(-2) for m, size, (rows, columns) in kept], -1
+        )
+
+    branches = {
+        name: Outputs(anchors(o.logits), anchors(o.distances), None if o.bins is None else anchors(o.bins))
+        for name, o in k.branches.items()
+    }
+    strides = {role: 2 ** int(role.rpartition("_p")[2]) for role in k.features}
+    features = {
+        r: f[:, :, : math.ceil(height / strides[r]), : math.ceil(width / strides[r])] for r, f in k.features.items()
+    }
+    return Knowledge(branches, features, levels)
 
 
 def draw(seed: int, step: int, count: int) -> int:

@@ -115,6 +115,8 @@ class MKDTrainer(host.DetectionTrainer):
 
     def _source(self, path: str, asked: dict[str, float]) -> Source:
         model = host.load_detector("teacher", path, transformer=True).to(self.device)
+        if self._rescales:
+            host.check_imgsz(self.knowledge["teacher_imgsz"], model, "teacher")
         anatomy = host.anatomy(model, self.knowledge["teacher_imgsz"] or self.args.imgsz)
         lesson = Lesson(self.anatomy, anatomy, asked)
         lesson.refuse_silence(path)
@@ -182,7 +184,7 @@ class MKDTrainer(host.DetectionTrainer):
 
     def _end_batch(self) -> None:
         self.moment.batch += 1
-        if self.moment.now >= self._schedule().fitted and any(s.balance.freeze() for s in self.sources):
+        if self.moment.now >= self._schedule().fitted and any([s.balance.freeze() for s in self.sources]):
             self._report_gains()
 
     def _report_gains(self) -> None:

@@ -11,7 +11,7 @@ from ultralytics.nn.modules.head import OBB, Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss
 
-from yolo_mkd.host.models import head
+from yolo_mkd.host.models import Silent, head
 from yolo_mkd.knowledge import Outputs
 from yolo_mkd.taps import Anatomy, Tap
 
@@ -32,17 +32,19 @@ def anatomy(model: DetectionModel, imgsz: int) -> Anatomy:
         return lambda module, inputs, output: shapes.update({i: output.shape}) if isinstance(output, Tensor) else None
 
     handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(model.model[:-1])]
+    end, layers = head(model), model.model
+    layers[-1] = Silent(end)  # the head's own shapes are not asked for, and RT-DETR's takes no small image
     modes = {m: m.training for m in model.modules()}
     channels = int(model.yaml.get("channels", 3))
     try:
         model.eval()(torch.zeros(1, channels, imgsz, imgsz).to(next(model.parameters())))
     finally:
+        layers[-1] = end
         for handle in handles:
             handle.remove()
         for module, training in modes.items():
             module.training = training
 
-    end = head(model)
     strides = tuple(imgsz // shapes[i][2] for i in end.f)
     taps: dict[str, Tap] = {}
     backbone = range(min(len(model.yaml["backbone"]), len(shapes)))

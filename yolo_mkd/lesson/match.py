@@ -43,12 +43,14 @@ class Match:
         """Match two models; the student explores only where there is a neck layer to explore in."""
         shared = tuple(r for r in student.taps if r in teacher.taps and patterned(student, r) and patterned(teacher, r))
         neck = tuple(r for r in shared if r.startswith("neck"))
+        # one answer of a smaller map is heard by several anchors, of which one2one must raise no more than one
+        coarser = any(teacher.taps[r].rows < student.taps[r].rows for r in neck)
         return cls(
             student,
             teacher,
             explores and bool(neck),
             tuple(s for s in student.strides if s in teacher.strides),
-            tuple(b for b in student.branches if b in teacher.branches),
+            tuple(b for b in student.branches if b in teacher.branches and not (b == "one2one" and coarser)),
             tuple(shared_classes(student.names, teacher.names)),
             shared,
             neck,
@@ -68,13 +70,13 @@ class Match:
     def heads(self, ks: Knowledge, kt: Knowledge) -> list[tuple[Outputs, Outputs, Tensor]]:
         """Student's and teacher's outputs by branch at the shared strides, and the teacher's shared classes' logits."""
         theirs = [t for _, t in self.classes]
+        given, wanted = ({k: levels[k] for k in self.strides} for levels in (kt.levels, ks.levels))
         pairs = []
         for branch in self.branches:
             s = at_strides(ks.branches[branch], ks.levels, self.strides)
             t = at_strides(kt.branches[branch], kt.levels, self.strides)
-            if ks.levels != kt.levels:
-                from_to = [{k: levels[k] for k in self.strides} for levels in (kt.levels, ks.levels)]
-                t = at_levels(t, *from_to)
+            if given != wanted:
+                t = at_levels(t, given, wanted)
             pairs.append((s, t, t.logits[:, theirs]))
         return pairs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -32,14 +33,18 @@ def at_levels(outputs: Outputs, levels: Levels, wanted: Levels) -> Outputs:
     """One branch's outputs at the anchors of another image size.
 
     Each wanted anchor takes what the most certain of the given anchors in its cell says, its box carried over to the
-    other size and hung on the wanted anchor. Box-side distributions cannot be carried over and are dropped.
+    other size and hung on the wanted anchor. No given anchor is heard in two cells unless the given map is the smaller
+    one. Box-side distributions cannot be carried over and are dropped.
     """
     logits, distances = [], []
     for stride, (rows, columns) in levels.items():
         wanted_rows, wanted_columns = wanted[stride]
         z, d = (anchors_of(x, levels, [stride]) for x in (outputs.logits, outputs.distances))
-        best = best_score(z).unflatten(1, (1, rows, columns))  # B 1 H W
-        chosen = F.adaptive_max_pool2d(best, (wanted_rows, wanted_columns), return_indices=True)[1].flatten(1)  # B A'
+        down = torch.tensor(inside(rows, wanted_rows), device=z.device)  # H' K
+        across = torch.tensor(inside(columns, wanted_columns), device=z.device)  # W' K'
+        candidates = (down[:, None, :, None] * columns + across[:, None]).flatten(2).flatten(0, 1)  # A' KK'
+        best = best_score(z)[:, candidates].argmax(2, keepdim=True)  # B A' 1
+        chosen = candidates.expand(len(z), -1, -1).gather(2, best)[..., 0]  # B A'
         zoom_x, zoom_y = wanted_columns / columns, wanted_rows / rows
         own = torch.arange(wanted_rows * wanted_columns, device=z.device)
         right = (chosen % columns + 0.5) * zoom_x - (own % wanted_columns + 0.5)  # how far the chosen anchor lies off
@@ -50,6 +55,20 @@ def at_levels(outputs: Outputs, levels: Levels, wanted: Levels) -> Outputs:
         distances.append(torch.stack(sides, 1))
         logits.append(z.gather(2, chosen[:, None].expand(-1, z.shape[1], -1)))
     return Outputs(cat(logits, 2), cat(distances, 2))
+
+
+@functools.cache
+def inside(count: int, wanted: int) -> list[list[int]]:
+    """Which of `count` positions along a side have their centre in each of `wanted` cells.
+
+    A cell that holds no centre has the position that it lies in; the last is repeated where cells hold unequal numbers.
+    """
+    cells: list[list[int]] = [[] for _ in range(wanted)]
+    for i in range(count):
+        cells[(2 * i + 1) * wanted // (2 * count)].append(i)
+    cells = [held or [(2 * j + 1) * count // (2 * wanted)] for j, held in enumerate(cells)]
+    most = max(map(len, cells))
+    return [held + held[-1:] * (most - len(held)) for held in cells]
 
 
 def at_size(f: Tensor, rows: int, columns: int) -> Tensor:
