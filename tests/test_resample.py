@@ -112,11 +112,11 @@ def test_what_lies_in_the_padding_is_cut_away_level_by_level() -> None:
 
 def test_a_p6_teacher_meets_a_size_that_is_no_multiple_of_64() -> None:
     torch.manual_seed(0)
-    teacher, images = host.build("yolo26n-p6.yaml", classes=3), torch.rand(1, 3, 96, 160)
+    teacher, images = host.build("yolo26n-p6.yaml", classes=3), torch.rand(1, 3, 96, 128)
     anatomy = host.anatomy(teacher, 96)
     said = Teacher("p6", host.freeze(teacher), anatomy, ["neck_p3", "neck_p5"]).speak(images)
-    assert {s: said.levels[s] for s in (8, 16, 32)} == {8: (12, 20), 16: (6, 10), 32: (3, 5)}
-    assert said.features["neck_p5"].shape[2:] == (3, 5)
+    assert {s: said.levels[s] for s in (8, 16, 32)} == {8: (12, 16), 16: (6, 8), 32: (3, 4)}
+    assert said.features["neck_p5"].shape[2:] == (3, 4)
     assert said.branches["one2many"].logits.shape[2] == sum(r * c for r, c in said.levels.values())
 
 
