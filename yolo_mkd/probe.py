@@ -48,7 +48,6 @@ class Probe:
         """Measure everything, and leave a checkpoint."""
         started = time.perf_counter()
         trainer.epoch, self.args, self.sources = 0, trainer.args, getattr(trainer, "sources", [])
-        trainer._model_train()
         batches = prepared(trainer)
         reading_s = self._hear(trainer, batches, started + self.seconds / 2)
         steps = time_steps(trainer, batches, self.sources, started + self.seconds)

@@ -37,6 +37,10 @@ def dry_run(trainer: type[BaseTrainer], model: str, arguments: dict[str, Any], w
 
     def train(self: Any) -> None:
         self._setup_train()
+        self._model_train()
+        if 0 < self.epochs <= self.args.close_mosaic:  # mosaic is closed from the first epoch on
+            self._close_dataloader_mosaic()
+            self.train_loader.reset()
         work(self)
 
     kind = type("DryRun", (trainer,), {"run_callbacks": say_nothing, "train": train})
