@@ -26,6 +26,16 @@ ALLOWED = {
     "trainer": {"host", "balance", "criterion", "lesson", "report", "schedule", "settings", "shares", "teachers"},
     "assistant": {"host", "settings"},
     "chain": {"assistant", "host", "report", "lesson", "settings", "trainer"},
+    "sample": {"host"},
+    "accuracy": {"host", "lesson", "sample", "settings"},
+    "cost": {"balance", "criterion", "schedule"},
+    "probe": {"host", "balance", "criterion", "knowledge"},
+    "advice": set(),
+    "plan_text": {"advice"},
+    "planning": {
+        *("accuracy", "advice", "assistant", "balance", "chain", "cost", "criterion", "host", "lesson", "probe"),
+        *("report", "sample", "schedule", "settings", "trainer"),
+    },
 }
 
 

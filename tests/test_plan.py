@@ -174,7 +174,7 @@ def test_its_json_holds_the_figures_of_the_text(planned: dict[str, Any], place: 
 def test_the_text_says_what_was_measured_within_its_width(planned: dict[str, Any]) -> None:
     said = plan_text.text(planned)
     soft = terms(planned)["soft"]
-    assert f"{soft['share']['mean']:.2f} +- {soft['share']['sd']:.2f}" in said
+    assert f"{soft['share']['mean']:.2g} +- {soft['share']['sd']:.1g}" in said
     assert f"{planned['accuracy']['teacher']['map50_95']:.3f}" in said
     assert "soft_dfl does not act: neither head has box-side distributions" in said
     assert said.splitlines()[-1].endswith(planned["answer"].split()[-1])
@@ -335,8 +335,8 @@ def test_a_healthy_plan_has_no_warning_and_a_plain_answer() -> None:
     assert warnings(healthy()) == []
     assert answer({**healthy(), "warnings": []}) == (
         "It can help: the teacher has 0.500 mAP50-95 here, the student 0.300, and of 1 acting terms 1 pull clearly "
-        "with the task and 0 against it. Only a plain training of equal length shows by how much. It takes about 2.0 h and "
-        "2 MB of disk; a plain student takes 1.0 h."
+        "with the task and 0 against it. Only a plain training of equal length shows by how much. It takes about "
+        "2.0 h and 2 MB of disk; a plain student takes 1.0 h."
     )
 
 

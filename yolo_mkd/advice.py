@@ -70,7 +70,7 @@ def unmatched(figures: Figures, stage: Figures) -> Found:
     """Classes and strides that only one of the two has."""
     for h in stage["hops"]:
         missing, strides = h["unknown_classes"], h["strides"]
-        if missing:
+        if 0 < len(missing) < figures["classes"]:  # a teacher that knows none is told of elsewhere
             names = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             said = f"the {h['teacher']} does not know {len(missing)} of {figures['classes']} classes ({names})"
             yield "classes", f"{said}: give equal things equal names, or train a teacher on this data"
@@ -153,7 +153,7 @@ def prospect(figures: Figures, student: Figures, kinds: set[str]) -> str:
     if not any(h["known"] for h in hops):
         return "Whether it helps cannot be known before the teacher is trained: train it, then plan again with its .pt."
     if kinds & {"teacher_no_better", "teacher_unmeasured"}:
-        return "It will hardly help: this teacher has nothing to teach on this data that was measured."
+        return "It will hardly help: nothing shows that this teacher is better on this data."
     ways = [direction(t) for h in hops if h["known"] for t in h["terms"] if t["acts"]]
     pulling = f"of {len(ways)} acting terms {ways.count(1)} pull clearly with the task and {ways.count(-1)} against it"
     ours = figures["accuracy"].get(student["name"], {}).get("map50_95")

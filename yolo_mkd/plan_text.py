@@ -107,7 +107,7 @@ def pull(term: Figures) -> list[str]:
     share, cosine = term["share"], term["cosine"]
     gains = f"{term['nominal_gain']:.3g}" + (f" -> {term['gain']:.3g}" if term["gain"] != term["nominal_gain"] else "")
     limit = " (at its limit)" if term["at_limit"] else ""
-    return [gains + limit, f"{share['mean']:.2f} +- {share['sd']:.2f}", f"{cosine['mean']:+.2f} +- {cosine['sd']:.2f}"]
+    return [gains + limit, f"{share['mean']:.2g} +- {share['sd']:.1g}", f"{cosine['mean']:+.2f} +- {cosine['sd']:.2f}"]
 
 
 def place(tap: Figures) -> str:
@@ -117,6 +117,8 @@ def place(tap: Figures) -> str:
 
 def accuracy(figures: Figures) -> list[str]:
     """What the trained models reach on this data now."""
+    if not figures["accuracy"]:
+        return ["Accuracy now: no model of this chain is trained yet"]
     rows = []
     for name, score in figures["accuracy"].items():
         known = len(score["classes"])

@@ -33,6 +33,7 @@ from yolo_mkd.trainer import TRAINERS
 PROBE_S = 20.0  # for the gradients and steps of all stages
 EXAM_S = 12.0  # for the accuracy of all models
 TRAIN_IMAGES, VAL_IMAGES, TIMED_VAL_IMAGES = 64, 64, 16
+CPU_PIXELS = 4 * 320**2  # a batch that one core takes in about a second
 REPLACED = {
     "project",
     "name",
@@ -170,7 +171,7 @@ def foresee(asked: Asked, folder: Path) -> dict[str, Any]:
 
 def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val: list[Path]) -> list[dict[str, Any]]:
     """Set up each stage on a few images and measure it."""
-    small = min(batch, 4 if asked.imgsz <= 320 else 2) if asked.device == "cpu" else batch
+    small = min(batch, max(2, CPU_PIXELS // asked.imgsz**2)) if asked.device == "cpu" else batch
     shown = sample.spread(train, max(TRAIN_IMAGES, 4 * small))
     shown = shown[: len(shown) // small * small]  # whole batches only: another size would take another time
     few = sample.copy(asked.data, {"train": shown, "val": sample.spread(val, TIMED_VAL_IMAGES)}, folder / "few")

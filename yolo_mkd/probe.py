@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -158,25 +158,34 @@ def time_steps(
 ) -> dict[str, Any]:
     """Time steps with and without teachers in turn on the same batches, then the optimizer; medians [s].
 
-    Where there are several teachers, they take turns, as each batch of a training hears one of them.
+    Several teachers take turns, as in training, and the mean of their medians counts.
     """
     loads: list[float] = []
     plain: list[dict[str, float]] = []
-    taught: list[dict[str, float]] = []
+    taught: list[list[dict[str, float]]] = [[] for _ in sources]
     step(trainer, next(batches)[0], None)  # the first one allocates
     while len(plain) < TIMED[1] and (len(plain) < TIMED[0] or clock(trainer) < deadline):
         batch, seconds = next(batches)
         loads.append(seconds)
-        turns: list[Source | None] = [None, *sources[len(plain) % len(sources) :][:1]] if sources else [None]
-        for source in turns[:: 1 if len(plain) % 2 else -1]:
-            (taught if source else plain).append(step(trainer, batch, source))
-    found = {"timed": len(plain), "load_s": median(loads), "plain": medians(plain)}
-    return {**found, "taught": medians(taught), "update_s": update_s(trainer, next(batches)[0])}
+        turn = len(plain) % max(1, len(sources))
+        for is_taught in (False, True)[:: 1 if len(plain) % 2 else -1]:
+            if not is_taught:
+                plain.append(step(trainer, batch, None))
+            elif sources:
+                taught[turn].append(step(trainer, batch, sources[turn]))
+    each = [medians(rows) for rows in taught if rows]
+    return {
+        "timed": len(plain),
+        "load_s": median(loads),
+        "plain": medians(plain),
+        "taught": {part: fmean(row[part] for row in each) for part in each[0]} if each else {},
+        "update_s": update_s(trainer, next(batches)[0]),
+    }
 
 
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     """The median of each part."""
-    return {part: median(row[part] for row in rows) for part in rows[0]} if rows else {}
+    return {part: median(row[part] for row in rows) for part in rows[0]}
 
 
 def update_s(trainer: Any, batch: Batch) -> float:
