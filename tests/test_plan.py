@@ -14,9 +14,11 @@ import torch
 import yaml
 from torch import nn
 
-from yolo_mkd import accuracy, chain, cli, host, plan_text, planning, probe, sample
-from yolo_mkd.advice import answer, direction, warnings
-from yolo_mkd.cost import Run, disk, duration, memory
+from yolo_mkd import chain, cli, host, planning
+from yolo_mkd.planning import accuracy, probe, sample
+from yolo_mkd.planning import text as plan_text
+from yolo_mkd.planning.advice import answer, direction, warnings
+from yolo_mkd.planning.cost import Run, disk, duration, memory
 from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import BadInput
 

@@ -20,7 +20,14 @@ from yolo_mkd.teachers import Teacher
 from yolo_mkd.trainer import MKDTrainer
 
 OFF = dict.fromkeys(TERMS, 0.0)
-ACTING = ["soft", "soft_box", "attention", "relation", "guidance", "exploration"]  # yolo26 heads have no box-side distributions
+ACTING = [
+    "soft",
+    "soft_box",
+    "attention",
+    "relation",
+    "guidance",
+    "exploration",
+]  # yolo26 heads have no box-side distributions
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import itertools
 import math
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,24 +103,54 @@ def train(**arguments: Any) -> tuple[Path, dict[str, Any]]:
     return folder, chain
 
 
-def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Check everything, then make the folder of a new chain."""
-    refuse_unknown(arguments, {*defaults(), *host.arguments()}, "train")
+@dataclass(frozen=True)
+class Asked:
+    """A chain that is asked for, with everything checked and nothing written.
+
+    Attributes:
+        own: M-KD's arguments, settled.
+        theirs: Ultralytics' arguments, as given, without those that name the folder.
+        data: the data set, as `host.check_data` gives it.
+        folder: where the chain will be.
+        stages: as `plan` gives them.
+    """
+
+    own: dict[str, Any]
+    theirs: dict[str, Any]
+    data: dict[str, Any]
+    folder: Path
+    stages: list[dict[str, Any]]
+
+
+def checked(arguments: dict[str, Any], verb: str) -> Asked:
+    """Check all the arguments of a new chain.
+
+    Raises:
+        BadInput: they cannot work.
+    """
+    refuse_unknown(arguments, {*defaults(), *host.arguments()}, verb)
     own = settle({k: v for k, v in arguments.items() if k in defaults()})
     theirs = {k: v for k, v in arguments.items() if k not in defaults()}
     refuse_conflicts(theirs)
     data = host.check_data(theirs.get("data"))
-    host.check_arguments({k: v for k, v in theirs.items() if k not in {"project", "name", "exist_ok"}})
+    place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
+    host.check_arguments(theirs)
     refuse_task(theirs.pop("task", None), own["model"])
     stages = plan(own, data, theirs.get("imgsz", 640))
-    place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
     if (folder / "chain.yaml").exists():
         raise BadInput(f"{folder} holds a chain already: go on with resume={folder}, or choose another name=")
+    return Asked(own, theirs, data, folder, stages)
+
+
+def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Check everything, then make the folder of a new chain."""
+    asked = checked(arguments, "train")
+    own, theirs, folder, stages = asked.own, asked.theirs, asked.folder, asked.stages
     folder.mkdir(parents=True, exist_ok=True)
     for stage in stages:
         stage["model"] = absolute(host.write_architecture(stage["model"], folder))
-    theirs["data"] = absolute(data["yaml_file"])
+    theirs["data"] = absolute(asked.data["yaml_file"])
     chain = {
         "schema": SCHEMA,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -162,8 +192,6 @@ def refuse_conflicts(theirs: dict[str, Any]) -> None:
         raise BadInput("data= is missing: give a data set's YAML file, for example data=coco8.yaml")
     if theirs.get("distill_model"):
         raise BadInput("distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher=")
-    if theirs.get("compile"):
-        raise BadInput("compile= is not supported with knowledge distillation yet: leave it out")
     if theirs.get("save_dir"):
         raise BadInput("save_dir= would put all stages in one folder: use project= and name=")
 
@@ -218,7 +246,9 @@ def plan(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[dict[str
     known = {}
     if not epochs:
         model = host.load_detector("teacher", teacher, transformer=True)
-        host.check_imgsz(own["teacher_imgsz"] or imgsz, model, "teacher")
+        host.check_imgsz(
+            own["teacher_imgsz"] or imgsz, model, "teacher", "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
+        )
         known[hears[0]] = host.anatomy(model, own["teacher_imgsz"] or imgsz)
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")

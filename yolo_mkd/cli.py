@@ -32,8 +32,8 @@ def plan(**arguments: Any) -> None:
 
     It takes the arguments of train; json=FILE writes the figures as JSON too.
     """
-    from yolo_mkd.plan_text import text
     from yolo_mkd.planning import plan as run
+    from yolo_mkd.planning.text import text
 
     print(text(run(**arguments)))
 

@@ -116,7 +116,7 @@ class MKDTrainer(host.DetectionTrainer):
     def _source(self, path: str, asked: dict[str, float]) -> Source:
         model = host.load_detector("teacher", path, transformer=True).to(self.device)
         if self._rescales:
-            host.check_imgsz(self.knowledge["teacher_imgsz"], model, "teacher")
+            host.check_imgsz(self.knowledge["teacher_imgsz"], model, "teacher", "teacher_imgsz")
         anatomy = host.anatomy(model, self.knowledge["teacher_imgsz"] or self.args.imgsz)
         lesson = Lesson(self.anatomy, anatomy, asked)
         lesson.refuse_silence(path)

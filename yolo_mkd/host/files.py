@@ -36,7 +36,7 @@ def check_arguments(given: dict[str, Any]) -> None:
         raise BadInput(one_line(e)) from e
 
 
-def check_imgsz(imgsz: Any, model: DetectionModel, argument: str) -> None:
+def check_imgsz(imgsz: Any, model: DetectionModel, argument: str, key: str = "imgsz") -> None:
     """Refuse an image size that a model cannot take; Ultralytics would silently round it.
 
     Raises:
@@ -44,11 +44,11 @@ def check_imgsz(imgsz: Any, model: DetectionModel, argument: str) -> None:
     """
     stride = max(int(model.stride.max()), 32)
     if isinstance(imgsz, bool) or not isinstance(imgsz, int):
-        raise BadInput(f"imgsz={imgsz} is no number of pixels: use for example imgsz=640")
+        raise BadInput(f"{key}={imgsz} is no number of pixels: use for example {key}=640")
     if imgsz % stride or imgsz < stride:
         near = max(stride, round(imgsz / stride) * stride)
         raise BadInput(
-            f"imgsz={imgsz} is not a multiple of {stride}, the largest stride of {argument}: use imgsz={near}"
+            f"{key}={imgsz} is not a multiple of {stride}, the largest stride of {argument}: use {key}={near}"
         )
 
 

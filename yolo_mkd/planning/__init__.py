@@ -17,54 +17,35 @@ from typing import Any
 
 import torch
 
-from yolo_mkd import assistant, chain, cost, host, report, sample
-from yolo_mkd.accuracy import Exam
-from yolo_mkd.advice import answer, warnings
+from yolo_mkd import assistant, chain, host, report
 from yolo_mkd.balance import Reading
 from yolo_mkd.criterion import Source
 from yolo_mkd.host.dry import PLAIN, dry_run, silent
 from yolo_mkd.lesson import TERMS
 from yolo_mkd.lesson.table import notes
-from yolo_mkd.probe import Probe
+from yolo_mkd.planning import cost, sample
+from yolo_mkd.planning.accuracy import Exam
+from yolo_mkd.planning.advice import answer, warnings
+from yolo_mkd.planning.probe import Probe
 from yolo_mkd.schedule import Schedule
-from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, preset, refuse_unknown, settle
+from yolo_mkd.settings import KNOWLEDGE, BadInput, preset
 from yolo_mkd.trainer import TRAINERS
 
 PROBE_S = 20.0  # for the gradients and steps of all stages
 EXAM_S = 12.0  # for the accuracy of all models
 TRAIN_IMAGES, VAL_IMAGES, TIMED_VAL_IMAGES = 64, 64, 16
 CPU_PIXELS = 4 * 320**2  # a batch that one core takes in about a second
-REPLACED = {
-    "project",
-    "name",
-    "exist_ok",
-    "data",
-    "batch",
-    "device",
-    "fraction",
-    "cache",
-    "plots",
-    "save_period",
-    "time",
-}
+REPLACED = {"data", "batch", "device", "fraction", "cache", "plots", "save_period", "time"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class Asked(chain.Asked):
     """What the user asks for.
 
     Attributes:
-        own: M-KD's arguments, settled.
-        theirs: Ultralytics' arguments, as given.
-        data: the data set, as `host.check_data` gives it.
-        stages: of the chain, as `chain.plan` gives them.
         named: terms that the user or a preset names.
     """
 
-    own: dict[str, Any]
-    theirs: dict[str, Any]
-    data: dict[str, Any]
-    stages: list[dict[str, Any]]
     named: list[str]
 
     @property
@@ -122,18 +103,9 @@ def checked(arguments: dict[str, Any]) -> Asked:
     """
     if arguments.get("resume"):
         raise BadInput("resume= goes on with a chain that has begun: give the arguments of a new one")
-    refuse_unknown(arguments, {*defaults(), *host.arguments()}, "plan")
-    given = {k: v for k, v in arguments.items() if k in defaults()}
-    own, theirs = settle(given), {k: v for k, v in arguments.items() if k not in defaults()}
-    chain.refuse_conflicts(theirs)
-    data = host.check_data(theirs.get("data"))
-    host.check_arguments({k: v for k, v in theirs.items() if k not in {"project", "name", "exist_ok"}})
-    chain.refuse_task(theirs.pop("task", None), own["model"])
-    stages = chain.plan(own, data, theirs.get("imgsz", 640))
-    folder = host.run_folder(theirs.get("project"), theirs.get("name"), bool(theirs.get("exist_ok")))
-    if (folder / "chain.yaml").exists():
-        raise BadInput(f"{folder} holds a chain already: go on with resume={folder}, or choose another name=")
-    return Asked(own, theirs, data, stages, [n for n in TERMS if n in {**preset(own["preset"]), **given}])
+    asked = chain.checked(arguments, "plan")
+    named = {**preset(asked.own["preset"]), **arguments}
+    return Asked(**vars(asked), named=[n for n in TERMS if n in named])
 
 
 def foresee(asked: Asked, folder: Path) -> dict[str, Any]:

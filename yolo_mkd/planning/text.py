@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from yolo_mkd.advice import hours
+from yolo_mkd.planning.advice import hours
 
 WIDTH = 100
 MB = 2**20
@@ -149,7 +149,7 @@ def time(figures: Figures) -> list[str]:
     ]
     if last["hops"]:
         lines += wrapped(f"The student is taught for {last['knowledge_epochs']} of {last['epochs']} epochs.")
-    return [*lines, "  Runs with loading, updates and validation."]
+    return [*lines, "  Plain run and this run include loading, updates and validation."]
 
 
 PARTS = ("student_s", "loss_s", "teacher_s", "terms_s", "backward_s")
@@ -167,5 +167,5 @@ def space(figures: Figures) -> list[str]:
     return [
         f"Memory and disk in MB, batch {figures['batch']}",
         *table(heads, rows),
-        "  Counted, not guessed; what lives for a moment only comes on top, unless there is a peak on a GPU.",
+        "  Counted from tensors; what lives only for a moment comes on top, but is in a GPU's peak.",
     ]

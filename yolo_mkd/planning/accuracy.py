@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolo_mkd import host, sample
+from yolo_mkd import host
 from yolo_mkd.lesson.match import shared_classes
+from yolo_mkd.planning import sample
 from yolo_mkd.settings import BadInput
 
 
