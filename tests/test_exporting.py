@@ -111,7 +111,7 @@ def test_classifier_is_refused(tmp_path, tiny_detector):
     from ultralytics import YOLO
 
     YOLO("yolo11n-cls.yaml").save(tmp_path / "cls.pt")
-    with pytest.raises(BadInput, match=r"cls\.pt is no YOLO detector"):
+    with pytest.raises(BadInput, match=r"cls\.pt is no YOLO of the kinds detect"):
         export(tmp_path / "cls.pt", images=tiny_detector.images[:1])
 
 

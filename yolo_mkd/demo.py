@@ -85,7 +85,7 @@ def demo(
         "names": list(scenes.CLASSES),
         "pictures": {"train": TRAIN, "val": VAL, "seed": SEED},
         "training": {**TRAINING, "epochs": epochs},
-        "gains": record["gains"],
+        "knowledge": record["knowledge"],
         "rows": measure(models, data),
         "minutes": round((time.perf_counter() - begun) / 60, 2),
     }
