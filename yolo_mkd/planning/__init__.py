@@ -28,7 +28,7 @@ from yolo_mkd.planning.accuracy import Exam
 from yolo_mkd.planning.advice import answer, warnings
 from yolo_mkd.planning.probe import Probe
 from yolo_mkd.schedule import Schedule
-from yolo_mkd.settings import KNOWLEDGE, BadInput, preset
+from yolo_mkd.settings import KNOWLEDGE, BadInput
 from yolo_mkd.trainer import TRAINERS
 
 PROBE_S = 20.0  # for the gradients and steps of all stages
@@ -43,7 +43,7 @@ class Asked(chain.Asked):
     """What the user asks for.
 
     Attributes:
-        named: terms that the user or a preset names.
+        named: terms that the user names.
     """
 
     named: list[str]
@@ -104,8 +104,7 @@ def checked(arguments: dict[str, Any]) -> Asked:
     if arguments.get("resume"):
         raise BadInput("resume= goes on with a chain that has begun: give the arguments of a new one")
     asked = chain.checked(arguments, "plan")
-    named = {**preset(asked.own["preset"]), **arguments}
-    return Asked(**vars(asked), named=[n for n in TERMS if n in named])
+    return Asked(**vars(asked), named=[n for n in TERMS if n in arguments])
 
 
 def foresee(asked: Asked, folder: Path) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val:
         length = {"epochs": asked.own["teacher_epochs"]} if name == "teacher" else {}
         probe, trainer = Probe(PROBE_S / len(asked.stages)), PLAIN[task]
         if hears:
-            knowledge = {key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}
+            knowledge = {**{key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}, "record": False}
             trainer = TRAINERS[task].using(hears[0].file, [h.file for h in hears[1:]], **knowledge)
         model = host.write_architecture(stage["model"], folder)
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
