@@ -21,14 +21,17 @@ ALLOWED = {
     "host": {"host", "knowledge", "settings", "taps"},
     "lesson": {"lesson", "knowledge", "settings", "taps"},
     "teachers": {"host", "knowledge", "taps"},
-    "criterion": {"host", "balance", "knowledge", "lesson", "schedule", "teachers"},
+    "record": {"record", "host", "knowledge", "lesson", "settings", "taps", "teachers"},
+    "criterion": {"host", "balance", "knowledge", "lesson", "record", "schedule", "teachers"},
     "shares": {"balance", "host"},
-    "trainer": {"host", "balance", "criterion", "lesson", "report", "schedule", "settings", "shares", "teachers"},
+    "trainer": {
+        *("host", "balance", "criterion", "lesson", "record", "report", "schedule", "settings", "shares", "teachers"),
+    },
     "assistant": {"host", "settings"},
-    "chain": {"assistant", "host", "report", "lesson", "settings", "trainer"},
+    "chain": {"assistant", "host", "report", "lesson", "record", "settings", "trainer"},
     "planning": {
         *("planning", "assistant", "balance", "chain", "criterion", "host", "knowledge", "lesson", "report"),
-        *("schedule", "settings", "trainer"),
+        *("schedule", "settings", "teachers", "trainer"),
     },
 }
 

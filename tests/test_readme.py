@@ -56,7 +56,19 @@ def test_its_make_targets_exist(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*TERMS, "preset", "calibrate", "gate", "teacher_imgsz", "assistant", "teacher_epochs"]
+    "name",
+    [
+        *TERMS,
+        "preset",
+        "calibrate",
+        "gate",
+        "teacher_imgsz",
+        "record",
+        "views",
+        "record_limit",
+        "assistant",
+        "teacher_epochs",
+    ],
 )
 def test_every_term_and_what_shapes_it_is_named(name: str) -> None:
     assert re.search(rf"[` ]{name}[`=]", TEXT)

@@ -55,7 +55,7 @@ RIVALS = ["channel_wise", "focal_global", "localization", "masked_generation", "
 
 
 def test_there_is_a_preset_for_the_paper_for_good_students_for_strangers_and_for_each_rival() -> None:
-    assert sorted(["mkd", "safe", "free", "nominal", *RIVALS]) == PRESETS
+    assert sorted(["mkd", "safe", "free", "nominal", "recorded", *RIVALS]) == PRESETS
 
 
 def test_a_preset_goes_before_defaults_and_an_argument_before_a_preset() -> None:
@@ -95,6 +95,9 @@ def test_the_usual_share_of_a_nominal_gain_is_the_share_that_the_defaults_ask_fo
         ({"calibrate": "yes"}, "calibrate=yes is neither true nor false"),
         ({"gate": 1}, "gate=1 is neither true nor false"),
         ({"teacher_imgsz": "big"}, "teacher_imgsz=big is no number of pixels"),
+        ({"views": 0}, "views=0 is no number of views"),
+        ({"record": 3}, "give record=true or a folder"),
+        ({"record_limit": -1}, "record_limit=-1 is no size in GB"),
         ({"teacher_imgsz": True}, "teacher_imgsz=True is no number of pixels"),
         ({"preset": "gone.yaml"}, "preset=gone.yaml: no such preset"),
     ],

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -18,6 +19,7 @@ from yolo_mkd import assistant as midpoint
 from yolo_mkd import host, report
 from yolo_mkd.host import LOGGER
 from yolo_mkd.lesson import TERMS, Lesson, check_asked
+from yolo_mkd.record.views import refuse
 from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, settle
 from yolo_mkd.trainer import TRAINERS
 
@@ -132,6 +134,8 @@ def checked(arguments: dict[str, Any], verb: str) -> Asked:
     own = settle({k: v for k, v in arguments.items() if k in defaults()})
     theirs = {k: v for k, v in arguments.items() if k not in defaults()}
     refuse_conflicts(theirs)
+    if own["record"]:
+        refuse(SimpleNamespace(rect=theirs.get("rect", False), multi_scale=theirs.get("multi_scale", 0)))
     data = host.check_data(theirs.get("data"))
     place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     host.check_arguments(theirs)
@@ -258,7 +262,10 @@ def plan(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[dict[str
         anatomy = replace(host.anatomy(model, imgsz), names=data["names"], channels=data["channels"])
         known[stage["name"]] = anatomy  # as it will be once fitted to the data
         for name in stage["hears"]:
-            Lesson(anatomy, known[name], asked).refuse_silence(name)
+            lesson = Lesson(anatomy, known[name], asked)
+            lesson.refuse_silence(name)
+            if own["record"]:
+                lesson.refuse_unrecorded()
         stage.update(parameters=anatomy.parameters, status="waiting")
     sizes = {name: anatomy.parameters for name, anatomy in known.items()}
     show_plan(hears, sizes)

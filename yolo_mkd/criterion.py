@@ -15,7 +15,7 @@ from yolo_mkd.balance import READINGS, Balance, read
 from yolo_mkd.knowledge import Truth
 from yolo_mkd.lesson import Lesson
 from yolo_mkd.schedule import Schedule
-from yolo_mkd.teachers import Listener, Teacher, draw
+from yolo_mkd.teachers import Listener, Speaker, draw
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
 EVERY = 50  # batches between two measurements of the gradients, which cost about one more step; at least one an epoch
@@ -25,7 +25,7 @@ EVERY = 50  # batches between two measurements of the gradients, which cost abou
 class Source:
     """A teacher, what it can teach this student, and how much each term weighs."""
 
-    teacher: Teacher
+    teacher: Speaker
     lesson: Lesson
     balance: Balance
 
@@ -113,7 +113,7 @@ class Criterion:
         if self.on:
             images = batch["img"]
             source = self.sources[draw(self.seed, self.step, len(self.sources))]
-            taught = source.teacher.speak(batch.get("teacher_img", images))
+            taught = source.teacher.answer(batch)
             with torch.autocast(images.device.type, enabled=False):  # the terms need full precision
                 values, total = self._knowledge(source, preds, taught, batch, loss.sum() / len(images))
             loss = torch.cat([loss, total.view(1) * len(images)])

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-KNOWLEDGE = ("preset", "calibrate", "gate", "teacher_imgsz")  # what shapes the knowledge beside the terms themselves
+# what shapes the knowledge beside the terms themselves
+KNOWLEDGE = ("preset", "calibrate", "gate", "teacher_imgsz", "record", "views", "record_limit")
 
 
 class BadInput(ValueError):
@@ -71,9 +72,15 @@ def settle(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("calibrate", "gate"):
         if not isinstance(own[name], bool):
             raise BadInput(f"{name}={own[name]} is neither true nor false")
-    size = own["teacher_imgsz"]
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise BadInput(f"teacher_imgsz={size} is no number of pixels: use for example teacher_imgsz=640")
+    for name, meaning, example in (("teacher_imgsz", "number of pixels", 640), ("views", "number of views", 8)):
+        count = own[name]
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise BadInput(f"{name}={count} is no {meaning}: use for example {name}={example}")
+    limit = own["record_limit"]
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
+        raise BadInput(f"record_limit={limit} is no size in GB: use for example record_limit=20")
+    if own["views"] is None or not isinstance(own["record"], bool | str | Path):
+        raise BadInput(f"record={own['record']} views={own['views']}: give record=true or a folder, and views=8")
     return own
 
 

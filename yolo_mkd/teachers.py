@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,19 @@ class Listener:
         return Knowledge(branches, self.taps.take(), levels)
 
 
+class Speaker(Protocol):
+    """Who teaches: a live teacher, or the record of one.
+
+    Attributes:
+        name: what to call it.
+    """
+
+    name: str
+
+    def answer(self, batch: dict[str, Any]) -> Knowledge:
+        """What it says about a batch of Ultralytics' data."""
+
+
 class Teacher:
     """A trained detector that is asked and never changed: no gradients, fixed statistics, no part of the student."""
 
@@ -51,6 +64,10 @@ class Teacher:
         """
         self.name, self.model = name, model
         self.listener = Listener(model, anatomy, roles)
+
+    def answer(self, batch: dict[str, Any]) -> Knowledge:
+        """What the teacher says about a batch of Ultralytics' data, at the size that it sees."""
+        return self.speak(batch.get("teacher_img", batch["img"]))
 
     @torch.no_grad()
     def speak(self, images: Tensor) -> Knowledge:

@@ -16,6 +16,9 @@ from yolo_mkd.criterion import Criterion, Moment, Source
 from yolo_mkd.host import LOGGER, unwrap_model
 from yolo_mkd.lesson import TERMS, Lesson, check_asked
 from yolo_mkd.lesson.table import gains_table, lesson_table
+from yolo_mkd.record.recorded import Recorded, layout_of, open_record
+from yolo_mkd.record.store import fingerprint
+from yolo_mkd.record.views import Views, refuse
 from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, settle
 from yolo_mkd.shares import Shares
@@ -105,6 +108,8 @@ class MKDTrainer(host.DetectionTrainer):
         with torch.random.fork_rng(devices=[]):  # a distilled run sees the same data as a plain one of its seed
             torch.manual_seed(self.args.seed)  # adapters start alike on every rank
             try:
+                if self.knowledge["record"]:
+                    refuse(self.args)
                 self.sources = [self._source(path, asked) for path in self.teachers]
             except BadInput:
                 host.discard_empty_run(self.save_dir)
@@ -120,9 +125,12 @@ class MKDTrainer(host.DetectionTrainer):
         anatomy = host.anatomy(model, self.knowledge["teacher_imgsz"] or self.args.imgsz)
         lesson = Lesson(self.anatomy, anatomy, asked)
         lesson.refuse_silence(path)
+        if self.knowledge["record"]:
+            lesson.refuse_unrecorded()
         wishes = {t.name: Wish(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting}
         balance = Balance(wishes, self.knowledge["calibrate"], self.knowledge["gate"])
-        return Source(Teacher(short_name(path), host.freeze(model), anatomy, lesson.roles), lesson, balance)
+        roles = list(layout_of(anatomy).roles) if self.knowledge["record"] else lesson.roles
+        return Source(Teacher(short_name(path), host.freeze(model), anatomy, roles), lesson, balance)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Build Ultralytics' optimizer, with the weights of the terms' parts among its parameters."""
@@ -137,8 +145,36 @@ class MKDTrainer(host.DetectionTrainer):
         with host.override_configs(self.args, larger):
             return super().build_dataset(img_path, mode, batch)
 
+    def _build_train_pipeline(self) -> None:
+        super()._build_train_pipeline()
+        if self.sources and self.knowledge["record"]:  # let the loader show views that can come back
+            views = Views(self.train_loader.dataset, self.knowledge["views"], seed=0)
+            views.install(self.train_loader, self._next_epoch)
+
+    def _next_epoch(self) -> int:
+        """The epoch that the loader is about to begin, also before the first."""
+        return int(getattr(self, "epoch", None) or self.start_epoch)
+
+    def _record(self) -> None:
+        """Put a record before each teacher."""
+        views, data = self.knowledge["views"], self.train_loader.dataset
+        seen = {
+            "data": fingerprint([Path(f) for f in data.im_files], [Path(f) for f in data.label_files]),
+            "imgsz": self.knowledge["teacher_imgsz"] or self.args.imgsz,
+            "views": views,
+            "augmentation": host.augmentation(self.args),
+        }
+        closed = self.epochs - self.args.close_mosaic
+        keys = sorted({e % views + views * (e >= closed) for e in range(self.start_epoch, self._schedule().end)})
+        for source, file in zip(self.sources, self.teachers, strict=True):
+            assert isinstance(source.teacher, Teacher)
+            place, limit = self.knowledge["record"], self.knowledge["record_limit"]
+            source.teacher = open_record(place, source.teacher, file, seen, len(data), keys, limit)
+
     def _setup_train(self) -> None:
         super()._setup_train()
+        if self.sources and self.knowledge["record"]:
+            self._record()
         self._attach()
         for source in self.sources:
             LOGGER.info(lesson_table(source.lesson, source.teacher.name, self.knowledge["calibrate"]))
@@ -165,6 +201,9 @@ class MKDTrainer(host.DetectionTrainer):
         """Leave the student as stock Ultralytics knows it."""
         if self.listener is None:
             return
+        for source in self.sources:
+            if isinstance(source.teacher, Recorded):
+                source.teacher.store.flush()
         self.listener.taps.remove()
         self.listener = None
         student = unwrap_model(self.model)

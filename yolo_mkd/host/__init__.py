@@ -31,7 +31,17 @@ from yolo_mkd.host.models import (
     write_architecture,
 )
 from yolo_mkd.host.reading import anatomy, keep_graphs, outputs, remaining, shared_weights
-from yolo_mkd.host.runs import annotate, discard_empty_run, metrics, newest_chain, resumable, run_folder, size
+from yolo_mkd.host.runs import (
+    annotate,
+    augmentation,
+    discard_empty_run,
+    metrics,
+    newest_chain,
+    records_folder,
+    resumable,
+    run_folder,
+    size,
+)
 
 __all__ = [
     "LOGGER",
@@ -44,6 +54,7 @@ __all__ = [
     "annotate",
     "architecture_name",
     "arguments",
+    "augmentation",
     "build",
     "check_arguments",
     "check_data",
@@ -64,6 +75,7 @@ __all__ = [
     "override_configs",
     "parameters",
     "quiet",
+    "records_folder",
     "remaining",
     "resumable",
     "run_folder",

@@ -15,6 +15,12 @@ from ultralytics.utils.torch_utils import get_flops
 
 from yolo_mkd.host.models import UNREADABLE
 
+AUGMENTATION = (
+    *("mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "degrees", "translate", "scale", "shear"),
+    *("perspective", "flipud", "fliplr", "bgr", "hsv_h", "hsv_s", "hsv_v", "augmentations"),
+    *("single_cls", "classes", "fraction", "task"),
+)
+
 
 def run_folder(project: str | None, name: str | None, exist_ok: bool) -> Path:
     """The folder of a new chain, by Ultralytics' rules for `project=` and `name=`: runs/mkd/train, train2, ..."""
@@ -26,6 +32,11 @@ def newest_chain() -> Path | None:
     """The chain folder most recently written under Ultralytics' runs folder."""
     found = Path(SETTINGS["runs_dir"]).glob("mkd/**/chain.yaml")
     return max((p.parent for p in found), key=lambda p: (p / "chain.yaml").stat().st_mtime, default=None)
+
+
+def records_folder() -> Path:
+    """Where recorded teachers are kept for every chain: runs/mkd/records."""
+    return Path(SETTINGS["runs_dir"]) / "mkd" / "records"
 
 
 def resumable(last: Path) -> bool:
@@ -73,3 +84,8 @@ def annotate(file: Path, record: dict[str, Any]) -> None:
     partial = file.with_name(file.name + ".part")
     torch.save({**whole, "mkd": record}, partial)
     partial.replace(file)
+
+
+def augmentation(args: Any) -> dict[str, Any]:
+    """Those of Ultralytics' arguments that decide which picture a view of an image is."""
+    return {name: getattr(args, name) for name in AUGMENTATION if hasattr(args, name)}

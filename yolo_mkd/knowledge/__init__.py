@@ -34,11 +34,15 @@ class Knowledge:
         branches: the head's outputs by branch, `one2many` and, on dual heads, `one2one`.
         features: feature maps by role (`backbone_p3` ... `neck_p5`), each B C H W.
         levels: anchors of each level as {stride: (rows, columns)}, in the order of the A axis.
+        maps: attention maps by role, each B H W, where the features themselves were not kept.
+        relations: in the same case the relation matrix, B L L, and the L roles that it is of.
     """
 
     branches: dict[str, Outputs]
     features: dict[str, Tensor] = field(default_factory=dict)
     levels: dict[int, tuple[int, int]] = field(default_factory=dict)
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    relations: tuple[tuple[str, ...], Tensor] | None = None
 
     def detached(self) -> Knowledge:
         """The same features, through which no gradient passes."""

@@ -26,16 +26,28 @@ def normalise(energy: Tensor) -> Tensor:
 
 
 def attention_loss(fs: Tensor, ft: Tensor) -> Tensor:
-    """Half the squared distance of the two normalised maps: about 1 - correlation, in [0, 2].
+    """Compare where two layers are active.
 
     Args:
         fs: the student's features, B Cs H W.
         ft: the teacher's at the same place, B Ct H' W'; the larger of the two maps is pooled.
 
     Returns:
-        A scalar, the mean over images; unchanged by any scale, order or number of channels.
+        A scalar as `map_loss` has it; unchanged by any scale, order or number of channels.
     """
-    es, et = attention_map(fs), attention_map(ft)
+    return map_loss(attention_map(fs), attention_map(ft))
+
+
+def map_loss(es: Tensor, et: Tensor) -> Tensor:
+    """Half the squared distance of two normalised maps: about 1 - correlation, in [0, 2].
+
+    Args:
+        es: the student's attention maps, B H W.
+        et: the teacher's, B H' W'.
+
+    Returns:
+        A scalar, the mean over images.
+    """
     size = (min(es.shape[1], et.shape[1]), min(es.shape[2], et.shape[2]))
     es, et = (F.adaptive_avg_pool2d(e, size) if e.shape[1:] != size else e for e in (es, et))
     return 0.5 * (normalise(es.flatten(1)) - normalise(et.flatten(1))).square().sum(1).mean()

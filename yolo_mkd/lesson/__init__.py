@@ -107,6 +107,19 @@ class Lesson:
             reasons = "; ".join(f"{t.name}: {t.why_not}" for t in self.terms)
             raise BadInput(f"teacher={teacher} can teach this student nothing ({reasons})")
 
+    def refuse_unrecorded(self) -> None:
+        """Refuse to replay a teacher to terms that need more of it than a record holds.
+
+        Raises:
+            BadInput: such a term acts.
+        """
+        if names := [t.name for t in self.acting if not t.replayable]:
+            off = " ".join(f"{name}=0" for name in names)
+            raise BadInput(
+                f"record= keeps no teacher's features, which {' '.join(names)} need: "
+                f"switch them off ({off}, or preset=recorded), or leave record= out to ask the teacher each time"
+            )
+
     def losses(self, ks: Knowledge, kt: Knowledge, truth: Truth, steer: bool = True) -> dict[str, Tensor]:
         """Each acting term's loss, without its gain, as a mean over the images of the batch.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from yolo_mkd.knowledge import Knowledge, Truth
-from yolo_mkd.knowledge.attention import attention_loss
+from yolo_mkd.knowledge.attention import attention_map, map_loss
 from yolo_mkd.knowledge.exploration import exploration_loss
 from yolo_mkd.knowledge.guidance import Guide
 from yolo_mkd.knowledge.relation import grid_for, relation_loss, relation_matrix
@@ -28,6 +29,7 @@ class Term:
         loss: the comparison itself, of the student's and the teacher's knowledge and the labels.
         roles: the hidden layers that it needs.
         parts: what is trained beside the student for it, and dropped at the end.
+        replayable: whether a record of the teacher holds all that it reads.
         name: as in `TERMS`, and as its argument.
         asked: the share of the detection gradient, or the plain gain, that the user asks for.
     """
@@ -37,6 +39,7 @@ class Term:
     loss: Loss
     roles: tuple[str, ...] = ()
     parts: nn.Module | None = None
+    replayable: bool = False
     name: str = ""
     asked: float = 0.0
 
@@ -57,7 +60,7 @@ def soft(match: Match) -> Term:
         return mean([class_loss(s.logits[:, ours], zt) for s, _, zt in match.heads(ks, kt)])
 
     classes = f"{len(ours)} of the student's {len(match.student.names)} classes, "
-    return Term(classes + heads_read(match), heads_apart(match), loss)
+    return Term(classes + heads_read(match), heads_apart(match), loss, replayable=True)
 
 
 def soft_box(match: Match) -> Term:
@@ -66,7 +69,7 @@ def soft_box(match: Match) -> Term:
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
         return mean([box_loss(s.distances, t.distances, zt) for s, t, zt in match.heads(ks, kt)])
 
-    return Term(heads_read(match), heads_apart(match) or rotated(match), loss)
+    return Term(heads_read(match), heads_apart(match) or rotated(match), loss, replayable=True)
 
 
 def soft_dfl(match: Match) -> Term:
@@ -116,20 +119,35 @@ def attention(match: Match) -> Term:
     """Attention maps of hidden layers."""
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        return mean([attention_loss(match.inherited(ks, r), kt.features[r]) for r in match.shared])
+        return mean([map_loss(attention_map(match.inherited(ks, r)), energy(kt, r)) for r in match.shared])
 
-    return Term(*layers_read(match.shared, 1), loss, match.shared)
+    return Term(*layers_read(match.shared, 1), loss, match.shared, replayable=True)
+
+
+def energy(kt: Knowledge, role: str) -> Tensor:
+    """The teacher's attention map of a role, B H W: as recorded, or of its features."""
+    return kt.maps[role] if role in kt.maps else attention_map(kt.features[role])
 
 
 def relation(match: Match) -> Term:
     """The relation matrix between hidden layers."""
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        fs, ft = [match.inherited(ks, r) for r in match.shared], [kt.features[r] for r in match.shared]
-        grid = grid_for([(f.shape[2], f.shape[3]) for f in fs + ft])
-        return relation_loss(relation_matrix(fs, grid), relation_matrix(ft, grid))
+        fs = [match.inherited(ks, r) for r in match.shared]
+        sizes = [(f.shape[2], f.shape[3]) for f in (*fs, *kt.features.values())]
+        grid = grid_for(sizes)
+        return relation_loss(relation_matrix(fs, grid), relations(kt, match.shared, grid))
 
-    return Term(*layers_read(match.shared, 2), loss, match.shared)
+    return Term(*layers_read(match.shared, 2), loss, match.shared, replayable=True)
+
+
+def relations(kt: Knowledge, roles: Sequence[str], grid: tuple[int, int]) -> Tensor:
+    """The teacher's relation matrix between some roles, B L L: as recorded, or of its features."""
+    if kt.relations is None:
+        return relation_matrix([kt.features[r] for r in roles], grid)
+    recorded, matrix = kt.relations
+    chosen = torch.tensor([recorded.index(r) for r in roles], device=matrix.device)
+    return matrix[:, chosen[:, None], chosen]
 
 
 def guidance(match: Match) -> Term:

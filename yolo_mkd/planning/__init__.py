@@ -158,7 +158,7 @@ def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val:
         length = {"epochs": asked.own["teacher_epochs"]} if name == "teacher" else {}
         probe, trainer = Probe(PROBE_S / len(asked.stages)), PLAIN[task]
         if hears:
-            knowledge = {key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}
+            knowledge = {**{key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}, "record": False}
             trainer = TRAINERS[task].using(hears[0].file, [h.file for h in hears[1:]], **knowledge)
         model = host.write_architecture(stage["model"], folder)
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)

@@ -18,6 +18,7 @@ from yolo_mkd.balance import Reading, read
 from yolo_mkd.criterion import Source
 from yolo_mkd.host.dry import disk, precision
 from yolo_mkd.knowledge import Truth
+from yolo_mkd.teachers import Teacher
 
 HEARD = (2, 8)  # batches at least and at most on which gradients are measured
 TIMED = (3, 12)  # and steps are timed
@@ -93,11 +94,6 @@ def prepared(trainer: Any) -> Iterator[tuple[Batch, float]]:
             yield batch, clock(trainer) - started
 
 
-def seen(batch: Batch) -> Tensor:
-    """The images that the teacher sees: the student's, or larger ones."""
-    return batch["teacher_img"] if "teacher_img" in batch else batch["img"]
-
-
 def truth_of(batch: Batch) -> Truth:
     """A batch's labels, as the terms take them."""
     return Truth(batch["bboxes"][:, :4].float(), batch["batch_idx"])
@@ -110,7 +106,7 @@ def hear(trainer: Any, batch: Batch, sources: list[Source]) -> tuple[list[dict[s
     with precision(trainer):
         preds = trainer.model(batch["img"])
         loss, _ = criterion.detection(preds, batch)
-        taught = [s.teacher.speak(seen(batch)) for s in sources]
+        taught = [s.teacher.answer(batch) for s in sources]
     ks, task, found = criterion.student.knowledge(preds), loss.sum() / len(batch["img"]), []
     started = clock(trainer)
     for source, kt in zip(sources, taught, strict=True):
@@ -134,7 +130,7 @@ def forward(trainer: Any, batch: Batch, source: Source | None) -> tuple[Tensor, 
         total = loss.sum()
         marks.append(clock(trainer))
         if source:
-            kt = source.teacher.speak(seen(batch))
+            kt = source.teacher.answer(batch)
             marks.append(clock(trainer))
     if source:
         losses = source.lesson.losses(criterion.student.knowledge(preds), kt, truth_of(batch))
@@ -206,12 +202,13 @@ def memory(trainer: Any, batch: Batch, sources: list[Source]) -> dict[str, Any]:
     """
     trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     states = [t for state in trainer.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    models = [s.teacher.model for s in sources if isinstance(s.teacher, Teacher)]
     found: dict[str, Any] = {
         "parameters": size_of([*trainer.model.parameters(), *trainer.model.buffers()]),
         "gradients": size_of(trained),
         "optimizer": size_of(states),
         "average": size_of([*trainer.ema.ema.parameters(), *trainer.ema.ema.buffers()]),
-        "teachers": sum(size_of([*s.teacher.model.parameters(), *s.teacher.model.buffers()]) for s in sources),
+        "teachers": sum(size_of([*m.parameters(), *m.buffers()]) for m in models),
     }
     turns: dict[str, Source | None] = {"plain": None, **({"taught": sources[0]} if sources else {})}
     for name, source in turns.items():
