@@ -297,22 +297,17 @@ def test_a_transform_with_a_generator_of_its_own_draws_the_same_twice_running(
         assert first.items() <= after.items()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"rect": True}, "rect=True gives.*use rect=False"),
-        ({"multi_scale": 0.5}, "multi_scale=0.5 gives.*multi_scale=0"),
-    ],
-)
-def test_batches_of_a_size_of_their_own_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+@pytest.mark.parametrize("arguments", [{"rect": True}, {"multi_scale": 0.5}])
+def test_batches_of_a_size_of_their_own_are_refused(arguments: dict[str, Any]) -> None:
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(BadInput, match=f"{name}={value} gives each batch a size of its own.*: use {name}="):
         refuse(get_cfg(overrides=arguments))
     refuse(get_cfg(overrides={"rect": False, "multi_scale": 0.0, "cache": "ram"}))
 
 
-def test_less_than_one_view_is_refused(root: Path) -> None:
+def test_less_than_one_view_is_refused() -> None:
     with pytest.raises(BadInput, match="views=0 is too few: give 1 or more"):
-        viewed(root, views=0)
+        Views(Dice(), 0, 0)
 
 
 class Trainer(DetectionTrainer):

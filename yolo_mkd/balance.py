@@ -48,7 +48,7 @@ def read(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -
     def gradient(loss: Tensor) -> Tensor:
         found = torch.autograd.grad(SCALE * loss, weights, retain_graph=True, allow_unused=True)
         parts = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
-        return torch.cat([p.flatten() for p in parts]).double()
+        return torch.cat([p.flatten() for p in parts]).float()
 
     base = gradient(task)
     rows = []
