@@ -146,9 +146,8 @@ def test_a_view_is_the_same_in_another_order(root: Path, task: str, augmentation
 def test_what_is_compared_holds_objects_and_all_that_the_task_has(root: Path, task: str) -> None:
     views = viewed(root, task)
     batch = views.collate_fn([views[index, 0] for index in range(IMAGES)])
-    assert len(batch["bboxes"]) > IMAGES
+    assert len(batch["bboxes"]) > IMAGES and batch["img"].shape == (IMAGES, 3, 64, 64)
     assert {"segment": "masks", "pose": "keypoints"}.get(task, "img") in batch
-    assert batch["img"].shape == (IMAGES, 3, 64, 64)
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])
@@ -241,13 +240,13 @@ def test_every_generator_depends_on_image_view_seed_and_mosaic_and_on_nothing_el
 
 
 def test_random_states_are_as_if_no_view_had_been_drawn(root: Path) -> None:
-    views = viewed(root)
-    random.seed(5), np.random.seed(6), torch.manual_seed(7)
-    expected = random.random(), np.random.rand(), torch.rand(1).item()
-    random.seed(5), np.random.seed(6), torch.manual_seed(7)
-    drawn(views)
-    assert torch.initial_seed() == 7
-    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    views, found = viewed(root), []
+    for places in ([], [(0, 0), (5, 1)]):
+        random.seed(5), np.random.seed(6), torch.manual_seed(7)
+        samples = [views[place] for place in places]
+        found.append((torch.initial_seed(), random.random(), np.random.rand(), torch.rand(1).item()))
+    assert found[0] == found[1]
+    assert len(samples) == 2
 
 
 def test_random_states_are_kept_when_an_image_cannot_be_read(tmp_path: Path) -> None:
@@ -274,7 +273,9 @@ class Noise:
         return {"image": image ^ self.generator.integers(0, 255, image.shape, dtype=np.uint8)}
 
 
-def noisy(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Views, Any]:
+def test_a_transform_with_a_generator_of_its_own_draws_the_same_twice_running(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ultralytics.data.augment import Albumentations
 
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -282,13 +283,7 @@ def noisy(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Views, Any]:
 
     monkeypatch.setattr(Albumentations, "__init__", build)
     dataset, args = stock(root)
-    return Views(dataset, V, 0), args
-
-
-def test_a_transform_with_a_generator_of_its_own_draws_the_same_twice_running(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    views, args = noisy(root, monkeypatch)
+    views = Views(dataset, V, 0)
     for close in (False, True):
         if close:
             views.close_mosaic(copy(args))
@@ -330,8 +325,7 @@ class Trainer(DetectionTrainer):
         pictures.update(digests(batch) if self.views else {})
         return super().preprocess_batch(batch)
 
-    def final_eval(self) -> None:
-        """Leave it out: it sees nothing of the training data."""
+    def final_eval(self) -> None: ...  # sees nothing of the training data
 
 
 Seen = dict[int, tuple[list[str], dict[int, str]]]
