@@ -121,16 +121,25 @@ def pictures(tiny_detector: Any) -> torch.Tensor:
     return torch.tensor(np.stack(read), dtype=torch.float32)
 
 
-def test_each_term_finds_in_the_record_what_it_finds_in_the_teacher(
-    tiny_detector: Any, pictures: torch.Tensor, tmp_path: Path
-) -> None:
+@pytest.fixture
+def teacher(tiny_detector: Any) -> Teacher:
     model = host.load_detector("teacher", str(tiny_detector.pt))
     anatomy = host.anatomy(model, 64)
-    teacher = Teacher("t", host.freeze(model), anatomy, list(layout_of(anatomy).roles))
-    recorded = open_record(str(tmp_path), teacher, str(tiny_detector.pt), {"views": 1}, 16, [0], None)
+    return Teacher("t", host.freeze(model), anatomy, list(layout_of(anatomy).roles))
+
+
+@pytest.fixture
+def recorded(teacher: Teacher, tiny_detector: Any, tmp_path: Path) -> Recorded:
+    return open_record(str(tmp_path), teacher, str(tiny_detector.pt), {"views": 1}, 16, [0], None)
+
+
+def test_each_term_finds_in_the_record_what_it_finds_in_the_teacher(
+    tiny_detector: Any, teacher: Teacher, recorded: Recorded, pictures: torch.Tensor
+) -> None:
     torch.manual_seed(0)
     student = host.build(str(tiny_detector.pt.parents[2] / "yolo26n.yaml"), 3)
-    student.names = model.names
+    anatomy = teacher.listener.anatomy
+    student.names = anatomy.names
     lesson = Lesson(host.anatomy(student, 64), anatomy, ASKED)
     ks = Listener(student.train(), lesson.match.student, lesson.roles).knowledge(student(pictures))
     truth = Truth(torch.zeros(0, 4), torch.zeros(0))
@@ -146,17 +155,23 @@ def test_each_term_finds_in_the_record_what_it_finds_in_the_teacher(
 
 
 def test_a_batch_is_put_together_from_the_record_and_the_teacher_in_its_own_order(
-    tiny_detector: Any, pictures: torch.Tensor, tmp_path: Path
+    recorded: Recorded, pictures: torch.Tensor
 ) -> None:
-    model = host.load_detector("teacher", str(tiny_detector.pt))
-    anatomy = host.anatomy(model, 64)
-    teacher = Teacher("t", host.freeze(model), anatomy, list(layout_of(anatomy).roles))
-    recorded = open_record(str(tmp_path), teacher, str(tiny_detector.pt), {"views": 1}, 16, [0], None)
     whole = recorded.answer({"img": pictures[:6], "code": [0, 1, 2, 3, 4, 5]})
-    assert isinstance(recorded, Recorded)
     order = [9, 4, 0, 8, 2]
     mixed = recorded.answer({"img": pictures[order], "code": order})
     assert recorded.asked == 6 + 2
     for place, code in ((1, 4), (2, 0), (4, 2)):
         assert torch.equal(mixed.branches["one2many"].logits[place], whole.branches["one2many"].logits[code])
         assert torch.equal(mixed.maps["neck_p3"][place], whole.maps["neck_p3"][code])
+
+
+def test_a_teacher_that_has_left_is_called_back_for_a_view_that_nobody_foresaw(
+    recorded: Recorded, pictures: torch.Tensor
+) -> None:
+    first = recorded.answer({"img": pictures[:2], "code": [0, 1]})
+    recorded.teacher = None
+    again = recorded.answer({"img": pictures[:3], "code": [0, 1, 17]})
+    assert recorded.asked == 3
+    for name, branch in first.branches.items():
+        assert torch.equal(again.branches[name].logits[:2], branch.logits)

@@ -176,6 +176,7 @@ class MKDTrainer(host.DetectionTrainer):
         if self.sources and self.knowledge["record"]:
             self._record()
         self._attach()
+        self.shares = Shares(Path(self.save_dir), fresh=not self.start_epoch)
         for source in self.sources:
             LOGGER.info(lesson_table(source.lesson, source.teacher.name, self.knowledge["calibrate"]))
         if self.sources:
@@ -195,7 +196,6 @@ class MKDTrainer(host.DetectionTrainer):
         student.criterion = Criterion(
             detection, self.listener, self.sources, self._schedule(), self.moment, weights, self.args.seed
         )
-        self.shares = Shares(Path(self.save_dir), fresh=not self.start_epoch)
 
     def _detach(self) -> None:
         """Leave the student as stock Ultralytics knows it."""

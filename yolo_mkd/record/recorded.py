@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from yolo_mkd import host
 from yolo_mkd.host import LOGGER
@@ -35,16 +36,18 @@ class Recorded:
         asked: about how many images it had to be asked.
     """
 
-    def __init__(self, teacher: Teacher, store: Store, layout: Layout, complete: bool):
+    def __init__(self, teacher: Teacher, store: Store, layout: Layout, file: str, complete: bool):
         """Put a record before a teacher.
 
         Args:
             teacher: who is asked about views that are not recorded.
             store: the record.
             layout: of the record's entries.
-            complete: every view that the run will show is recorded.
+            file: the teacher's .pt.
+            complete: every view that the run should show is recorded.
         """
         self.name, self.asked, self.store, self.layout = teacher.name, 0, store, layout
+        self.file, self.anatomy = file, teacher.listener.anatomy
         self.teacher: Teacher | None = None if complete else teacher
 
     def answer(self, batch: dict[str, Any]) -> Knowledge:
@@ -56,12 +59,19 @@ class Recorded:
         if known:
             entries[known] = self.store.get([codes[i] for i in known])
         if missing:
-            assert self.teacher is not None  # it leaves only where nothing is missing
-            said = self.teacher.speak(batch.get("teacher_img", batch["img"])[missing])
+            images = batch.get("teacher_img", batch["img"])[missing]
+            said = self._asked(images.device).speak(images)
             entries[missing] = encode(self.layout, [codes[i] for i in missing], said)
             self.store.put(entries[missing])
             self.asked += len(missing)
         return decode(self.layout, entries, batch["img"].device)
+
+    def _asked(self, device: torch.device) -> Teacher:
+        """The teacher, called back where an epoch that Ultralytics repeats shows a view that was not foreseen."""
+        if self.teacher is None:
+            model = host.freeze(host.load_detector("teacher", self.file, transformer=True))
+            self.teacher = Teacher(self.name, model.to(device), self.anatomy, list(self.layout.roles))
+        return self.teacher
 
 
 def layout_of(anatomy: Anatomy) -> Layout:
@@ -124,7 +134,7 @@ def open_record(
         f"M-KD: record of {teacher.name} in {folder}: {there} of the run's {images * len(keys)} views are there, "
         f"{size / 2**20:.0f} MB when all are"
     )
-    return Recorded(teacher, store, layout, complete=there == images * len(keys))
+    return Recorded(teacher, store, layout, file, complete=there == images * len(keys))
 
 
 def versions() -> dict[str, str]:
