@@ -284,3 +284,18 @@ def test_a_compiled_student_hears_and_learns_the_same(
         assert float(rows(fast)[0][f"kd/{name}"]) == pytest.approx(float(rows(plain)[0][f"kd/{name}"]), rel=0.02), name
     gains = [t.sources[0].balance.gains for t in (plain, fast)]
     assert gains[1] == pytest.approx(gains[0], rel=0.05)
+
+
+def test_a_recovery_from_nan_keeps_parts_gains_and_the_table_of_shares(train: Any, tiny_detector: Any) -> None:
+    class Stumbling(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
+        def _handle_nan_recovery(self, epoch: int) -> bool:
+            if epoch == 1 and not self.nan_recovery_attempts:
+                self.loss = self.loss * float("nan")
+            return bool(super()._handle_nan_recovery(epoch))
+
+    trainer = train(Stumbling, epochs=3)
+    with open(trainer.save_dir / "shares.csv", encoding="utf-8") as f:
+        epochs = [row["epoch"] for row in csv.DictReader(f) if row["term"] == "soft"]
+    assert epochs == ["1", "2", "2", "3"]  # the second was repeated
+    assert [r["epoch"] for r in rows(trainer)] == ["1", "2", "3"]
+    assert float(rows(trainer)[2]["kd/attention"]) > 0
