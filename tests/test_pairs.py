@@ -81,12 +81,12 @@ class Said:
     def __init__(self, name: str):
         model = built(name)
         self.name, self.anatomy, before = name, host.anatomy(model, IMGSZ), checksum(model)
-        self.answer = Teacher(name, host.freeze(model), self.anatomy, list(ROLES)).speak(batch()["img"])
+        self.said = Teacher(name, host.freeze(model), self.anatomy, list(ROLES)).speak(batch()["img"])
         assert checksum(model) == before, f"{name} changed when it was asked"
-        self.kept = checksum_of(self.answer)
+        self.kept = checksum_of(self.said)
 
-    def speak(self, images: Tensor) -> Knowledge:
-        return self.answer
+    def answer(self, batch: dict[str, Tensor]) -> Knowledge:
+        return self.said
 
 
 def live(model: Any, pupil: Any, imgsz: int = IMGSZ) -> Any:
@@ -94,7 +94,7 @@ def live(model: Any, pupil: Any, imgsz: int = IMGSZ) -> Any:
     anatomy = host.anatomy(model, imgsz)
     roles = Lesson(pupil.anatomy, anatomy, GAINS).roles
     teacher = Teacher("t", host.freeze(model), anatomy, roles)
-    return SimpleNamespace(name="t", anatomy=anatomy, speak=teacher.speak)
+    return SimpleNamespace(name="t", anatomy=anatomy, answer=teacher.answer)
 
 
 def named(model: Any, names: list[str]) -> Any:
@@ -201,7 +201,7 @@ def teach_by_all(student: str, teachers: list[str], said: dict[str, Said]) -> di
             dual = FAMILIES[student[:-1]].dual and FAMILIES[teacher[:-1]].dual
             assert {t.name for t in lesson.acting} == acting(student, teacher)
             assert lesson.match.branches == (("one2many", "one2one") if dual else ("one2many",))
-            assert checksum_of(one.answer) == one.kept, "the teacher's knowledge was changed"
+            assert checksum_of(one.said) == one.kept, "the teacher's knowledge was changed"
         except (AssertionError, RuntimeError) as e:
             failed.append(f"{teacher} -> {student}: {e}")
             continue
