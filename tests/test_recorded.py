@@ -92,6 +92,7 @@ def test_another_augmentation_in_the_same_folder_is_refused_by_name(train: Any, 
     train("first", epochs=1)
     with pytest.raises(BadInput, match=r"augmentation\.degrees: it has 0\.0, this run 10"):
         train("turned", epochs=1, degrees=10)
+    assert not (tmp_path / "turned").exists()
     headers = [json.loads(p.read_text()) for p in (tmp_path / "records").rglob("record.json")]
     assert [h["augmentation"]["degrees"] for h in headers] == [0.0]
 

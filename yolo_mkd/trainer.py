@@ -174,7 +174,11 @@ class MKDTrainer(host.DetectionTrainer):
     def _setup_train(self) -> None:
         super()._setup_train()
         if self.sources and self.knowledge["record"]:
-            self._record()
+            try:
+                self._record()
+            except BadInput:
+                host.discard_empty_run(self.save_dir)
+                raise
         self._attach()
         self.shares = Shares(Path(self.save_dir), fresh=not self.start_epoch)
         for source in self.sources:
