@@ -206,15 +206,58 @@ def test_raw_outputs_decode_to_ultralytics_own_boxes() -> None:
         assert torch.allclose(out["one2many"].logits.sigmoid(), decoded[:, 4:], atol=1e-6)
 
 
-def test_a_frozen_teacher_keeps_its_statistics_and_gives_raw_outputs() -> None:
-    t = model("yolo26n")
-    before = {k: v.clone() for k, v in t.state_dict().items()}
-    matched = lesson(t, t)
-    said = taught(t, matched, torch.rand(2, 3, 64, 64))
-    assert all(torch.equal(v, before[k]) for k, v in t.state_dict().items())
-    assert set(said.branches) == {"one2many", "one2one"}
-    assert isinstance(t(torch.rand(1, 3, 64, 64)), dict)  # nothing was decoded or sorted
+@pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo26n", "yolo26n-seg"])
+def test_a_frozen_teacher_says_what_the_model_says_in_both_branches_with_its_layers_fused(name: str) -> None:
+    t = model(name).eval()
+    for module in t.modules():
+        if isinstance(module, nn.BatchNorm2d):  # statistics of their own, which fusing has to take along
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    matched, images = lesson(t, t), torch.rand(2, 3, 64, 64)
+    plain, _ = host.outputs(t(images), matched.match.teacher.strides, matched.match.teacher.reg_max)
+    said = taught(t, matched, images)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in t.model[0].modules())
+    assert set(said.branches) == set(matched.match.teacher.branches) == set(plain)
+    for branch, outputs in said.branches.items():
+        assert torch.allclose(outputs.logits, plain[branch].logits, atol=2e-4), branch
+        assert torch.allclose(outputs.distances, plain[branch].distances, atol=2e-4), branch
+    assert isinstance(t(images), dict)  # nothing was decoded or sorted
     assert not said.branches["one2many"].logits.requires_grad
+
+
+def test_a_frozen_teacher_keeps_its_statistics() -> None:
+    t = host.freeze(model("yolo26n"))
+    before = {k: v.clone() for k, v in t.state_dict().items()}
+    t(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(v, before[k]) for k, v in t.state_dict().items())
+
+
+def test_a_teacher_that_was_asked_ahead_has_looked_once_and_answers_that() -> None:
+    t = model("yolo26n")
+    matched, looked = lesson(t, t), []
+    teacher = Teacher("t", host.freeze(t), matched.match.teacher, matched.roles)
+    teacher.model.register_forward_hook(lambda *_: looked.append(1))
+    batch, other = ({"img": torch.rand(1, 3, 64, 64)} for _ in range(2))
+    said = teacher.answer(batch)
+    teacher.ask(batch)
+    ahead = teacher.answer(batch)
+    assert len(looked) == 2
+    assert torch.equal(ahead.branches["one2one"].logits, said.branches["one2one"].logits)
+    assert all(torch.equal(ahead.features[r], f) for r, f in said.features.items())
+    teacher.ask(batch)
+    assert not torch.equal(teacher.answer(other).features["neck_p3"], said.features["neck_p3"])
+    assert len(looked) == 4  # what it saw ahead was another batch
+
+
+def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_the_same() -> None:
+    t = model("yolo26n")
+    matched, images = lesson(t, t), torch.rand(2, 3, 64, 64)
+    full = taught(t, matched, images)
+    half = Teacher("t", t.to(torch.bfloat16), matched.match.teacher, matched.roles).speak(images)
+    assert half.features["neck_p3"].dtype == torch.bfloat16
+    assert half.branches["one2many"].logits.dtype == torch.float32
+    for role, f in full.features.items():  # three significant digits in bfloat16
+        assert torch.allclose(half.features[role].float(), f, atol=0.03 * f.abs().max().item()), role
 
 
 def test_taps_hold_nothing_once_taken_and_hear_nothing_while_closed() -> None:

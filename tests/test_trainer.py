@@ -107,14 +107,24 @@ def test_the_teacher_is_not_asked_once_the_knowledge_is_off(
     assert [float(r["kd/soft"]) > 0 for r in rows(trainer)] == [True, True, False, False]
 
 
+def test_a_head_that_no_term_reads_is_not_run_and_the_terms_find_the_same(train: Any, tiny_detector: Any) -> None:
+    maps = MKDTrainer.using(tiny_detector.pt, **{**OFF, "attention": 1.0}, calibrate=False)
+    scores = MKDTrainer.using(tiny_detector.pt, **{**OFF, "attention": 1.0, "soft": 1e-9}, calibrate=False)
+    silenced, whole = train(maps, epochs=1, name="maps"), train(scores, epochs=1, name="scores")
+    assert not list(silenced.sources[0].teacher.model.model[-1].parameters())
+    assert list(whole.sources[0].teacher.model.model[-1].parameters())
+    assert float(rows(silenced)[0]["kd/attention"]) == pytest.approx(float(rows(whole)[0]["kd/attention"]), rel=1e-4)
+
+
 def test_adapters_are_trained_and_dropped_and_the_teacher_is_untouched(train: Any, tiny_detector: Any) -> None:
     before: dict[str, torch.Tensor] = {}
-    teacher = weights(tiny_detector.pt)
+    teacher: dict[str, torch.Tensor] = {}
 
     class Watched(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
         def _setup_train(self) -> None:
             super()._setup_train()
             before.update({k: v.clone() for k, v in self.parts.state_dict().items()})
+            teacher.update({k: v.clone() for k, v in self.sources[0].teacher.model.state_dict().items()})
 
     trainer = train(Watched)
     assert len(before) == 6  # in each level the student's side and the teacher's, which is fixed

@@ -15,7 +15,7 @@ from yolo_mkd.balance import READINGS, Balance, read
 from yolo_mkd.knowledge import Truth
 from yolo_mkd.lesson import Lesson
 from yolo_mkd.schedule import Schedule
-from yolo_mkd.teachers import Listener, Speaker, draw
+from yolo_mkd.teachers import Listener, Speaker, Teacher, draw
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
 EVERY = 50  # batches between two measurements of the gradients, which cost about one more step; at least one an epoch
@@ -94,6 +94,16 @@ class Criterion:
         """The knowledge's weight for the next batch: the schedule's, times what is left of the task on the trunk."""
         return self.schedule.weight(self.moment.now) * host.remaining(self.detection)
 
+    @property
+    def source(self) -> Source:
+        """The teacher that the next batch hears."""
+        return self.sources[draw(self.seed, self.step, len(self.sources))]
+
+    def ask(self, batch: dict[str, Any]) -> None:
+        """Let a live teacher look at the next batch while the student does."""
+        if self.on and isinstance(self.source.teacher, Teacher):
+            self.source.teacher.ask(batch)
+
     def __call__(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
 
@@ -112,7 +122,7 @@ class Criterion:
         values: dict[str, Tensor] = {}
         if self.on:
             images = batch["img"]
-            source = self.sources[draw(self.seed, self.step, len(self.sources))]
+            source = self.source
             taught = source.teacher.answer(batch)
             with torch.autocast(images.device.type, enabled=False):  # the terms need full precision
                 values, total = self._knowledge(source, preds, taught, batch, loss.sum() / len(images))

@@ -64,10 +64,25 @@ class Teacher:
         """
         self.name, self.model = name, model
         self.listener = Listener(model, anatomy, roles)
+        self._stream: Any = None
+        self._asked: tuple[Tensor, Knowledge] | None = None
+
+    def ask(self, batch: dict[str, Any]) -> None:
+        """Let the teacher look at a batch on a stream of its own, while the student does on the device's own stream."""
+        images = seen(batch)
+        device = torch.get_device_module(images.device)
+        self._stream = self._stream or device.Stream()
+        self._stream.wait_stream(device.current_stream())  # for the images, and for whoever still reads the last answer
+        with device.stream(self._stream):
+            self._asked = images, self.speak(images)
 
     def answer(self, batch: dict[str, Any]) -> Knowledge:
         """What the teacher says about a batch of Ultralytics' data, at the size that it sees."""
-        return self.speak(batch.get("teacher_img", batch["img"]))
+        images, asked, self._asked = seen(batch), self._asked, None
+        if asked is None or asked[0] is not images:
+            return self.speak(images)
+        torch.get_device_module(images.device).current_stream().wait_stream(self._stream)
+        return asked[1]
 
     @torch.no_grad()
     def speak(self, images: Tensor) -> Knowledge:
@@ -75,6 +90,7 @@ class Teacher:
 
         Images that are no multiple of its largest stride, as a P6 teacher can meet, are padded while it looks.
         """
+        images = images.to(next(self.model.parameters()).dtype, memory_format=torch.channels_last)
         if images.shape[1] == 1 < self.listener.anatomy.channels:
             images = images.expand(-1, self.listener.anatomy.channels, -1, -1)
         height, width = images.shape[2:]
@@ -83,6 +99,12 @@ class Teacher:
             return self.listener.knowledge(self.model(images))
         padded = F.pad(images, (0, -width % largest, 0, -height % largest), value=PADDING)
         return within(self.listener.knowledge(self.model(padded)), height, width)
+
+
+def seen(batch: dict[str, Any]) -> Tensor:
+    """The images of a batch of Ultralytics' data as a teacher sees them, B C H W."""
+    images: Tensor = batch.get("teacher_img", batch["img"])
+    return images
 
 
 def within(k: Knowledge, height: int, width: int) -> Knowledge:

@@ -130,7 +130,10 @@ class MKDTrainer(host.DetectionTrainer):
         wishes = {t.name: Wish(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting}
         balance = Balance(wishes, self.knowledge["calibrate"], self.knowledge["gate"])
         roles = list(layout_of(anatomy).roles) if self.knowledge["record"] else lesson.roles
-        return Source(Teacher(short_name(path), host.freeze(model), anatomy, roles), lesson, balance)
+        model = host.freeze(model)
+        if not self.knowledge["record"] and not any(t.head for t in lesson.acting):
+            host.silence(model)
+        return Source(Teacher(short_name(path), model, anatomy, roles), lesson, balance)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Build Ultralytics' optimizer, with the weights of the terms' parts among its parameters."""
@@ -173,6 +176,10 @@ class MKDTrainer(host.DetectionTrainer):
 
     def _setup_train(self) -> None:
         super()._setup_train()
+        if self.amp:  # known only now; the teachers speak in the precision that the student trains in
+            for source in self.sources:
+                assert isinstance(source.teacher, Teacher)
+                source.teacher.model.to(torch.bfloat16 if self.args.amp == "bf16" else torch.float16)
         if self.sources and self.knowledge["record"]:
             try:
                 self._record()
@@ -257,15 +264,16 @@ class MKDTrainer(host.DetectionTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Preprocess as Ultralytics does; where the teacher sees a size of its own, scale to the student's."""
-        if not self._rescales:
-            return super().preprocess_batch(batch)
         loaded = batch["img"]
         batch = super().preprocess_batch(batch)
-        batch["teacher_img"] = loaded.to(batch["img"].device).float() / 255
-        if not self.args.multi_scale:  # else Ultralytics has brought them to about the student's size
-            zoom = self.args.imgsz / self.knowledge["teacher_imgsz"]
-            size = [max(1, round(side * zoom / self.stride)) * self.stride for side in loaded.shape[2:]]
-            batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
+        if self._rescales:
+            batch["teacher_img"] = loaded.to(batch["img"].device).float() / 255
+            if not self.args.multi_scale:  # else Ultralytics has brought them to about the student's size
+                zoom = self.args.imgsz / self.knowledge["teacher_imgsz"]
+                size = [max(1, round(side * zoom / self.stride)) * self.stride for side in loaded.shape[2:]]
+                batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
+        if self.listener is not None and self.device.type == "cuda":
+            unwrap_model(self.model).criterion.ask(batch)
         return batch
 
     def optimizer_step(self) -> None:

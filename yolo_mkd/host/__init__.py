@@ -27,6 +27,7 @@ from yolo_mkd.host.models import (
     layer,
     load_detector,
     parameters,
+    silence,
     task,
     write_architecture,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "resumable",
     "run_folder",
     "shared_weights",
+    "silence",
     "size",
     "task",
     "unwrap_model",

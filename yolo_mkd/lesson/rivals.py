@@ -84,7 +84,7 @@ def localization(match: Match) -> Term:
         levels = {k: v for k, v in ks.levels.items() if k in match.strides}
         return localization_loss(s.bins, t.bins, s.logits, truth, levels)
 
-    return Term(heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss)
+    return Term(heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss, head=True)
 
 
 def score_l2(match: Match) -> Term:
@@ -106,4 +106,4 @@ def score_l2(match: Match) -> Term:
     reads, why = layers_read(match.neck, 1)
     if not match.teacher.branches:
         why = "the teacher's head gives no scores at anchors (RT-DETR)"
-    return Term(reads, why, loss, match.neck, projectors)
+    return Term(reads, why, loss, match.neck, projectors, head=True)

@@ -30,6 +30,7 @@ class Term:
         roles: the hidden layers that it needs.
         parts: what is trained beside the student for it, and dropped at the end.
         replayable: whether a record of the teacher holds all that it reads.
+        head: whether it reads the head's outputs.
         name: as in `TERMS`, and as its argument.
         asked: the share of the detection gradient, or the plain gain, that the user asks for.
     """
@@ -40,6 +41,7 @@ class Term:
     roles: tuple[str, ...] = ()
     parts: nn.Module | None = None
     replayable: bool = False
+    head: bool = False
     name: str = ""
     asked: float = 0.0
 
@@ -60,7 +62,7 @@ def soft(match: Match) -> Term:
         return mean([class_loss(s.logits[:, ours], zt) for s, _, zt in match.heads(ks, kt)])
 
     classes = f"{len(ours)} of the student's {len(match.student.names)} classes, "
-    return Term(classes + heads_read(match), heads_apart(match), loss, replayable=True)
+    return Term(classes + heads_read(match), heads_apart(match), loss, replayable=True, head=True)
 
 
 def soft_box(match: Match) -> Term:
@@ -69,7 +71,7 @@ def soft_box(match: Match) -> Term:
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
         return mean([box_loss(s.distances, t.distances, zt) for s, t, zt in match.heads(ks, kt)])
 
-    return Term(heads_read(match), heads_apart(match) or rotated(match), loss, replayable=True)
+    return Term(heads_read(match), heads_apart(match) or rotated(match), loss, replayable=True, head=True)
 
 
 def soft_dfl(match: Match) -> Term:
@@ -79,7 +81,7 @@ def soft_dfl(match: Match) -> Term:
         pairs = [(s.bins, t.bins, zt) for s, t, zt in match.heads(ks, kt)]
         return mean([dfl_loss(s, t, zt) for s, t, zt in pairs if s is not None and t is not None])
 
-    return Term(heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss)
+    return Term(heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss, head=True)
 
 
 def heads_read(match: Match) -> str:
