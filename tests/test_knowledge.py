@@ -11,7 +11,7 @@ from torch import Tensor
 from yolo_mkd.knowledge.attention import attention_loss, attention_map, normalise
 from yolo_mkd.knowledge.exploration import debiased_cka, exploration_loss, hsic, inheriting
 from yolo_mkd.knowledge.guidance import Guide, middle, orthonormal
-from yolo_mkd.knowledge.relation import grid_for, pool, relation_loss, relation_matrix, u_centred_gram
+from yolo_mkd.knowledge.relation import grid_for, pool, relation_loss, relation_matrix
 from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss, giou, mass
 
 
@@ -22,6 +22,16 @@ def seeded() -> None:
 
 def gradient(loss: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad(loss, x)[0]
+
+
+def u_centred_gram(x: Tensor) -> Tensor:
+    """The definition: B P C in, B P P out; no diagonal, and rows that sum to zero (Song et al., JMLR 2012, eq. 4)."""
+    p = x.shape[1]
+    gram = x @ x.transpose(1, 2)
+    gram = gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
+    rows = gram.sum(2, keepdim=True) / (p - 2)
+    centred = gram - rows - rows.transpose(1, 2) + gram.sum((1, 2), keepdim=True) / ((p - 1) * (p - 2))
+    return centred - torch.diag_embed(centred.diagonal(dim1=1, dim2=2))
 
 
 class TestSoftTargets:
@@ -165,10 +175,15 @@ class TestRelation:
         expected = torch.nn.functional.adaptive_avg_pool2d(f, (10, 5)).flatten(2).transpose(1, 2)
         assert torch.allclose(pool(f, (10, 5)), expected, atol=1e-6)
 
-    def test_rows_of_the_centred_gram_sum_to_zero(self) -> None:
-        gram = u_centred_gram(torch.randn(2, 20, 5).double())
-        assert gram.sum(2).abs().max() < 1e-9
-        assert gram.diagonal(dim1=1, dim2=2).abs().max() == 0
+    def test_it_is_the_cosine_of_the_u_centred_grams(self) -> None:
+        fs = [torch.randn(2, c, 10, 10).double() for c in (3, 8, 40)]
+        grams = [u_centred_gram(f.flatten(2).transpose(1, 2)) for f in fs]
+        assert max(g.sum(2).abs().max() for g in grams) < 1e-9
+        found = relation_matrix(fs, (10, 10))
+        for i, a in enumerate(grams):
+            for j, b in enumerate(grams):
+                cosine = (a * b).sum((1, 2)) / (a.square().sum((1, 2)) * b.square().sum((1, 2))).sqrt()
+                assert torch.allclose(found[:, i, j].double(), cosine, atol=3e-4)  # FLOOR takes up to 1.6e-4
 
     def test_energy_of_the_flow_matrix_is_the_inner_product_of_the_grams(self) -> None:
         a, b = torch.randn(30, 4).double(), torch.randn(30, 7).double()

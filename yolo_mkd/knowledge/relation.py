@@ -27,31 +27,20 @@ def grid_for(sizes: list[tuple[int, int]]) -> tuple[int, int]:
 
 def pool(f: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average to a grid: B C H W in, B P C out with P positions."""
-    b, c, h, w = f.shape
+    h, w = f.shape[2:]
     rows, columns = grid
-    if h % rows == 0 and w % columns == 0:  # a plain mean, since adaptive pooling is not deterministic on CUDA
-        f = f.float().reshape(b, c, rows, h // rows, columns, w // columns).mean((3, 5))
+    if h % rows == 0 and w % columns == 0:  # adaptive pooling is not deterministic on CUDA
+        f = F.avg_pool2d(f.float(), (h // rows, w // columns))
     else:
         f = F.adaptive_avg_pool2d(f.float(), grid)
     return f.flatten(2).transpose(1, 2)  # B P C
 
 
-def u_centred_gram(x: Tensor) -> Tensor:
-    """Debiased position Gram: B P C in, B P P out, with zero diagonal and zero row sums (Song et al., JMLR 2012).
-
-    Plain centring would leave a baseline that grows with the number of channels (0.8 at 256 channels and 64 positions).
-    """
-    p = x.shape[1]
-    x = x - x.mean(1, keepdim=True)
-    diagonal = torch.eye(p, dtype=torch.bool, device=x.device)
-    gram = (x @ x.transpose(1, 2)).masked_fill(diagonal, 0)  # B P P
-    rows = gram.sum(2, keepdim=True) / (p - 2)
-    total = gram.sum((1, 2), keepdim=True) / ((p - 1) * (p - 2))
-    return (gram - rows - rows.transpose(1, 2) + total).masked_fill(diagonal, 0)
-
-
 def relation_matrix(features: list[Tensor], grid: tuple[int, int]) -> Tensor:
     """Debiased linear CKA of every pair of layers, image by image.
+
+    Plain centring would leave a baseline that grows with the number of channels (0.8 at 256 channels and 64 positions),
+    so the Grams are U-centred (Song et al., JMLR 2012): no diagonal, and rows that sum to zero.
 
     Args:
         features: L feature maps of one model, each B C H W with its own C, H, W.
@@ -60,14 +49,19 @@ def relation_matrix(features: list[Tensor], grid: tuple[int, int]) -> Tensor:
     Returns:
         B L L, symmetric, ones on the diagonal (zeros for a layer that does not vary).
     """
-    flat = []
-    for f in features:
-        x = pool(f, grid)
-        gram = u_centred_gram(x).flatten(1)  # B PP
-        floor = FLOOR * (x.square().mean((1, 2)) + QUIET).unsqueeze(1) * x[0].numel()  # B 1
-        flat.append(gram / (gram.square().sum(1, keepdim=True) + floor.square()).sqrt())
-    stacked = torch.stack(flat, 1)  # B L PP
-    return stacked @ stacked.transpose(1, 2)
+    p = grid[0] * grid[1]
+    pooled = [pool(f, grid) for f in features]  # each B P C
+    centred = [x - x.mean(1, keepdim=True) for x in pooled]
+    grams = torch.stack([(x @ x.transpose(1, 2)).flatten(1) for x in centred], 1)  # B L PP
+    diagonals = torch.stack([x.square().sum(2) for x in centred], 1)  # B L P
+    sums = diagonals.sum(2)  # B L
+    # a Gram of centred columns has zero row sums, so without its diagonal d its row sums are -d: the inner product of
+    # two U-centred Grams follows from the plain one
+    inner = grams @ grams.transpose(1, 2) - (p / (p - 2)) * (diagonals @ diagonals.transpose(1, 2))
+    inner = inner + sums.unsqueeze(2) * sums.unsqueeze(1) / ((p - 1) * (p - 2))  # B L L
+    energy = torch.stack([(x.square().mean((1, 2)) + QUIET) * x[0].numel() for x in pooled], 1)  # B L
+    size = (inner.diagonal(dim1=1, dim2=2).clamp(min=0) + (FLOOR * energy).square()).sqrt()
+    return inner / (size.unsqueeze(2) * size.unsqueeze(1))
 
 
 def relation_loss(rs: Tensor, rt: Tensor) -> Tensor:
