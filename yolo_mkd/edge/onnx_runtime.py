@@ -1,0 +1,73 @@
+"""Run a bundle's model with ONNX Runtime, on the processor or through CUDA."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .contents import Trouble
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntime:
+    """An open session. `infer` takes 1 3 H W float32 and gives the head's output and the milliseconds it took."""
+
+    segments = ("compute",)  # through CUDA the transfers lie inside it
+
+    def __init__(self, model: Path, precision: str, device: str = "cpu", threads: int | None = None) -> None:
+        """Open the file.
+
+        Args:
+            model: the .onnx file.
+            precision: that of the file.
+            device: cpu or cuda.
+            threads: within an operator; by default the physical cores this process may use.
+
+        Raises:
+            Trouble: ONNX Runtime is missing, cannot load the file, or runs it elsewhere than asked.
+        """
+        try:
+            import onnxruntime
+            from onnxruntime.capi import onnxruntime_pybind11_state as state
+        except ImportError as error:
+            raise Trouble(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from error
+        options = onnxruntime.SessionOptions()
+        self.threads = threads or physical_cores()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        start = perf_counter_ns()
+        try:
+            self.session = onnxruntime.InferenceSession(str(model), options, providers=[PROVIDERS[device]])
+        except (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, ValueError) as error:
+            raise Trouble(
+                f"{model.name} cannot be loaded by ONNX Runtime: {' '.join(str(error).split())[:160]}"
+            ) from error
+        self.load_ms = (perf_counter_ns() - start) / 1e6
+        self.provider = self.session.get_providers()[0]
+        if self.provider != PROVIDERS[device]:
+            raise Trouble(f"ONNX Runtime runs on {self.provider}, not on {PROVIDERS[device]}: use --device cpu")
+        self.precision = precision
+        self.versions = {"onnxruntime": onnxruntime.__version__}
+        given = self.session.get_inputs()[0]
+        self.input, self.half = given.name, given.type == "tensor(float16)"
+
+    def infer(self, tensor: NDArray[np.float32]) -> tuple[NDArray[Any], dict[str, float]]:
+        """Run one image."""
+        start = perf_counter_ns()
+        output = self.session.run(None, {self.input: tensor.astype(np.float16) if self.half else tensor})[0]
+        return output, {"compute": (perf_counter_ns() - start) / 1e6}
+
+
+def physical_cores() -> int:
+    """Count the physical cores this process may use; hyper-threads of one core count once."""
+    if not hasattr(os, "sched_getaffinity"):  # not Linux
+        return os.cpu_count() or 1
+    places = [Path(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") for n in os.sched_getaffinity(0)]
+    return len({p.read_text() if p.exists() else str(p) for p in places})
