@@ -1,0 +1,175 @@
+"""What is asked for: the arguments of a comparison, everything checked and nothing written, as a plan of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from yolo_mkd import chain, host, report
+from yolo_mkd.comparing.cells import build, labels
+from yolo_mkd.comparing.methods import ablation, read_all
+from yolo_mkd.host.dry import silent
+from yolo_mkd.lesson import TERMS, Lesson
+from yolo_mkd.settings import BadInput, defaults, refuse_unknown
+
+SCHEMA = "yolo-mkd/compare/1"
+OWN = {"methods", "seeds", "record", "parallel", "ray", "json"}
+NOT_SHARED = OWN | {"data", "model", "project", "name"}  # what is not an argument of every cell's training
+REFUSED = {
+    **dict.fromkeys(
+        (*TERMS, "preset", "calibrate", "gate"), "belongs to a method: write for example methods=plain,mkd:"
+    ),
+    **dict.fromkeys(("distill_model", "dis"), "belongs to a method: write methods=native or native:dis=2"),
+    "seed": "is given by seeds=",
+    "teacher_epochs": "would train a teacher in every cell: train one first, and give its .pt as teacher=",
+    "time": "would give all methods the same time: give epochs=, and methods=longer for equal cost",
+    "save_dir": "would put all cells in one folder: use project= and name=",
+    "exist_ok": "could mix two comparisons: choose another name=, or go on with resume=",
+    "task": "is the student's own: leave it out",
+}
+
+
+def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]:
+    """Check all that is asked for, and plan its cells.
+
+    Args:
+        arguments: the user's.
+        verb: compare or ablate.
+
+    Returns:
+        The folder that is to be, and what its `compare.yaml` is to say.
+
+    Raises:
+        BadInput: a cell could not train, or an argument is unknown or not the comparison's.
+    """
+    refuse_unknown(arguments, {*OWN, *defaults(), *host.arguments()}, verb)
+    for key, value in arguments.items():
+        if key in REFUSED:
+            raise BadInput(f"{key}= {REFUSED[key]}" + (f"{key}={value}" if REFUSED[key].endswith(":") else ""))
+    baseline = {k: v for k, v in arguments.items() if k not in NOT_SHARED}
+    refuse_uneven(baseline)
+    record = arguments.get("record", False)
+    if not isinstance(record, bool):
+        raise BadInput(f"record={record}: a comparison keeps its records in its own folder: give true or false")
+    if not arguments.get("data"):
+        raise BadInput("data= is missing: give a data set's YAML file, or several with commas")
+    seeds = seeds_of(arguments.get("seeds", 3))
+    data = [chain.absolute(str(host.check_data(f)["yaml_file"])) for f in listed(arguments["data"])]
+    named = listed(arguments.get("model", defaults()["model"]))
+    students = [chain.absolute(host.find_model("model", f)) for f in named]
+    whole = "recorded" if record else "mkd"
+    if verb == "ablate":
+        if "methods" in arguments:
+            raise BadInput("methods= are ablate's own: leave it out, or use yolo-mkd compare")
+        baseline["teacher"] = teacher_of(arguments)
+        terms = [t for d in data for s in students for t in acting({**baseline, "data": d, "model": s}, whole)]
+        names: Any = ablation(list(dict.fromkeys(terms)), whole)
+    else:
+        names = arguments.get("methods", "plain,longer,native,mkd")
+    methods = read_all(names, host.arguments())
+    if any(m.hears for m in methods):
+        baseline["teacher"] = teacher_of(arguments)
+    if baseline.get("assistant") not in {None, "auto"}:
+        baseline["assistant"] = ",".join(map(chain.absolute, listed(baseline["assistant"])))
+    root = host.run_folder(arguments.get("project"), arguments.get("name") or verb, exist_ok=False).resolve()
+    shared = {"plots": False, "verbose": False, **baseline}
+    cells, live = build(root, labels("data", data), labels("model", students), methods, seeds, shared, record)
+    teacher = baseline.get("teacher")
+    return root, {
+        "schema": SCHEMA,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join(["yolo-mkd", verb, *(f"{k}={joined(v)}" for k, v in arguments.items())]),
+        "versions": report.versions(),
+        "methods": {m.name: m.changes for m in methods},
+        "references": [
+            n for n in ("plain", "native", *([whole] if verb == "ablate" else [])) if n in names_of(methods)
+        ],
+        "seeds": seeds,
+        "device": baseline.get("device"),
+        "teacher": {"file": teacher, "sha256": chain.sha256(teacher)} if teacher else None,
+        "live": live,
+        "cells": [asdict(c) for c in cells],
+    }
+
+
+def establish(root: Path, plan: dict[str, Any]) -> None:
+    """Make the folder of a new comparison, with the architectures that stock Ultralytics could not read."""
+    (root / "models").mkdir(parents=True)
+    for cell in plan["cells"]:
+        cell["arguments"]["model"] = host.write_architecture(cell["arguments"]["model"], root / "models")
+
+
+def refuse_uneven(baseline: dict[str, Any]) -> None:
+    """Refuse what would not be the same for every method, or not one device a cell.
+
+    Raises:
+        BadInput: batch or device.
+    """
+    batch, device = baseline.get("batch", 16), baseline.get("device")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise BadInput(f"batch={batch} would give each method a batch of its own: give a number of images")
+    if isinstance(device, list | tuple) or "," in str(device):
+        raise BadInput(f"device={joined(device)}: a cell trains on one device: give one")
+
+
+def teacher_of(arguments: dict[str, Any]) -> str:
+    """The teacher's file.
+
+    Raises:
+        BadInput: it is missing or untrained.
+    """
+    named = arguments.get("teacher", defaults()["teacher"])
+    found = host.find_model("teacher", named)
+    if not found.endswith(".pt"):
+        raise BadInput(f"teacher={named} is untrained: train it first, and give its .pt")
+    return chain.absolute(found)
+
+
+def acting(arguments: dict[str, Any], whole: str) -> list[str]:
+    """The terms that act between the teacher and a student.
+
+    Args:
+        arguments: of a training.
+        whole: `mkd`, or the preset whose terms they are.
+    """
+    preset = {} if whole == "mkd" else {"preset": whole}
+    with silent():
+        asked = chain.checked({**arguments, **preset, "record": False}, "ablate")
+    own, imgsz = asked.own, asked.theirs.get("imgsz", 640)
+    student = host.build(own["model"], asked.data["nc"], asked.data["channels"], asked.data.get("kpt_shape"))
+    anatomy = replace(host.anatomy(student, imgsz), names=asked.data["names"], channels=asked.data["channels"])
+    teacher = host.anatomy(host.load_detector("teacher", own["teacher"], True), own["teacher_imgsz"] or imgsz)
+    return [t.name for t in Lesson(anatomy, teacher, {n: own[n] for n in TERMS}).acting]
+
+
+def seeds_of(given: Any) -> list[int]:
+    """The seeds from `seeds=`: how many, from 0 on, or which.
+
+    Raises:
+        BadInput: neither.
+    """
+    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+        return list(range(given))
+    words = listed(given) if isinstance(given, str | list | tuple) else []
+    if not words or not all(w.isdecimal() for w in words) or len(set(words)) < len(words):
+        raise BadInput(f"seeds={joined(given)}: give how many, such as seeds=3, or which, such as seeds=0,1,5")
+    return [int(w) for w in words]
+
+
+def listed(given: Any) -> list[str]:
+    """The words of a value that may hold several, with commas or as a list."""
+    words = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
+    return [str(w).strip() for w in words if str(w).strip()]
+
+
+def joined(given: Any) -> str:
+    """A value as the command line takes it."""
+    return ",".join(map(str, given)) if isinstance(given, list | tuple) else str(given)
+
+
+def names_of(methods: Sequence[Any]) -> set[str]:
+    """The methods' names."""
+    return {m.name for m in methods}

@@ -1,0 +1,111 @@
+"""One cell, in a process of its own: train it or go on with it, validate it as all are validated, write its result.
+
+python -m yolo_mkd.comparing.cell FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from ultralytics import YOLO
+
+from yolo_mkd import chain, host, report
+from yolo_mkd.comparing.cells import RESULT, TASK
+from yolo_mkd.host import clock
+from yolo_mkd.settings import BadInput, Failed
+
+QUIET = {"plots": False, "verbose": False}
+
+
+def run(folder: Path) -> None:
+    """Bring one cell to its end.
+
+    Args:
+        folder: the cell's, with its `cell.yaml`.
+    """
+    begun = time.perf_counter()
+    task = yaml.safe_load((folder / TASK).read_text(encoding="utf-8"))
+    clock.Clock.install()
+    stages = train_chain(task["arguments"]) if task["chain"] else [train_stock(task["arguments"])]
+    epochs = [clock.read(stage) for stage in stages]
+    weights = stages[-1] / "weights"
+    found = {
+        "status": "done",
+        "best": scores(weights / "best.pt", task["val"], folder),
+        "last": scores(weights / "last.pt", task["val"], folder),
+        **host.size(weights / "best.pt", task["val"]["imgsz"]),
+        "epochs": len(epochs[-1]),
+        "train_s": round(sum(e["seconds"] for stage in epochs for e in stage), 3),
+        "whole_s": round(time.perf_counter() - begun, 1),
+        "start": epochs[-1][0]["start"],
+        "batches": [[e["images"], e["pixels"]] for e in epochs[-1]],
+        "weights": str(weights / "best.pt"),
+        "device": device(task["val"]),
+    }
+    report.write(folder / RESULT, "cell", found)
+
+
+def train_chain(arguments: dict[str, Any]) -> list[Path]:
+    """Distil the student, or go on where it was cut off; the folders of the stages, the student's last."""
+    place = Path(arguments["project"]) / arguments["name"]
+    begun = (place / "chain.yaml").exists()
+    folder, record = chain.train(**({"resume": str(place)} if begun else arguments))
+    return [folder / stage["name"] for stage in record["stages"]]
+
+
+def train_stock(arguments: dict[str, Any]) -> Path:
+    """Train the student as Ultralytics does, or go on where that was cut off; the run's folder."""
+    folder = Path(arguments["project"]) / arguments["name"]
+    weights = folder / "weights"
+    if host.resumable(weights / "last.pt"):
+        YOLO(weights / "last.pt").train(resume=True)
+    elif not (weights / "best.pt").exists():  # else it was cut off after its last epoch
+        shutil.rmtree(folder, ignore_errors=True)  # cut off before its first checkpoint
+        YOLO(arguments["model"]).train(**{k: v for k, v in arguments.items() if k != "model"})
+    return folder
+
+
+def scores(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The accuracy of a checkpoint: mAP50-95 and mAP50 of boxes, and mAP50-95 of each class that val has."""
+    place = {"project": str(folder), "name": "val", "exist_ok": True}
+    found = YOLO(weights).val(**protocol, rect=False, **QUIET, **place)
+    box = found.box
+    return {
+        "map50_95": round(float(box.map), 5),
+        "map50": round(float(box.map50), 5),
+        "classes": {found.names[int(c)]: round(float(box.maps[c]), 5) for c in box.ap_class_index},
+    }
+
+
+def device(protocol: dict[str, Any]) -> str:
+    """What trained and validated here: the card's name, or cpu."""
+    named = protocol.get("device")
+    return "cpu" if named == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name()
+
+
+def leave_with_parent() -> None:
+    """End as soon as the comparison does, however it ended: its end of this process's input closes."""
+    while os.read(0, 4096):  # not through sys.stdin, whose lock would stand in the way of a normal end
+        pass
+    os._exit(3)
+
+
+def main() -> None:
+    """Entry point."""
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    try:
+        run(Path(sys.argv[1]))
+    except (BadInput, Failed) as e:
+        raise SystemExit(str(e)) from e
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Two pictures of the findings: differences with their intervals, and accuracy against cost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolo_mkd.board import spread
+from yolo_mkd.comparing.tables import FIGURE, change, groups
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, by what the interval allows to say
+COLOURS = {
+    "better": "#009E73",
+    "worse": "#D55E00",
+    "not distinguishable": "#767676",
+    "one seed, no interval": "#767676",
+}
+KINDS = {"plain": ("o", "#E69F00"), "longer": ("o", "#F0C36D"), "native": ("s", "#000000")}
+OURS = ("D", "#0072B2")
+
+
+def differences(document: dict[str, Any], path: Path) -> None:
+    """Every method's difference to each reference, a panel for each data set, student and reference.
+
+    Args:
+        document: as `compare` returns it.
+        path: the picture to write.
+    """
+    means = {f"mean of {len(groups(document))}": document["mean"]} if document["mean"] else {}
+    panels = {
+        (title, other): [r for r in rows if other in r.get("against", {}) and r["against"][other][FIGURE]]
+        for title, rows in (means | groups(document)).items()
+        for other in document["references"]
+    }
+    panels = {place: rows for place, rows in panels.items() if rows}
+    if not panels:
+        return
+    titles, others = (list(dict.fromkeys(place[i] for place in panels)) for i in (0, 1))
+    most = max(map(len, panels.values()))
+    figure = sheet(7.2 * len(others), len(titles) * (0.4 * most + 1.2))
+    grid = figure.subplots(len(titles), len(others), squeeze=False, sharex=True)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for (title, other), rows in panels.items():
+        axes = grid[titles.index(title)][others.index(other)]
+        axes.set_visible(True)
+        axes.tick_params(labelbottom=True)
+        draw_intervals(axes, rows, other)
+        axes.set_title(f"{title}: mAP50-95 less {other}'s", fontsize=10, loc="left")
+    found = [r["against"][other][FIGURE] for (_, other), rows in panels.items() for r in rows]
+    ends = [0.0, *(f[k] for f in found for k in ("mean", "low", "high") if f[k] is not None)]
+    room = max(0.06 * (max(ends) - min(ends)), 0.002)
+    grid[0][0].set_xlim(min(ends) - room, max(ends) + room)
+    save(figure, path)
+
+
+def draw_intervals(axes: Axes, rows: list[dict[str, Any]], other: str) -> None:
+    """One line a method, the first at the top, its figures beside it."""
+    for height, row in enumerate(reversed(rows)):
+        found = row["against"][other][FIGURE]
+        colour = COLOURS[found["verdict"]]
+        if found["low"] is not None:
+            axes.plot([found["low"], found["high"]], [height, height], color=colour, linewidth=2, zorder=2)
+        full = colour if found["low"] is not None else "white"
+        axes.plot(found["mean"], height, "o", color=colour, markerfacecolor=full, markersize=7, zorder=3)
+        text = f"{change(found)}  {found['verdict']}"
+        axes.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, color=colour)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [r["method"] for r in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(axis="x", color="#e6e6e6")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def accuracy_cost(document: dict[str, Any], path: Path) -> None:
+    """Accuracy against cost, a panel for each data set and student.
+
+    Args:
+        document: as `compare` returns it.
+        path: the picture to write.
+    """
+    panels = {title: [r for r in rows if r["seeds"]] for title, rows in groups(document).items()}
+    panels = {title: rows for title, rows in panels.items() if rows}
+    if not panels:
+        return
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = sheet(7 * columns, 4.6 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, rows) in zip(grid.flat, panels.items(), strict=False):
+        draw_costs(axes, rows)
+        axes.set_title(title, fontsize=10, loc="left")
+    save(figure, path)
+
+
+def draw_costs(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """One labelled point a method, with its standard deviation over the seeds."""
+    relative = all(r["cost"] is not None for r in rows)
+    points = [(r["cost"] if relative else r["train_s"], r[FIGURE]["mean"], r) for r in rows]
+    for x, y, row in points:
+        marker, colour = KINDS.get(row["method"], OURS)
+        axes.errorbar(x, y, row[FIGURE]["deviation"], color=colour, linewidth=1.2, capsize=3, zorder=2)
+        axes.plot(x, y, marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
+    right = max(x for x, _, _ in points)
+    lows = [y - (r[FIGURE]["deviation"] or 0) for _, y, r in points]
+    highs = [y + (r[FIGURE]["deviation"] or 0) for _, y, r in points]
+    room = max(0.15 * (max(highs) - min(lows)), 0.005)
+    low, high = min(lows) - room, max(highs) + room
+    axes.set_xlim(0, 1.5 * right)  # room for the labels on the right
+    axes.set_ylim(low, high)
+    points.sort(key=lambda p: p[1])
+    heights = spread([y for _, y, _ in points], least=min(0.07, 0.95 / len(points)) * (high - low), low=low, high=high)
+    for (x, y, row), height in zip(points, heights, strict=True):
+        arrow = {
+            "arrowstyle": "-",
+            "color": "#bbbbbb",
+            "linewidth": 0.8,
+            "shrinkA": 1,
+            "shrinkB": 6,
+            "relpos": (0, 0.5),
+        }
+        said = f"{row['method']}  {y:.3f}"
+        axes.annotate(said, (x, y), (1.08 * right, height), va="center", fontsize=8.5, arrowprops=arrow)
+    axes.set_xlabel("training time, as a multiple of plain's" if relative else "training time [s]")
+    axes.set_ylabel("mAP50-95, mean ± standard deviation")
+    axes.grid(color="#e6e6e6")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def sheet(width: float, height: float) -> Figure:
+    """An empty figure [inches]."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    figure.savefig(partial, format=path.suffix[1:])
+    os.replace(partial, path)
