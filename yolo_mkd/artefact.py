@@ -1,27 +1,80 @@
-"""An exported ONNX file: what it says of itself, agreed with its graph. Only files that state their head are read."""
+"""An exported detector: what its file says of itself, agreed with its graph. Only files that state their head are read.
+
+An artefact is an .onnx file, a *_openvino_model or *_ncnn_model folder, or an .engine with Ultralytics' header.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+
+import yaml
 
 from yolo_mkd.settings import BadInput
 
 PROVIDER = "CPUExecutionProvider"
+FOLDERS = {"_openvino_model": "openvino", "_ncnn_model": "ncnn"}  # the ends of their names, as Ultralytics gives them
+HEADS = ("one2many", "one2one", "embedded_nms")
+PRECISIONS = {None: "fp32", 32: "fp32", 16: "fp16", 8: "int8"}  # Ultralytics' quantize -> ours
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A detector's ONNX file. The head is the file's own statement, never inferred from a shape."""
+    """A detector's file. The head is the file's own statement, never inferred from a shape."""
 
     names: dict[int, str]
     stride: int
     imgsz: tuple[int, int]  # height, width [pixels]
     head: str  # one2many: (1, 4+classes, anchors), NMS outside; one2one: (1, rows, 6); embedded_nms: (1, rows, 6)
-    output: tuple[int, ...]
+    output: tuple[int, ...]  # empty where only the runtime can tell: ncnn, engine
+    format: str = "onnx"  # onnx | openvino | ncnn | engine
+    precision: str = "fp32"  # of the weights: fp32 | fp16 | int8
+
+
+def read(path: str | Path) -> Artefact:
+    """Read what an exported file of any format says of itself.
+
+    Args:
+        path: the .onnx file, the OpenVINO or NCNN folder, or the .engine file.
+
+    Raises:
+        BadInput: it is missing, of no format known here, has no metadata, or contradicts itself.
+    """
+    path = Path(path)
+    kind = format_of("model", path)
+    if kind == "onnx":
+        session = open_session(path)
+        artefact = describe(session)
+        stated = "yolo_mkd.precision" in session.get_modelmeta().custom_metadata_map
+        return artefact if stated else replace(artefact, precision=graph_precision(path))
+    if kind == "engine":
+        return interpret(engine_header(path), "engine")
+    artefact = interpret(folder_metadata(path), kind)
+    if kind == "openvino":
+        given, output = openvino_shapes(model_file(path, ".xml"))
+        artefact = agreed(replace(artefact, output=output), given)
+    return artefact
+
+
+def format_of(argument: str, path: Path) -> str:
+    """Name the format of an exported file that is there.
+
+    Raises:
+        BadInput: it is of another format, or is not there.
+    """
+    kind = next((name for end, name in FOLDERS.items() if path.name.endswith(end)), path.suffix[1:])
+    if kind not in {"onnx", "engine", *FOLDERS.values()}:
+        advice = f"export it first (yolo-mkd export model={path})" if kind == "pt" else "make one with yolo-mkd export"
+        raise BadInput(f"{argument}={path} is no .onnx, .engine, *_openvino_model or *_ncnn_model: {advice}")
+    if not (path.is_dir() if kind in FOLDERS.values() else path.is_file()):
+        raise BadInput(f"{argument}={path}: no such {'folder' if kind in FOLDERS.values() else 'file'}")
+    return kind
 
 
 def existing(argument: str, path: str | Path, suffix: str) -> Path:
@@ -40,8 +93,16 @@ def existing(argument: str, path: str | Path, suffix: str) -> Path:
 
 
 def identity(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of a file, for a report."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    """Name, size and SHA-256 of a file, for a report; a folder's hash is over its files' names and contents."""
+    if path.is_file():
+        content = path.read_bytes()
+        return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    total, digest = 0, hashlib.sha256()
+    for name, file in sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file()):
+        content = file.read_bytes()
+        total += len(content)
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)  # lengths, so that no two folders read alike
+    return {"file": path.name, "bytes": total, "sha256": digest.hexdigest()}
 
 
 def open_session(path: Path, threads: int = 0) -> Any:
@@ -67,27 +128,117 @@ def open_session(path: Path, threads: int = 0) -> Any:
 
 
 def describe(session: Any) -> Artefact:
-    """Read names, stride, size and head from a session's metadata.
+    """Read names, stride, size, head and stated precision from an ONNX Runtime session's metadata.
 
     Raises:
         BadInput: metadata are missing, it is no detector, or the graph's shapes say otherwise than the metadata.
     """
-    about = session.get_modelmeta().custom_metadata_map
+    about: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
+    for key in {"names", "imgsz", "args"} & set(about):
+        about[key] = ast.literal_eval(about[key])  # ONNX keeps text alone
+    artefact = interpret(about, "onnx")
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape, kind = inputs[0].shape, inputs[0].type
+    if len(inputs) != 1 or kind != "tensor(float)":
+        raise BadInput(f"the file's input is {shape} of {kind}, not one float image: export it again")
+    if len(outputs) != 1:
+        raise BadInput(f"the file has {len(outputs)} outputs, a detector one: export it again")
+    return agreed(replace(artefact, output=tuple(outputs[0].shape)), tuple(shape))
+
+
+def interpret(about: Mapping[str, Any], kind: str) -> Artefact:
+    """Turn an export's metadata into an artefact whose output is not known yet.
+
+    Raises:
+        BadInput: metadata are missing, or it is no detector.
+    """
     if not {"names", "stride", "imgsz", "task"} <= set(about):
         raise BadInput("the file carries no Ultralytics metadata (names, stride, imgsz): make it with yolo-mkd export")
     if about["task"] != "detect":
         raise BadInput(f"the file is no detector (task {about['task']}): give an exported detection model")
-    names, imgsz = ast.literal_eval(about["names"]), tuple(ast.literal_eval(about["imgsz"]))
-    inside = ast.literal_eval(about.get("args", "{}")).get("nms") is True
-    head = "one2one" if about.get("end2end") == "True" else "embedded_nms" if inside else "one2many"
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    shape, kind = inputs[0].shape, inputs[0].type
-    if len(inputs) != 1 or shape != [1, 3, *imgsz] or kind != "tensor(float)":
-        raise BadInput(
-            f"the file's input is {shape} of {kind}, not one fixed float image of its metadata's size {imgsz}"
-        )
-    output = tuple(outputs[0].shape)
-    fits = len(output) == 3 and (output[1] == 4 + len(names) if head == "one2many" else output[2] == 6)
-    if len(outputs) != 1 or not fits:
-        raise BadInput(f"the file's output {list(output)} does not fit head {head} with {len(names)} classes")
-    return Artefact(names, int(about["stride"]), imgsz, head, output)
+    arguments = about.get("args") or {}
+    inside = arguments.get("nms") is True
+    head = "one2one" if str(about.get("end2end")) == "True" else "embedded_nms" if inside else "one2many"
+    head = about.get("yolo_mkd.head", head)
+    precision = about.get("yolo_mkd.precision") or PRECISIONS.get(arguments.get("quantize"), "")
+    if head not in HEADS or precision not in PRECISIONS.values():
+        raise BadInput(f"the file states head {head} and quantize {arguments.get('quantize')}: neither is known here")
+    names = {int(index): str(name) for index, name in about["names"].items()}
+    height, width = about["imgsz"]
+    return Artefact(names, int(about["stride"]), (height, width), head, (), kind, precision)
+
+
+def agreed(artefact: Artefact, given: tuple[Any, ...]) -> Artefact:
+    """Return the artefact if its graph's input and output are what its metadata say.
+
+    Raises:
+        BadInput: they are not.
+    """
+    if given != (1, 3, *artefact.imgsz):
+        raise BadInput(f"the file's input is {list(given)}, not one image of its metadata's size {artefact.imgsz}")
+    output, classes = artefact.output, len(artefact.names)
+    if len(output) != 3 or not (output[1] == 4 + classes if artefact.head == "one2many" else output[2] == 6):
+        raise BadInput(f"the file's output {list(output)} does not fit head {artefact.head} with {classes} classes")
+    return artefact
+
+
+def graph_precision(path: Path) -> str:
+    """The precision of an ONNX file's weights, from the graph itself."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    if any(node.op_type == "QuantizeLinear" for node in graph.node):
+        return "int8"
+    return "fp16" if any(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.initializer) else "fp32"
+
+
+def folder_metadata(path: Path) -> dict[str, Any]:
+    """Ultralytics' metadata.yaml of an exported folder; empty without one that can be read."""
+    try:
+        found = yaml.safe_load((path / "metadata.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def model_file(path: Path, suffix: str) -> Path:
+    """The one file of an exported folder with this suffix.
+
+    Raises:
+        BadInput: there is none, or more than one.
+    """
+    found = sorted(path.glob(f"*{suffix}"))
+    if len(found) != 1:
+        raise BadInput(f"{path.name} holds {len(found)} {suffix} files, not one: export it again")
+    return found[0]
+
+
+def openvino_shapes(file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the input and the output of an OpenVINO .xml, read without OpenVINO; a dynamic side is -1.
+
+    Raises:
+        BadInput: the file is torn, or has not one input and one output.
+    """
+    try:
+        layers = list(ElementTree.parse(file).getroot().iter("layer"))
+    except ElementTree.ParseError as error:
+        raise BadInput(f"{file.name} is no valid XML ({error}): export it again") from error
+    ports = [
+        [port for layer in layers if layer.get("type") == kind for port in layer.iter("port")]
+        for kind in ("Parameter", "Result")
+    ]
+    if [len(found) for found in ports] != [1, 1]:
+        raise BadInput(f"{file.name} has not one input and one output, as a detector has: export it again")
+    given, output = (tuple(int(side.text or -1) for side in port.iter("dim")) for (port,) in ports)
+    return given, output
+
+
+def engine_header(path: Path) -> dict[str, Any]:
+    """The JSON that Ultralytics writes before a TensorRT plan: its length in four bytes, then itself; empty without."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:4], "little")
+    try:
+        found = json.loads(content[4 : 4 + size]) if 0 < size <= len(content) - 4 else {}
+    except ValueError:  # a pure plan
+        return {}
+    return found if isinstance(found, dict) else {}
