@@ -84,10 +84,13 @@ def read_png(content: bytes) -> Picture | None:
         packed += body if kind == b"IDAT" else b""
         header = body if kind == b"IHDR" else header
         at += size + 12
-    width, height, *kind_of = struct.unpack(">IIBBBBB", header)
+    try:
+        width, height, *kind_of = struct.unpack(">IIBBBBB", header)
+        lines = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + 3 * width)
+    except (struct.error, zlib.error, ValueError):  # torn, or lines of another size
+        return None
     if kind_of != [8, 2, 0, 0, 0]:
         return None
-    lines = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + 3 * width)
     picture = np.zeros((height + 1, width + 1, 3), np.uint8)  # a border of zeros above and to the left
     for y in range(height):
         line, out, above = lines[y, 1:].reshape(width, 3), picture[y + 1], picture[y]
