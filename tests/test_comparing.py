@@ -1,4 +1,4 @@
-"""What a comparison asks for and finds: names of methods, intervals, equal cost, cells in order, going on after a cut."""
+"""What a comparison asks for and finds: methods, intervals, equal cost, cells in order, going on after a cut."""
 
 from __future__ import annotations
 
