@@ -33,6 +33,11 @@ ALLOWED = {
         *("planning", "assistant", "balance", "chain", "criterion", "host", "knowledge", "lesson", "report"),
         *("schedule", "settings", "teachers", "trainer"),
     },
+    "recording": {"chain", "host", "lesson", "record", "report", "settings", "trainer"},
+    "costing": {
+        *("costing", "balance", "chain", "criterion", "host", "lesson", "planning", "record", "report", "schedule"),
+        *("settings", "trainer"),
+    },
 }
 
 

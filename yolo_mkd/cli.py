@@ -38,6 +38,32 @@ def plan(**arguments: Any) -> None:
     print(text(run(**arguments)))
 
 
+def record(**arguments: Any) -> None:
+    """Let the teacher speak about every view that a training will show, and keep it: training then replays it.
+
+    yolo-mkd record data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt epochs=100 imgsz=640 views=8
+
+    It takes the arguments of train, with preset=recorded unless another is given.
+    """
+    from yolo_mkd.recording import record as run
+
+    run(**arguments)
+
+
+def cost(**arguments: Any) -> None:
+    """Measure what distillation costs here: plain, Ultralytics' own, live and recorded training, in turn.
+
+    yolo-mkd cost data=coco.yaml model=yolo26n.pt teacher=yolo26s.pt imgsz=640 batch=16 json=cost.json
+
+    It takes the arguments of train, rounds= (how often each kind takes its turn, 6) and json=FILE, which also draws a
+    picture beside it. A teacher given as .yaml is stood in for by an untrained one: that costs the same.
+    """
+    from yolo_mkd.costing import cost as run
+    from yolo_mkd.costing.figures import table
+
+    print(table(run(**arguments)))
+
+
 def export(**arguments: Any) -> None:
     """Export a trained student to ONNX and verify it against PyTorch on real images.
 
@@ -99,6 +125,8 @@ def predict(**arguments: Any) -> None:
 VERBS: dict[str, Callable[..., int | None]] = {
     "train": train,
     "plan": plan,
+    "record": record,
+    "cost": cost,
     "export": export,
     "check": check,
     "time": time,
@@ -154,7 +182,7 @@ def usage() -> str:
 def verb_help(name: str) -> str:
     """The help of one verb: its docstring, and for train and plan every argument with its meaning."""
     text = inspect.getdoc(VERBS[name]) or ""
-    if name in {"train", "plan"}:
+    if name in {"train", "plan", "record", "cost"}:
         return f"{text}\n\n{help_text()}\n\n{ULTRALYTICS}"
     if name in {"val", "predict"}:
         return f"{text}\n\n{ULTRALYTICS}"

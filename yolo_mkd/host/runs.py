@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from ultralytics.cfg import get_save_dir as ultralytics_save_dir
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import SETTINGS
+from ultralytics.utils import SETTINGS, TQDM
 from ultralytics.utils.torch_utils import get_flops
 
 from yolo_mkd.host.models import UNREADABLE
@@ -89,3 +90,9 @@ def annotate(file: Path, record: dict[str, Any]) -> None:
 def augmentation(args: Any) -> dict[str, Any]:
     """Those of Ultralytics' arguments that decide which picture a view of an image is."""
     return {name: getattr(args, name) for name in AUGMENTATION if hasattr(args, name)}
+
+
+def progress(items: Any, meaning: str) -> Iterable[Any]:
+    """The items, with Ultralytics' progress bar, however quiet its log is."""
+    bar: Iterable[Any] = TQDM(items, total=len(items), desc=meaning, disable=False)
+    return bar
