@@ -1,4 +1,4 @@
-"""What a comparison asks for and finds: methods, intervals, equal cost, cells in order, going on after a cut."""
+"""What a comparison asks for and how it runs: methods, intervals, equal cost, cells in order, going on after a cut."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from yolo_mkd import host
-from yolo_mkd.comparing import asking, cells, findings, methods, running, statistics, tables
+from yolo_mkd.comparing import asking, cells, methods, running, statistics
 from yolo_mkd.comparing.cells import Cell
 from yolo_mkd.lesson import TERMS
 from yolo_mkd.settings import BadInput
@@ -187,18 +188,14 @@ class Pretend:
         self.closed = True
 
 
-def done(score: float, train_s: float = 10.0, batches: Any = ((1, 2), (3, 4)), **others: Any) -> dict[str, Any]:
-    return {
-        "status": "done", "best": {"map50_95": score, "map50": score + 0.2, "classes": {"cat": score + 0.1}},
-        "last": {"map50_95": score - 0.1}, "epochs": 10, "train_s": train_s, "whole_s": train_s + 1, "start": "a",
-        "batches": [list(b) for b in batches], "parameters": 7, "device": "cpu", **others,
-    }  # fmt: skip
+def done(score: float, train_s: float) -> dict[str, Any]:
+    return {"status": "done", "best": {"map50_95": score}, "epochs": 10, "train_s": train_s, "whole_s": train_s + 1}
 
 
-def cell(method: str, seed: int = 0, data: str = "d", longer: bool = False) -> Cell:
-    place = f"{data}/m/{{}}-s{seed}"
+def cell(method: str, seed: int = 0, longer: bool = False) -> Cell:
+    place = f"d/m/{{}}-s{seed}"
     after = (place.format("plain"), place.format("mkd")) if longer else None
-    return Cell(place.format(method), data, "m", method, seed, method == "mkd", {"epochs": 10}, {}, after)
+    return Cell(place.format(method), "d", "m", method, seed, method == "mkd", {"epochs": 10}, {}, after)
 
 
 @pytest.fixture
@@ -207,8 +204,6 @@ def three() -> list[Cell]:
 
 
 def test_longer_waits_for_the_costs_that_decide_its_epochs(three: list[Cell], tmp_path: Path) -> None:
-    import yaml
-
     pool = Pretend(slots=3)
     results = running.run_all(tmp_path, three, pool)
     assert pool.begun == ["plain-s0", "mkd-s0", "longer-s0"]
@@ -273,108 +268,3 @@ def test_time_left_is_what_the_same_methods_took(three: list[Cell]) -> None:
 def test_the_reason_of_a_failure_is_its_last_word(log: str, code: int, why: str, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text(log)
     assert running.reason(tmp_path / "log.txt", code) == why
-
-
-# Findings
-
-
-def rows(scores: dict[str, list[float]], data: str = "d", **others: Any) -> list[dict[str, Any]]:
-    """Rows of methods by their scores at seeds 0, 1, ...; a score of -1 is a failure."""
-    own = [cell(m, s, data) for m, found in scores.items() for s in range(len(found))]
-    results = {
-        c.name: {"status": "failed", "reason": "broke"}
-        if scores[c.method][c.seed] < 0
-        else done(scores[c.method][c.seed], 20.0 if c.method == "mkd" else 10.0, **others.get(c.method, {}))
-        for c in own
-    }
-    return findings.rows_of(own, results, ["plain", "native"])
-
-
-def test_a_row_is_compared_seed_by_seed() -> None:
-    plain, mkd = rows({"plain": [0.30, 0.40, 0.50], "mkd": [0.32, 0.41, 0.53]})
-    change = mkd["against"]["plain"]["map50_95"]
-    assert (change["mean"], change["seeds"]) == (0.02, 3)
-    assert change == mkd["classes"]["cat"]["change"]
-    assert mkd["map50_95"]["mean"] == 0.42
-    assert mkd["last_map50_95"]["mean"] == 0.32
-    assert mkd["cost"] == 2.0
-    assert plain["against"] == {}
-    assert plain["cost"] == 1.0
-
-
-def test_a_failed_cell_is_named_and_leaves_its_pair_out() -> None:
-    _, mkd = rows({"plain": [0.3, 0.4], "mkd": [0.4, -1]})
-    assert mkd["failed"] == {1: "broke"}
-    assert mkd["against"]["plain"]["map50_95"]["verdict"] == "one seed, no interval"
-    assert rows({"plain": [0.3], "mkd": [-1]})[1] == {
-        **{"data": "d", "student": "m", "method": "mkd", "seeds": []},
-        "failed": {0: "broke"},
-    }
-
-
-def test_the_mean_over_sets_is_of_the_differences_of_a_seed() -> None:
-    one = rows({"plain": [0.1, 0.1], "mkd": [0.2, 0.3]}, "one")
-    two = rows({"plain": [0.5, 0.5], "mkd": [0.5, 0.4]}, "two")
-    assert findings.mean_rows(one, ["plain"]) == []
-    plain, mkd = findings.mean_rows(one + two, ["plain"])
-    assert plain["map50_95"] == 0.3
-    # seed 0: (0.1 + 0.0) / 2, seed 1: (0.2 - 0.1) / 2
-    assert mkd["against"]["plain"]["map50_95"] == {
-        **{"mean": 0.05, "low": 0.05, "high": 0.05, "seeds": 2, "verdict": "better"}
-    }
-
-
-def test_a_method_without_a_result_on_one_set_has_no_mean() -> None:
-    found = rows({"plain": [0.1], "mkd": [0.2]}, "one") + rows({"plain": [0.5], "mkd": [-1]}, "two")
-    assert [r["method"] for r in findings.mean_rows(found, ["plain"])] == ["plain"]
-
-
-@pytest.mark.parametrize(
-    ("differing", "said"),
-    [
-        ({}, "mkd: in each seed the same start and the same batches as plain, to the pixel."),
-        ({"start": "b"}, "mkd: started from other weights than plain."),
-        ({"batches": ((1, 2), (9, 9))}, "mkd: saw other images or another order than plain in 1 of 2 epochs."),
-        ({"batches": ((1, 9), (3, 9))}, "mkd: saw plain's images in plain's order, augmented otherwise in 2 of 2"),
-    ],
-)
-def test_it_is_said_whether_a_method_was_given_what_plain_was_given(differing: dict[str, Any], said: str) -> None:
-    assert findings.pairing(rows({"plain": [0.3], "mkd": [0.3]}, mkd=differing))[0].startswith(said)
-
-
-def document(scores: dict[str, list[float]]) -> dict[str, Any]:
-    found = rows(scores)
-    whole = {
-        "command": "yolo-mkd compare", "references": ["plain", "native"], "live": {}, "together": 1, "rows": found,
-        "mean": findings.mean_rows(found, ["plain"]), "seeds": list(range(len(scores["plain"]))), "devices": ["cpu"],
-        "versions": {"torch": "2"}, "machine": {"processor": "p", "cores": 2},
-    }  # fmt: skip
-    return {**whole, "notes": findings.notes(whole)}
-
-
-def test_the_tables_say_what_the_figures_say() -> None:
-    told = document({"plain": [0.30, 0.40, 0.50], "native": [0.2, 0.4, 0.6], "mkd": [0.319, 0.42, 0.521]})
-    for text in (tables.text(told), tables.markdown(told)):
-        assert "+0.020 [+0.018, +0.022]" in text
-        assert "mkd: better than plain, not distinguishable from native" in text
-        assert "native: not distinguishable from plain" in text
-        assert "+0.020*" in text
-        assert "paired seeds" in text
-
-
-def test_one_seed_is_no_evidence_and_says_so() -> None:
-    text = tables.text(document({"plain": [0.3], "mkd": [0.4]}))
-    assert "mkd: one seed, no interval against plain" in text
-    assert "One seed: there is no interval, and no difference here is evidence." in text
-    assert "[+" not in text
-
-
-def test_a_failure_is_in_the_table_and_in_the_notes() -> None:
-    text = tables.text(document({"plain": [0.3], "mkd": [-1]}))
-    assert "FAILED: d m mkd seed 0: broke" in text
-    assert any(line.split()[:3] == ["mkd", "0", "FAILED"] for line in text.splitlines())
-
-
-def test_students_that_learned_nothing_are_called_out() -> None:
-    assert any("learned anything" in note for note in document({"plain": [0.0], "mkd": [0.001]})["notes"])
-    assert not any("learned anything" in note for note in document({"plain": [0.2], "mkd": [0.3]})["notes"])

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from yolo_mkd import chain, host, report
-from yolo_mkd.comparing import plots, running, tables
+from yolo_mkd.comparing import latency, plots, running, tables
 from yolo_mkd.comparing.asking import SCHEMA, establish, lay_out
 from yolo_mkd.comparing.cells import RESULT, Cell, result
 from yolo_mkd.comparing.findings import FIGURES, mean_rows, notes, rows_of
@@ -36,6 +36,7 @@ def compare(**arguments: Any) -> dict[str, Any]:
                 a term out, `mkd:soft=1:lr0=0.01` changes arguments; commas between methods.
             seeds: how many, or which (0,1,5).
             record: true lets the teacher speak once for all methods that can do with its record.
+            latency: true exports and times each student too, for accuracy against latency.
             parallel: cells at a time.
             ray: a Ray cluster's address, or auto.
             project, name: where the comparison's folder is; json: a copy of its report.
@@ -88,7 +89,8 @@ def carry_out(arguments: dict[str, Any], verb: str) -> dict[str, Any]:
     except KeyboardInterrupt:
         LOGGER.warning(f"M-KD: interrupted; go on with yolo-mkd {verb} resume={chain.shortest(root)}")
         raise
-    document = write(root, plan, cells, results, pool.slots)
+    timed = latency.measure(cells, results) if plan["latency"] else []
+    document = write(root, {**plan, "latency": timed}, cells, results, pool.slots)
     if arguments.get("json"):
         shutil.copy(root / "compare.json", arguments["json"])
     LOGGER.info(
@@ -142,7 +144,7 @@ def write(
     """Write the report: `compare.json`, and what is drawn from it."""
     rows = rows_of(cells, results, plan["references"])
     figures: dict[str, Any] = {
-        **{k: plan[k] for k in ("command", "started", "methods", "references", "seeds", "teacher", "live")},
+        **{k: plan[k] for k in ("command", "started", "methods", "references", "seeds", "teacher", "live", "latency")},
         "devices": sorted({r["device"] for r in results.values() if r["status"] == "done"}),
         "together": together,
         "rows": rows,
@@ -155,6 +157,7 @@ def write(
     tables.write_csv(root / "compare.csv", document)
     plots.differences(document, root / "differences.png")
     plots.accuracy_cost(document, root / "cost.png")
+    plots.accuracy_latency(document, root / "latency.png")
     (root / "compare.md").write_text(tables.markdown(document), encoding="utf-8")
     return document
 

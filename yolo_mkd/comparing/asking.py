@@ -16,7 +16,7 @@ from yolo_mkd.lesson import TERMS, Lesson
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown
 
 SCHEMA = "yolo-mkd/compare/1"
-OWN = {"methods", "seeds", "record", "parallel", "ray", "json"}
+OWN = {"methods", "seeds", "record", "latency", "parallel", "ray", "json"}
 NOT_SHARED = OWN | {"data", "model", "project", "name"}  # what is not an argument of every cell's training
 REFUSED = {
     **dict.fromkeys(
@@ -52,6 +52,8 @@ def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]
     baseline = {k: v for k, v in arguments.items() if k not in NOT_SHARED}
     refuse_uneven(baseline)
     record = arguments.get("record", False)
+    if not isinstance(arguments.get("latency", False), bool):
+        raise BadInput(f"latency={arguments['latency']} is neither true nor false")
     if not isinstance(record, bool):
         raise BadInput(f"record={record}: a comparison keeps its records in its own folder: give true or false")
     if not arguments.get("data"):
@@ -91,6 +93,7 @@ def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]
         "device": baseline.get("device"),
         "teacher": {"file": teacher, "sha256": chain.sha256(teacher)} if teacher else None,
         "live": live,
+        "latency": arguments.get("latency", False),
         "cells": [asdict(c) for c in cells],
     }
 

@@ -77,6 +77,7 @@ def scores(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, A
     """The accuracy of a checkpoint: mAP50-95 and mAP50 of boxes, and mAP50-95 of each class that val has."""
     place = {"project": str(folder), "name": "val", "exist_ok": True}
     found = YOLO(weights).val(**protocol, rect=False, **QUIET, **place)
+    shutil.rmtree(folder / "val", ignore_errors=True)  # Ultralytics leaves it empty
     box = found.box
     return {
         "map50_95": round(float(box.map), 5),

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolo_mkd.board import COLOURS as SEVERAL
 from yolo_mkd.board import spread
 from yolo_mkd.comparing.tables import FIGURE, change, groups
 
@@ -134,6 +135,46 @@ def draw_costs(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.grid(color="#e6e6e6")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def accuracy_latency(document: dict[str, Any], path: Path) -> None:
+    """Accuracy against the latency of the exported students, a panel a data set and a point a student and method.
+
+    Args:
+        document: as `compare` returns it.
+        path: the picture to write.
+    """
+    timed = {(f["data"], f["student"]): f["p50_ms"] for f in document["latency"] if f.get("p50_ms")}
+    rows = [r for r in document["rows"] if r["seeds"] and (r["data"], r["student"]) in timed]
+    if not rows:
+        return
+    sets, methods = (list(dict.fromkeys(r[key] for r in rows)) for key in ("data", "method"))
+    ours = enumerate(m for m in methods if m not in KINDS)
+    styles = KINDS | {m: (OURS[0], SEVERAL[-1 - i % len(SEVERAL)]) for i, m in ours}
+    figure = sheet(7 * len(sets), 4.6)
+    for axes, data in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+        own = [r for r in rows if r["data"] == data]
+        slowest = max(timed[data, r["student"]] for r in own)
+        for r in own:
+            marker, colour = styles[r["method"]]
+            beside = 0.016 * slowest * (methods.index(r["method"]) - (len(methods) - 1) / 2)
+            x, mean = timed[data, r["student"]] + beside, r[FIGURE]["mean"]
+            axes.errorbar(x, mean, r[FIGURE]["deviation"], color=colour, linewidth=1.2, capsize=2, zorder=2)
+            label = r["method"] if r["student"] == own[0]["student"] else None
+            axes.plot(x, mean, marker, color=colour, markersize=7, markeredgecolor="white", zorder=3, label=label)
+        for student in dict.fromkeys(r["student"] for r in own):
+            top = (timed[data, student], 1.0)
+            axes.annotate(student, top, xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8.5)
+        axes.set_xlim(0, 1.25 * slowest)
+        axes.margins(y=0.15)
+        axes.set_title(data, fontsize=10, loc="left")
+        axes.set_xlabel("latency as ONNX, one thread: p50 [ms]; methods side by side")
+        axes.set_ylabel("mAP50-95, mean ± standard deviation")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8.5)
+        axes.grid(color="#e6e6e6")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
 
 
 def sheet(width: float, height: float) -> Figure:

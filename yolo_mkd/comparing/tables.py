@@ -103,6 +103,19 @@ def starred(found: dict[str, Any] | None) -> str:
     return f"{found['mean']:+.3f}{'*' if found['verdict'] in {'better', 'worse'} else ' '}"
 
 
+def latencies(document: dict[str, Any]) -> list[str]:
+    """How fast each exported student is, a line each."""
+    return [
+        f"{found['student']} on {found['data']}: "
+        + (
+            f"not exported: {found['why_not']}"
+            if "why_not" in found
+            else f"{found['p50_ms']:.2f} ms as ONNX, end to end, median on one thread of this processor"
+        )
+        for found in document["latency"]
+    ]
+
+
 def text(document: dict[str, Any]) -> str:
     """The findings for a terminal."""
     lines = []
@@ -116,6 +129,7 @@ def text(document: dict[str, Any]) -> str:
     if document["mean"]:
         lines += ["", f"mean of {len(groups(document))}", *aligned(mean_table(document)), ""]
         lines += [f"  {said}" for said in verdicts(document["mean"])]
+    lines += ["", *latencies(document)] if document["latency"] else []
     told = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in document["notes"]]
     return "\n".join([*lines, "", *told])
 
@@ -148,6 +162,9 @@ def markdown(document: dict[str, Any]) -> str:
         lines += [f"## Mean of {len(groups(document))}", "", *piped(mean_table(document)), ""]
         lines += [*(f"- {said}" for said in verdicts(document["mean"])), ""]
     lines += ["![Differences](differences.png)", "", "![Accuracy against cost](cost.png)", ""]
+    if document["latency"]:
+        lines += ["## Latency", "", *(f"- {said}" for said in latencies(document)), ""]
+        lines += ["![Accuracy against latency](latency.png)", ""]
     return "\n".join([*lines, *(f"- {note}" for note in document["notes"]), ""])
 
 
