@@ -257,6 +257,18 @@ def test_time_left_is_what_the_same_methods_took(three: list[Cell]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "parallel", "threads"),
+    [("8", 1, 8), ("8", 2, 6), ("1", 2, 1), ("64", 3, 4), ("8", 99, 1), ("4,2", 1, 1)],
+)
+def test_cells_at_a_time_share_the_cores(
+    wanted: str, parallel: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    monkeypatch.setattr(running.os, "cpu_count", lambda: 12)
+    assert running.shared_threads(parallel) == threads
+
+
+@pytest.mark.parametrize(
     ("log", "code", "why"),
     [
         ("Traceback\n  ...\nValueError: heads differ\n\n", 1, "ValueError: heads differ"),

@@ -91,8 +91,8 @@ def test_it_is_said_whether_a_method_was_given_what_plain_was_given(differing: d
 def document(scores: dict[str, list[float]], *sets: str, **others: Any) -> dict[str, Any]:
     found = [row for data in sets or ("d",) for row in rows(scores, data)]
     whole = {
-        "command": "yolo-mkd compare", "references": ["plain", "native"], "live": {}, "together": 1, "latency": [],
-        "rows": found,
+        "command": "yolo-mkd compare", "references": ["plain", "native"], "live": {}, "replayed": [],
+        "rows": found, "together": 1, "latency": [],
         "mean": findings.mean_rows(found, ["plain"]), "seeds": list(range(len(scores["plain"]))), "devices": ["cpu"],
         "versions": {"torch": "2"}, "machine": {"processor": "p", "cores": 2},
         **others,
@@ -121,6 +121,14 @@ def test_a_failure_is_in_the_table_and_in_the_notes() -> None:
     text = tables.text(document({"plain": [0.3], "mkd": [-1]}))
     assert "FAILED: d m mkd seed 0: broke" in text
     assert any(line.split()[:3] == ["mkd", "0", "FAILED"] for line in text.splitlines())
+
+
+def test_what_bends_the_costs_is_said() -> None:
+    bent = document(THREE, together=2, replayed=["recorded"], live={"mkd": "guidance needs features"})["notes"]
+    assert any(note.startswith("2 cells ran at a time") for note in bent)
+    assert any(note.startswith("recorded: a record of the teacher, replayed.") for note in bent)
+    assert "mkd asks the teacher itself, not its record: guidance needs features." in bent
+    assert len(document(THREE)["notes"]) == len(bent) - 3
 
 
 def test_students_that_learned_nothing_are_called_out() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from yolo_mkd import host
 from yolo_mkd.comparing import ablate, asking, cells, compare, running
 from yolo_mkd.comparing.cells import Cell
 from yolo_mkd.host import clock
@@ -132,7 +133,7 @@ def test_a_cell_goes_on_from_its_last_checkpoint(tiny_detector: Any, tmp_path: P
     val = {"data": arguments["data"], "imgsz": 32, "batch": 8, "device": "cpu"}
     own = Cell("d/m/plain-s0", "d", "m", "plain", 0, False, arguments, val)
     cells.start(tmp_path, own, {})
-    assert running.run_cell(str(tmp_path / own.name), None) == ""
+    assert running.run_cell(str(tmp_path / own.name), 1) == ""
     assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [2]
     found = cells.result(tmp_path, own)
     assert found is not None
@@ -183,13 +184,18 @@ def test_an_ablation_is_of_the_terms_that_act(tiny_detector: Any, tmp_path: Path
 
 def test_one_record_serves_every_method_that_can_do_with_it(tiny_detector: Any, tmp_path: Path) -> None:
     asked = {**asked_of(tiny_detector, tmp_path), "record": True, "seeds": 2}
-    methods = "plain,mkd,recorded,recorded-soft,only:soft=0.5,recorded:views=2"
+    methods = "plain,mkd,recorded,recorded-soft:lr0=0.1,only:soft=0.5,recorded:views=2"
     root, plan = asking.lay_out({**asked, "methods": methods}, "compare")
     places = {c["method"]: c["arguments"].get("record") for c in plan["cells"]}
     shared = str(root / "records" / "data")
-    assert {m for m, place in places.items() if place == shared} == {"recorded", "recorded-soft", "only:soft=0.5"}
+    assert {m for m, place in places.items() if place == shared} == {
+        "recorded",
+        "recorded-soft:lr0=0.1",
+        "only:soft=0.5",
+    }
     assert places["recorded:views=2"] == f"{shared}-recorded_views=2"  # its views are others
     assert places["plain"] is places["mkd"] is None
+    assert plan["replayed"] == [m for m, place in places.items() if place]
     assert list(plan["live"]) == ["mkd"]
     assert "guidance" in plan["live"]["mkd"]
 
@@ -226,6 +232,17 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(
         compare(**{**asked_of(tiny_detector, tmp_path), **change})
     assert "\n" not in str(e.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_chain_that_lies_in_the_usual_place_is_not_in_the_way(
+    tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "chain.yaml").touch()
+    place = {False: tmp_path / "train2", True: tmp_path / "train"}
+    monkeypatch.setattr(host, "run_folder", lambda project, name, exist_ok: place[exist_ok])
+    _, plan = asking.lay_out({**asked_of(tiny_detector, tmp_path), "methods": "plain,mkd"}, "compare")
+    assert len(plan["cells"]) == 2
 
 
 def test_an_ablation_has_methods_of_its_own(tiny_detector: Any, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def carry_out(arguments: dict[str, Any], verb: str) -> dict[str, Any]:
         establish(root, plan)
         save(root, plan)
     cells = [Cell(**cell) for cell in plan["cells"]]
-    LOGGER.info(f"M-KD: {len(cells)} cells in {chain.shortest(root)}")
+    LOGGER.info(f"M-KD: {len(cells)} cells in {chain.shortest(root)}, each with its log.txt")
     for method, why in plan["live"].items():
         LOGGER.warning(f"M-KD: {method} asks the teacher itself, not its record: {why}")
     try:
@@ -144,7 +144,8 @@ def write(
     """Write the report: `compare.json`, and what is drawn from it."""
     rows = rows_of(cells, results, plan["references"])
     figures: dict[str, Any] = {
-        **{k: plan[k] for k in ("command", "started", "methods", "references", "seeds", "teacher", "live", "latency")},
+        **{k: plan[k] for k in ("command", "started", "methods", "references", "seeds", "teacher")},
+        **{k: plan[k] for k in ("live", "replayed", "latency")},
         "devices": sorted({r["device"] for r in results.values() if r["status"] == "done"}),
         "together": together,
         "rows": rows,

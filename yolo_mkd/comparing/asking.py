@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from yolo_mkd.settings import BadInput, defaults, refuse_unknown
 
 SCHEMA = "yolo-mkd/compare/1"
 OWN = {"methods", "seeds", "record", "latency", "parallel", "ray", "json"}
+REFERENCES = {"compare": ("plain", "native"), "ablate": ("plain", "mkd", "recorded")}  # what a method is compared with
 NOT_SHARED = OWN | {"data", "model", "project", "name"}  # what is not an argument of every cell's training
 REFUSED = {
     **dict.fromkeys(
@@ -86,13 +86,12 @@ def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]
         "command": " ".join(["yolo-mkd", verb, *(f"{k}={joined(v)}" for k, v in arguments.items())]),
         "versions": report.versions(),
         "methods": {m.name: m.changes for m in methods},
-        "references": [
-            n for n in ("plain", "native", *([whole] if verb == "ablate" else [])) if n in names_of(methods)
-        ],
+        "references": [n for n in REFERENCES[verb] if n in {m.name for m in methods}],
         "seeds": seeds,
         "device": baseline.get("device"),
         "teacher": {"file": teacher, "sha256": chain.sha256(teacher)} if teacher else None,
         "live": live,
+        "replayed": list(dict.fromkeys(c.method for c in cells if c.chain and c.arguments.get("record"))),
         "latency": arguments.get("latency", False),
         "cells": [asdict(c) for c in cells],
     }
@@ -171,8 +170,3 @@ def listed(given: Any) -> list[str]:
 def joined(given: Any) -> str:
     """A value as the command line takes it."""
     return ",".join(map(str, given)) if isinstance(given, list | tuple) else str(given)
-
-
-def names_of(methods: Sequence[Any]) -> set[str]:
-    """The methods' names."""
-    return {m.name for m in methods}

@@ -15,11 +15,11 @@ import yaml
 from yolo_mkd import chain, host
 from yolo_mkd.comparing.methods import Method, reference
 from yolo_mkd.host.dry import silent
-from yolo_mkd.lesson import TERMS
+from yolo_mkd.host.runs import AUGMENTATION
 from yolo_mkd.settings import BadInput, defaults, settle
 
 TASK, RESULT, LOG = "cell.yaml", "result.json", "log.txt"
-OWN_RUN = {*TERMS, "preset", "calibrate", "gate"}  # what methods may differ in and still share a teacher's record
+SEEN = {*AUGMENTATION, "views", "teacher_imgsz"}  # what methods that share a teacher's record may not differ in
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,13 @@ def build(
             for seed in seeds:
                 place = {n: f"{label}/{student}/{slug(n, list(named))}-s{seed}" for n in named}
                 for name, (method, arguments) in named.items():
-                    whole = {**arguments, "seed": seed, "project": str(root / place[name]), "name": "run"}
+                    whole = {
+                        **arguments,
+                        "seed": seed,
+                        "project": str(root / place[name]),
+                        "name": "run",
+                        "exist_ok": True,
+                    }
                     longer = (place["plain"], place[paced.name]) if method.base == "longer" and paced else None
                     cells.append(Cell(place[name], label, student, name, seed, not method.stock, whole, val, longer))
     return cells, live
@@ -101,7 +107,7 @@ def build(
 
 def arguments_of(method: Method, common: dict[str, Any]) -> dict[str, Any]:
     """A method's arguments of train: what all share, then what it changes."""
-    arguments = {**common, **method.changes, "exist_ok": True}
+    arguments = {**common, **method.changes}
     if not method.stock:
         return arguments
     theirs = {k: v for k, v in arguments.items() if k not in defaults() or k == "model"}
@@ -119,7 +125,7 @@ def check_stock(arguments: dict[str, Any]) -> None:
     host.check_labels(data, host.task(student))
     model = host.build(student, data["nc"], data["channels"], data.get("kpt_shape"))
     host.check_imgsz(arguments.get("imgsz", 640), model, "model")
-    host.check_arguments({k: v for k, v in arguments.items() if k != "exist_ok"})
+    host.check_arguments(arguments)
     if "distill_model" in arguments:
         host.load_detector("teacher", arguments["distill_model"])
 
@@ -134,7 +140,7 @@ def recorded(method: Method, arguments: dict[str, Any], wanted: bool, records: P
         BadInput: it could not train either way.
     """
     own = settle({k: v for k, v in arguments.items() if k in defaults()})
-    special = slug(method.name) if set(method.changes) - OWN_RUN else ""
+    special = slug(method.name) if set(method.changes) & SEEN else ""
     kept = {**arguments, "record": str(records.with_name(f"{records.name}-{special}") if special else records)}
     with silent():
         if own["record"] or wanted:

@@ -171,6 +171,11 @@ def notes(document: dict[str, Any]) -> list[str]:
         "Cost is the time of the training loop, without validation and set-up, as a multiple of plain's; of a chain, "
         "all its stages. Training the teacher is not counted."
     )
+    if document["replayed"]:
+        who = ", ".join(document["replayed"])
+        said.append(
+            f"{who}: a record of the teacher, replayed. The cell that came first filled it, which its cost holds."
+        )
     if document["together"] > 1:
         said.append(f"{document['together']} cells ran at a time and slowed one another, so costs are rough.")
     if any(r["seeds"] for r in rows) and max(r["map50_95"]["mean"] for r in rows if r["seeds"]) < LEARNED:

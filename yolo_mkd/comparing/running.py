@@ -44,7 +44,7 @@ class Here:
             parallel: how many cells at a time.
         """
         self.slots = parallel
-        self.threads = None if parallel == 1 else max(1, (os.cpu_count() or 1) // parallel)
+        self.threads = shared_threads(parallel)
         self.pool = ThreadPoolExecutor(parallel)
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -115,19 +115,25 @@ class Cluster:
         self.ray.shutdown()
 
 
-def run_cell(folder: str, threads: int | None, processes: list[subprocess.Popen[bytes]] | None = None) -> str:
+def shared_threads(parallel: int) -> int:
+    """Threads for each of some cells: what the user or Ultralytics has set, and together no more than the cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "1")
+    return max(1, min(int(wanted) if wanted.isdecimal() else 1, (os.cpu_count() or 1) // parallel))
+
+
+def run_cell(folder: str, threads: int, processes: list[subprocess.Popen[bytes]] | None = None) -> str:
     """Run one cell in a process of its own.
 
     Args:
         folder: the cell's.
-        threads: for the arithmetic on the processor, or None for the user's own setting.
+        threads: for the arithmetic on the processor.
         processes: where the process is listed while it runs.
 
     Returns:
         Why it failed, if so.
     """
     place, listed = Path(folder), [] if processes is None else processes
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "yolo_mkd.comparing.cell", folder]
     with open(place / LOG, "ab") as log:
         process = subprocess.Popen(  # its input closes when this process ends, however that happens
