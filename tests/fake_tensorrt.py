@@ -119,11 +119,15 @@ class Mode(IntEnum):
     INPUT, OUTPUT = 1, 2
 
 
+class Kind(IntEnum):
+    FLOAT, HALF = 0, 1
+
+
 def tensorrt(version: str, cudart: Cudart) -> SimpleNamespace:
     """The module `tensorrt` of a version; `builds` records the flags each engine was built with."""
     major = int(version.split(".")[0])
     flags = ["TF32"] if major >= 11 else ["FP16", "INT8", "TF32"]
-    trt = SimpleNamespace(__version__=version, builds=[], TensorIOMode=Mode, nptype=np.dtype)
+    trt = SimpleNamespace(__version__=version, builds=[], TensorIOMode=Mode, float32=Kind.FLOAT, float16=Kind.HALF)
     trt.BuilderFlag = SimpleNamespace(**{name: name for name in flags})
     trt.NetworkDefinitionCreationFlag = SimpleNamespace(**({"EXPLICIT_BATCH": 0} if major < 10 else {}))
 
@@ -230,8 +234,8 @@ class Bound(Engine):
     def get_binding_shape(self, index: int) -> tuple[int, ...]:
         return self.all[index][2]
 
-    def get_binding_dtype(self, index: int) -> type:
-        return np.float32
+    def get_binding_dtype(self, index: int) -> Kind:
+        return Kind.FLOAT
 
     def binding_is_input(self, index: int) -> bool:
         return self.all[index][1]
@@ -253,8 +257,8 @@ class Named(Engine):
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return next(t[2] for t in self.all if t[0] == name)
 
-    def get_tensor_dtype(self, name: str) -> type:
-        return np.float32
+    def get_tensor_dtype(self, name: str) -> Kind:
+        return Kind.FLOAT
 
     def get_tensor_mode(self, name: str) -> Mode:
         return Mode.INPUT if next(t[1] for t in self.all if t[0] == name) else Mode.OUTPUT

@@ -50,9 +50,9 @@ def rows(*some: tuple[float, float]) -> np.ndarray:
 
 
 def test_equal_boxes_agree():
-    figures = agreement(rows((0, 0.9), (300, 0.5)), rows((300, 0.5), (0, 0.9)), 0.25, 1e-3)
+    figures = agreement(rows((0, 0.9), (300, 0.5)), rows((300, 0.5), (0, 0.9)), 0.25, 0.999, 1e-3)
     assert (figures["expected"], figures["got"], figures["matched"], figures["alone"]) == (2, 2, 2, 0)
-    assert figures["min_iou"] == 1.0 and figures["max_score_difference"] == 0.0
+    assert figures["apart"] == 0 and figures["min_iou"] == 1.0 and figures["max_score_difference"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,22 @@ def test_equal_boxes_agree():
     ],
 )
 def test_boxes_without_a_partner_are_counted_on_both_sides(got, alone):
-    assert agreement(rows((0, 0.9), (300, 0.5)), got, 0.25, 1e-3)["alone"] == alone
+    assert agreement(rows((0, 0.9), (300, 0.5)), got, 0.25, 0.999, 1e-3)["alone"] == alone
 
 
 def test_moved_box_and_score_are_measured():
-    figures = agreement(rows((0, 0.9)), rows((10, 0.85)), 0.25, 1e-3)
-    assert figures["min_iou"] == pytest.approx(90 / 110)
+    figures = agreement(rows((0, 0.9)), rows((10, 0.85)), 0.25, 0.999, 1e-3)
+    assert figures["min_iou"] == pytest.approx(90 / 110) and figures["apart"] == 1
     assert figures["max_score_difference"] == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize(
+    ("least_iou", "slack", "apart"), [(0.8, 0.06, 0), (0.82, 0.06, 1), (0.8, 0.04, 1), (0.82, 0.04, 1)]
+)
+def test_pair_is_apart_by_its_overlap_or_its_scores(least_iou, slack, apart):
+    assert agreement(rows((0, 0.9)), rows((10, 0.85)), 0.25, least_iou, slack)["apart"] == apart
+
+
 def test_score_at_the_threshold_is_excused_by_a_partner_just_below_it():
-    assert agreement(rows((0, 0.2505)), rows((0, 0.2496)), 0.25, 1e-3)["alone"] == 0
-    assert agreement(rows((0, 0.2505)), rows((0, 0.2404)), 0.25, 1e-3)["alone"] == 1
+    assert agreement(rows((0, 0.2505)), rows((0, 0.2496)), 0.25, 0.999, 1e-3)["alone"] == 0
+    assert agreement(rows((0, 0.2505)), rows((0, 0.2404)), 0.25, 0.999, 1e-3)["alone"] == 1

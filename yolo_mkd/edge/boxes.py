@@ -62,7 +62,7 @@ def suppress(rows: NDArray[np.float32], conf: float = CONF) -> Boxes:
     return np.hstack([corners, score[order, None], label[order, None]])[kept].astype(np.float32)
 
 
-def agreement(expected: Boxes, got: Boxes, conf: float, slack: float) -> dict[str, Any]:
+def agreement(expected: Boxes, got: Boxes, conf: float, least_iou: float, slack: float) -> dict[str, Any]:
     """Match the boxes of one picture, one to one within a class, and say how far the pairs are apart.
 
     A box that scores `conf` or more must have a partner, which may score up to `slack` less than `conf`.
@@ -71,21 +71,23 @@ def agreement(expected: Boxes, got: Boxes, conf: float, slack: float) -> dict[st
         expected: the reference's boxes, down to conf - slack or lower.
         got: those to judge, likewise.
         conf: lowest score that counts.
-        slack: how much two scores may differ.
+        least_iou: below it a pair is apart.
+        slack: above it two scores are apart.
 
     Returns:
-        expected, got: boxes that count; matched: pairs; alone: boxes without a partner, on either side;
-        min_iou, max_score_difference: over the pairs, None without any.
+        expected, got: boxes that count; matched: pairs; alone: boxes without a partner, on either side; apart: pairs
+        that differ by more than asked; min_iou, max_score_difference: over the pairs, None without any.
     """
     for rows in (expected, got):
         if len(rows) >= MAX_DET:  # the list was cut: near its last score either side may hold what the other lost
             conf = max(conf, float(rows[:, 4].min()) + slack)
     ours, theirs = (rows[rows[:, 4] >= conf - slack] for rows in (expected, got))
     overlap = iou(ours, theirs)
+    differ = np.abs(ours[:, None, 4] - theirs[None, :, 4])
     possible = (overlap >= MATCH_IOU) & (ours[:, None, 5] == theirs[None, :, 5])
-    distance = 1 - overlap + np.abs(ours[:, None, 4] - theirs[None, :, 4])
+    nearest = sorted(zip(*(side.tolist() for side in np.nonzero(possible))), key=lambda p: 1 - overlap[p] + differ[p])
     pairs: dict[int, int] = {}
-    for i, j in sorted(zip(*(side.tolist() for side in np.nonzero(possible))), key=lambda pair: distance[pair]):
+    for i, j in nearest:
         if i not in pairs and j not in pairs.values():
             pairs[i] = j
     counted = [(i, j) for i, j in pairs.items() if max(ours[i, 4], theirs[j, 4]) >= conf]
@@ -96,8 +98,9 @@ def agreement(expected: Boxes, got: Boxes, conf: float, slack: float) -> dict[st
         "got": int((theirs[:, 4] >= conf).sum()),
         "matched": len(counted),
         "alone": len(alone) + len(extra),
-        "min_iou": min((float(overlap[pair]) for pair in counted), default=None),
-        "max_score_difference": max((abs(float(ours[i, 4] - theirs[j, 4])) for i, j in counted), default=None),
+        "apart": sum(bool(overlap[p] < least_iou or differ[p] > slack) for p in counted),
+        "min_iou": min((float(overlap[p]) for p in counted), default=None),
+        "max_score_difference": max((float(differ[p]) for p in counted), default=None),
     }
 
 

@@ -245,6 +245,7 @@ class TensorRT:
 
     def allocate(self) -> list[dict[str, Any]]:
         """Give every input and output its memory on the host and on the device."""
+        kinds = {self.trt.float32: np.float32, self.trt.float16: np.float16}  # 8.5's nptype needs an old numpy
         tensors = []
         for n in range(self.engine.num_io_tensors if self.named else self.engine.num_bindings):
             if self.named:
@@ -254,7 +255,7 @@ class TensorRT:
             else:
                 shape, dtype = self.engine.get_binding_shape(n), self.engine.get_binding_dtype(n)
                 is_input = self.engine.binding_is_input(n)
-            host = self.cuda.pinned(tuple(shape), self.trt.nptype(dtype))
+            host = self.cuda.pinned(tuple(shape), kinds[dtype])
             memory = self.cuda.device_memory(host.nbytes)
             if self.named:
                 self.context.set_tensor_address(name, memory.value)
