@@ -31,7 +31,7 @@ ALLOWED = {
     "chain": {"assistant", "host", "report", "lesson", "record", "settings", "trainer"},
     "planning": {
         *("planning", "assistant", "balance", "chain", "criterion", "host", "knowledge", "lesson", "report"),
-        *("schedule", "settings", "teachers", "trainer"),
+        *("record", "schedule", "settings", "teachers", "trainer"),
     },
     "recording": {"chain", "host", "lesson", "record", "report", "settings", "trainer"},
     "costing": {

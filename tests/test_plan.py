@@ -277,6 +277,13 @@ def test_a_run_takes_its_steps_readings_loading_updates_and_validations() -> Non
     assert found["extra_percent"] == pytest.approx(50)
 
 
+def test_a_recorded_teacher_is_paid_for_in_the_epochs_that_ask_it() -> None:
+    probed = {**PROBED, "taught": {"step_s": 1.5, "teacher_s": 0.3}}
+    live, kept = duration(run_of(), probed), duration(run_of(asked=2), probed)
+    assert live["hours"] - kept["hours"] == pytest.approx(5 * 6 * 0.3 * 2 / 3600)  # 5 batches in 6 of 8 epochs
+    assert live["hours"] - live["hours_replayed"] == pytest.approx(5 * 8 * 0.3 * 2 / 3600)
+
+
 def test_a_time_limit_is_the_time() -> None:
     assert duration(run_of(hours=2.0), PROBED)["hours"] == 2.0
 

@@ -20,7 +20,7 @@ from ultralytics.data.build import InfiniteDataLoader, build_dataloader, build_y
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from yolo_mkd.record.views import Views, decode, refuse
+from yolo_mkd.record.views import Views, decode, refuse, shown
 from yolo_mkd.settings import BadInput
 
 IMAGES, BATCH, V, EPOCHS, OPEN = 12, 4, 2, 5, 3  # mosaic is open in three of five epochs
@@ -393,3 +393,10 @@ def test_images_come_in_the_order_of_a_plain_run(runs: dict[str, Seen], workers:
 def test_codes_name_the_images_of_their_batch(runs: dict[str, Seen]) -> None:
     for files, pictures in runs["views"].values():
         assert [int(Path(f).stem) for f in files] == [decode(code, IMAGES)[0] for code in pictures]
+
+
+def test_the_views_that_a_run_shows_are_counted_once_open_and_closed() -> None:
+    assert shown(3, 0, 90, 90) == [0, 1, 2]
+    assert shown(30, 0, 10, 90) == list(range(10))
+    assert shown(3, 0, 10, 8) == [0, 1, 2, 3, 5]  # epochs 8 and 9 show views 2 and 0, closed
+    assert shown(3, 5, 7, 8) == [0, 2]

@@ -18,7 +18,7 @@ from yolo_mkd.lesson import TERMS, Lesson, check_asked
 from yolo_mkd.lesson.table import gains_table, lesson_table
 from yolo_mkd.record.recorded import Recorded, layout_of, open_record
 from yolo_mkd.record.store import fingerprint
-from yolo_mkd.record.views import Views, refuse
+from yolo_mkd.record.views import Views, refuse, shown
 from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, settle
 from yolo_mkd.shares import Shares
@@ -168,7 +168,7 @@ class MKDTrainer(host.DetectionTrainer):
             "augmentation": host.augmentation(self.args),
         }
         closed = self.epochs - self.args.close_mosaic
-        keys = sorted({e % views + views * (e >= closed) for e in range(self.start_epoch, self._schedule().end)})
+        keys = shown(views, self.start_epoch, self._schedule().end, closed)
         for source, file in zip(self.sources, self.teachers, strict=True):
             assert isinstance(source.teacher, Teacher)
             place, limit = self.knowledge["record"], self.knowledge["record_limit"]

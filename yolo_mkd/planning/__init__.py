@@ -27,6 +27,9 @@ from yolo_mkd.planning import cost, sample
 from yolo_mkd.planning.accuracy import Exam
 from yolo_mkd.planning.advice import answer, warnings
 from yolo_mkd.planning.probe import Probe
+from yolo_mkd.record.recorded import layout_of
+from yolo_mkd.record.store import estimate
+from yolo_mkd.record.views import shown
 from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import KNOWLEDGE, BadInput
 from yolo_mkd.trainer import TRAINERS
@@ -171,16 +174,19 @@ def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val:
 def run_of(asked: Asked, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
     """The whole run of a stage, with Ultralytics' defaults where nothing is asked for."""
     args = probe.args
+    schedule = Schedule.of(args.epochs, args.warmup_epochs, args.close_mosaic)
+    recorded = shown(asked.own["views"], 0, schedule.end, args.epochs - args.close_mosaic)
     return cost.Run(
         epochs=args.epochs,
         batch=batch,
         images=images,
         val_images=val_images,
         nbs=args.nbs,
-        schedule=Schedule.of(args.epochs, args.warmup_epochs, args.close_mosaic),
+        schedule=schedule,
         hours=asked.theirs.get("time"),
         save_period=asked.theirs.get("save_period", -1),
         validates=args.val,
+        asked=len(recorded) if asked.own["record"] else None,
     )
 
 
@@ -211,7 +217,15 @@ def stage_figures(
         "cost": {**cost.duration(run, figures), "probe": {k: figures[k] for k in PROBED}},
         "memory": cost.memory(run, figures),
         "disk": cost.disk(run, figures),
+        "record": [record_figures(s, run) for s in probe.sources] if run.asked is not None else [],
     }
+
+
+def record_figures(source: Source, run: cost.Run) -> dict[str, Any]:
+    """What the record of a teacher holds and takes [bytes]."""
+    layout = layout_of(source.lesson.match.teacher)
+    views = run.asked or 0
+    return {"views": views, "bytes": estimate(layout, run.images, views), "bytes_per_view": layout.bytes}
 
 
 PROBED = ("batch", "timed", "plain", "taught", "reading_s", "load_s", "update_s", "val_s_per_image")

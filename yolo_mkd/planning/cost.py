@@ -25,6 +25,7 @@ class Run:
         hours: what the user limits the run to [h]; None is no limit.
         save_period: epochs between checkpoints that are kept; -1 is none.
         validates: whether every epoch is validated.
+        asked: epochs in which the teacher is asked; in the others its record is replayed. None is all that it teaches.
     """
 
     epochs: int
@@ -36,6 +37,7 @@ class Run:
     hours: float | None
     save_period: int
     validates: bool
+    asked: int | None = None
 
     @property
     def batches(self) -> int:
@@ -57,8 +59,8 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
         probed: seconds, as `probe.Probe` found them.
 
     Returns:
-        Seconds of a step with and without teachers, what the teachers add to it [%], hours of the run and of a plain
-        one. Steps are scaled from the probe's batch by the number of images.
+        Seconds of a step with and without teachers, what the teachers add to it [%], hours of the run, of a plain one
+        and of one that finds its record complete. Steps are scaled from the probe's batch by the number of images.
     """
     scale = run.batch / probed["batch"]
     plain, taught = probed["plain"]["step_s"] * scale, probed["taught"].get("step_s", 0.0) * scale
@@ -69,7 +71,10 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
     validation = probed["val_s_per_image"] * run.val_images * (run.epochs + 1 if run.validates else 2)
     beside = probed["load_s"] * scale * steps + probed["update_s"] * run.updates + validation
     alone = steps * plain + beside
-    hours = (on * taught + (steps - on) * plain + reading + beside) / 3600
+    replayed = taught - probed["taught"].get("teacher_s", 0.0) * scale
+    asked = on if run.asked is None else min(on, run.batches * run.asked)
+    rest = (steps - on) * plain + reading + beside
+    hours = (asked * taught + (on - asked) * replayed + rest) / 3600
     return {
         "step_plain_s": plain,
         "step_taught_s": taught or plain,
@@ -78,6 +83,7 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
         "validation_s": probed["val_s_per_image"] * run.val_images,
         "hours": hours if run.hours is None else run.hours,
         "hours_plain": alone / 3600 if run.hours is None else run.hours,
+        "hours_replayed": (on * replayed + rest) / 3600 if run.hours is None else run.hours,
     }
 
 

@@ -149,6 +149,13 @@ def time(figures: Figures) -> list[str]:
     ]
     if last["hops"]:
         lines += wrapped(f"The student is taught for {last['knowledge_epochs']} of {last['epochs']} epochs.")
+    for s in figures["stages"]:
+        for kept in s["record"]:
+            lines += wrapped(
+                f"Recorded: the {s['name']}'s teacher is asked in {kept['views']} epochs and replayed in the others; "
+                f"its record takes {kept['bytes'] / MB:.0f} MB, {kept['bytes_per_view'] / 1024:.0f} KB a view. A run "
+                f"that finds it complete takes {hours(s['cost']['hours_replayed'])}."
+            )
     return [*lines, "  Plain run and this run include loading, updates and validation."]
 
 

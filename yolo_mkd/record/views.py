@@ -131,6 +131,18 @@ def decode(code: int, images: int) -> tuple[int, int]:
     return index, key
 
 
+def shown(views: int, first: int, end: int, closes: int) -> list[int]:
+    """The keys of all views that some epochs show, each once: 0 to V-1 with mosaic open, V to 2V-1 once it is closed.
+
+    Args:
+        views: V.
+        first: the first epoch.
+        end: the epoch after the last.
+        closes: the epoch from which on mosaic is closed.
+    """
+    return sorted({e % views + views * (e >= closes) for e in range(first, end)})
+
+
 def refuse(args: Any) -> None:
     """Refuse what makes a picture depend on more than image, view and seed.
 
