@@ -126,9 +126,9 @@ def test_an_ablation_takes_one_term_away_and_shows_each_alone() -> None:
 
 
 def test_longer_has_the_epochs_that_cost_what_the_distilled_run_cost() -> None:
-    plain = {"train_s": 60.0, "epochs": 30}
-    assert cells.epochs_for(plain, {"train_s": 98.0}) == 49
-    assert cells.epochs_for(plain, {"train_s": 0.1}) == 1
+    plain = {"cost_s": 60.0, "epochs": 30}
+    assert cells.epochs_for(plain, {"cost_s": 98.0}) == 49
+    assert cells.epochs_for(plain, {"cost_s": 0.1}) == 1
 
 
 @pytest.mark.parametrize(("given", "seeds"), [(3, [0, 1, 2]), ("0,1,5", [0, 1, 5]), ([7], [7]), ("4,", [4])])
@@ -188,8 +188,8 @@ class Pretend:
         self.closed = True
 
 
-def done(score: float, train_s: float) -> dict[str, Any]:
-    return {"status": "done", "best": {"map50_95": score}, "epochs": 10, "train_s": train_s, "whole_s": train_s + 1}
+def done(score: float, cost_s: float) -> dict[str, Any]:
+    return {"status": "done", "best": {"map50_95": score}, "epochs": 10, "cost_s": cost_s, "whole_s": cost_s + 1}
 
 
 def cell(method: str, seed: int = 0, longer: bool = False) -> Cell:
@@ -243,7 +243,7 @@ def test_the_epochs_of_longer_stay_when_it_goes_on(three: list[Cell], tmp_path: 
     results = {three[0].name: done(0.5, 10.0), three[2].name: done(0.5, 25.0)}
     assert cells.start(tmp_path, three[1], results) == ""
     before = (tmp_path / three[1].name / cells.TASK).read_text()
-    results[three[2].name]["train_s"] = 99.0
+    results[three[2].name]["cost_s"] = 99.0
     cells.start(tmp_path, three[1], results)
     assert (tmp_path / three[1].name / cells.TASK).read_text() == before
 

@@ -96,6 +96,8 @@ def test_the_figures_are_those_of_one_validation_of_best_and_last(
     epochs = clock.read(place / "run")
     assert [e["epoch"] for e in epochs] == [1, 2]
     assert result["train_s"] == pytest.approx(sum(e["seconds"] for e in epochs), abs=0.01)
+    assert result["cost_s"] == pytest.approx(sum(e["cpu_s"] for e in epochs), abs=0.01)
+    assert result["cost_s"] != result["train_s"]
 
 
 def test_going_on_runs_again_what_failed_and_nothing_else(

@@ -169,4 +169,4 @@ def raw(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
     if found["status"] != "done":
         return {**place, "failed": found["reason"]}
     measured = {name: figure(found) for name, figure in FIGURES.items()}
-    return {**place, **measured, "epochs": found["epochs"], "train_s": found["train_s"]}
+    return {**place, **measured, **{k: found[k] for k in ("epochs", "train_s", "cost_s")}}

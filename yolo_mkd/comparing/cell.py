@@ -36,7 +36,7 @@ def run(folder: Path) -> None:
     clock.Clock.install()
     stages = train_chain(task["arguments"]) if task["chain"] else [train_stock(task["arguments"])]
     epochs = [clock.read(stage) for stage in stages]
-    weights = stages[-1] / "weights"
+    weights, used = stages[-1] / "weights", device(task["val"])
     found = {
         "status": "done",
         "best": scores(weights / "best.pt", task["val"], folder),
@@ -44,11 +44,12 @@ def run(folder: Path) -> None:
         **host.size(weights / "best.pt", task["val"]["imgsz"]),
         "epochs": len(epochs[-1]),
         "train_s": round(sum(e["seconds"] for stage in epochs for e in stage), 3),
+        "cost_s": round(sum(e["cpu_s" if used == "cpu" else "seconds"] for stage in epochs for e in stage), 3),
         "whole_s": round(time.perf_counter() - begun, 1),
         "start": epochs[-1][0]["start"],
         "batches": [[e["images"], e["pixels"]] for e in epochs[-1]],
         "weights": str(weights / "best.pt"),
-        "device": device(task["val"]),
+        "device": used,
     }
     report.write(folder / RESULT, "cell", found)
 
@@ -87,9 +88,11 @@ def scores(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, A
 
 
 def device(protocol: dict[str, Any]) -> str:
-    """What trained and validated here: the card's name, or cpu."""
-    named = protocol.get("device")
-    return "cpu" if named == "cpu" or not torch.cuda.is_available() else torch.cuda.get_device_name()
+    """What trained and validated here: cpu, mps, or the card's name."""
+    named = str(protocol.get("device"))
+    if named in {"cpu", "mps"}:
+        return named
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def leave_with_parent() -> None:

@@ -197,8 +197,8 @@ def start(root: Path, cell: Cell, results: dict[str, dict[str, Any]]) -> str:
 
 
 def epochs_for(plain: dict[str, Any], other: dict[str, Any]) -> int:
-    """How many epochs of plain training take as long as the other training took; one at least."""
-    return max(1, round(other["train_s"] / (plain["train_s"] / plain["epochs"])))
+    """How many epochs of plain training cost what the other training cost; one at least."""
+    return max(1, round(other["cost_s"] / (plain["cost_s"] / plain["epochs"])))
 
 
 def result(root: Path, cell: Cell) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ def row(method: str, methods: dict[str, dict[int, dict[str, Any]]], references: 
             "deviation": round(stdev(values), DIGITS) if len(values) > 1 else None,
             "by_seed": {s: figure(r) for s, r in own.items()},
         }
-    ratios = [r["train_s"] / plain[s]["train_s"] for s, r in own.items() if s in plain]
+    ratios = [r["cost_s"] / plain[s]["cost_s"] for s, r in own.items() if s in plain]
     classes = list(dict.fromkeys(c for r in own.values() for c in r["best"]["classes"]))
     return {
         **found,
@@ -168,8 +168,9 @@ def notes(document: dict[str, Any]) -> list[str]:
             f"methods are not distinguishable.{many}"
         )
     said.append(
-        "Cost is the time of the training loop, without validation and set-up, as a multiple of plain's; of a chain, "
-        "all its stages. Training the teacher is not counted."
+        "Cost is that of the training loop, without validation and set-up, as a multiple of plain's; of a chain, all "
+        "its stages. Training the teacher is not counted. On a processor it is taken in processor time, which other "
+        "programs do not lengthen, on a GPU by the clock; `train s` is by the clock."
     )
     if document["replayed"]:
         who = ", ".join(document["replayed"])

@@ -130,7 +130,7 @@ def draw_costs(axes: Axes, rows: list[dict[str, Any]]) -> None:
         }
         said = f"{row['method']}  {y:.3f}"
         axes.annotate(said, (x, y), (1.08 * right, height), va="center", fontsize=8.5, arrowprops=arrow)
-    axes.set_xlabel("training time, as a multiple of plain's" if relative else "training time [s]")
+    axes.set_xlabel("cost of training, as a multiple of plain's" if relative else "training time [s]")
     axes.set_ylabel("mAP50-95, mean ± standard deviation")
     axes.grid(color="#e6e6e6")
     axes.set_axisbelow(True)

@@ -176,7 +176,8 @@ def piped(table: Sequence[Sequence[str]]) -> list[str]:
 
 def write_csv(path: Path, document: dict[str, Any]) -> None:
     """One line a data set, student, method and seed: the raw figures, for tools of one's own."""
-    columns = ["data", "student", "method", "seed", "map50_95", "map50", "last_map50_95", "epochs", "train_s", "failed"]
+    columns = ["data", "student", "method", "seed", "map50_95", "map50", "last_map50_95", "epochs"]
+    columns += ["train_s", "cost_s", "failed"]
     with open(path, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, columns)
         writer.writeheader()

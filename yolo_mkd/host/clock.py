@@ -13,7 +13,7 @@ from ultralytics.utils.callbacks.base import default_callbacks
 from ultralytics.utils.torch_utils import unwrap_model
 
 FILE = "clock.csv"
-COLUMNS = ("epoch", "seconds", "start", "images", "pixels")
+COLUMNS = ("epoch", "seconds", "cpu_s", "start", "images", "pixels")
 
 
 class Clock:
@@ -21,6 +21,8 @@ class Clock:
 
     `start` is a digest of the student's weights before its first step, `images` of the files in the order of the
     epoch's batches, `pixels` of what augmentation made of them. Two runs with equal digests were given the same.
+    `seconds` are those of the clock on the wall, `cpu_s` those that this process had of the processors, which other
+    programs on the machine do not lengthen.
     """
 
     def __init__(self) -> None:
@@ -55,7 +57,7 @@ class Clock:
     def on_train_epoch_start(self, trainer: Any) -> None:
         """Start the epoch's clock."""
         self.images = self.pixels = 0
-        self.since = time.perf_counter()
+        self.since = time.perf_counter(), time.process_time()
 
     def on_train_epoch_end(self, trainer: Any) -> None:
         """Write the epoch's row."""
@@ -66,9 +68,9 @@ class Clock:
             writer = csv.writer(f)
             if not begun:
                 writer.writerow(COLUMNS)
-            seconds = f"{time.perf_counter() - self.since:.4f}"
+            took = (time.perf_counter() - self.since[0], time.process_time() - self.since[1])
             digests = [f"{d:08x}" for d in (self.start, self.images, self.pixels)]
-            writer.writerow([trainer.epoch + 1, seconds, *digests])
+            writer.writerow([trainer.epoch + 1, *(f"{s:.4f}" for s in took), *digests])
 
 
 def weights_digest(model: Any) -> int:
@@ -80,7 +82,7 @@ def weights_digest(model: Any) -> int:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run: epoch, seconds, start, images, pixels; of an epoch that was repeated, the last time."""
+    """The epochs of a run, a dict of the columns for each; of an epoch that was repeated, the last time."""
     with open(folder / FILE, newline="", encoding="utf-8") as f:
         rows = {int(r["epoch"]): r for r in csv.DictReader(f)}
-    return [{**rows[e], "epoch": e, "seconds": float(rows[e]["seconds"])} for e in sorted(rows)]
+    return [{**rows[e], "epoch": e, **{k: float(rows[e][k]) for k in ("seconds", "cpu_s")}} for e in sorted(rows)]
