@@ -1,20 +1,41 @@
-"""The device's statistics are those of yolo-mkd time, and a drift names what the sensors saw."""
+"""No sample is dropped, a percentile needs enough of them, and a drift names what the sensors saw."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from yolo_mkd import timing
 from yolo_mkd.edge import samples
 from yolo_mkd.edge import time as edge_time
 
 
-@pytest.mark.parametrize("n", [1, 11, 63, 64, 130, 662, 7000])
-def test_statistics_are_those_of_yolo_mkd_time(n):
-    times = np.random.default_rng(n).gamma(9, 2, n).tolist()
-    assert samples.statistics(times) == timing.statistics(times)
-    assert samples.FLOORS == timing.FLOORS
+def test_statistics_agree_with_hand_values():
+    figures = samples.statistics([4.0, 1.0, 2.0, 3.0] * 5)
+    assert figures == {
+        "n": 20, "min_ms": 1.0, "mean_ms": 2.5, "max_ms": 4.0, "std_ms": pytest.approx(1.25**0.5),
+        "p50_ms": 2.0, "p90_ms": None, "p95_ms": None, "p99_ms": None, "p99_9_ms": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("percentile", "floor"), samples.FLOORS.items())
+def test_percentile_is_left_out_below_the_floor_of_early_stopping(percentile, floor):
+    def at_most_one_beyond(n: int) -> float:
+        p = percentile / 100
+        return p**n + n * (1 - p) * p ** (n - 1)
+
+    assert at_most_one_beyond(floor) <= 0.01 < at_most_one_beyond(floor - 1)
+    key = samples.percentile_key(percentile)
+    assert samples.statistics([1.0] * (floor - 1))[key] is None
+    assert samples.statistics([1.0] * floor)[key] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("count", "percentile", "value"),
+    [(1, 50, 1), (4, 50, 2), (5, 50, 3), (10, 90, 9), (11, 90, 10), (100, 99, 99), (101, 99, 100), (1000, 99.9, 999)],
+)
+def test_percentile_is_the_nearest_rank(count, percentile, value):
+    shuffled = np.random.default_rng(0).permutation(np.arange(1, count + 1))
+    assert samples.nearest_rank(list(shuffled), percentile) == value
 
 
 def test_drift_names_its_causes_only_when_there_is_one():

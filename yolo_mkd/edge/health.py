@@ -97,7 +97,7 @@ def warnings(trace: Trace, about: dict[str, Any]) -> list[str]:
             found.append(f"the {name} ran at {np.median(values):.0f} MHz, below its {limit:.0f} MHz")
     for name, count in throttled(trace).items():
         if count:
-            found.append(f"the device throttled: {name} counted {count} over-current events")
+            found.append(f"the device throttled: {name} counted {count} events")
     return found
 
 

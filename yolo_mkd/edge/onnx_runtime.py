@@ -39,6 +39,8 @@ class OnnxRuntime:
             from onnxruntime.capi import onnxruntime_pybind11_state as state
         except ImportError as error:
             raise Trouble(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from error
+        if PROVIDERS[device] not in onnxruntime.get_available_providers():
+            raise Trouble(f"this onnxruntime has no {PROVIDERS[device]}: install onnxruntime-gpu, or use --device cpu")
         options = onnxruntime.SessionOptions()
         self.threads = threads or physical_cores()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
@@ -52,7 +54,7 @@ class OnnxRuntime:
         self.load_ms = (perf_counter_ns() - start) / 1e6
         self.provider = self.session.get_providers()[0]
         if self.provider != PROVIDERS[device]:
-            raise Trouble(f"ONNX Runtime runs on {self.provider}, not on {PROVIDERS[device]}: use --device cpu")
+            raise Trouble(f"ONNX Runtime fell back to {self.provider} from {PROVIDERS[device]}: use --device cpu")
         self.precision = precision
         self.versions = {"onnxruntime": onnxruntime.__version__}
         given = self.session.get_inputs()[0]

@@ -112,16 +112,19 @@ def measured(contents: Contents, runtime: OnnxRuntime | TensorRT, options: argpa
         "bytes": contents.model.stat().st_size,
         "sha256": contents.sha256,
         "format": "engine" if "h2d" in segments else "onnx",
-        "precision": runtime.precision,
+        "precision": contents.precision,
+        "arithmetic": runtime.precision,
         "head": contents.head,
         "input": [1, 3, *contents.imgsz],
         "output": contents.about["output"],
         "provider": runtime.provider,
+        "runtime": runtime.versions,
         "threads": runtime.threads,
         "batch": 1,
         "streams": 1,
         "images": f"{len(pictures)} samples of the bundle",
         "resize": "OpenCV" if cv2 is not None else "numpy",
+        "opencv_threads": cv2.getNumThreads() if cv2 is not None else None,
         "conf": CONF,
         "nms_iou": NMS_IOU if contents.head == "one2many" else None,
         "load_ms": runtime.load_ms,
@@ -199,7 +202,7 @@ def table(report: dict[str, Any]) -> str:
     warm, device, threads = report["warm_up"], report["device"], report["threads"]
     settled = "settled" if warm["settled"] else f"not settled, varies by {warm['variation_of_last_50']:.1%}"
     lines += [
-        f"run       {report['provider']}, {report['precision']}"
+        f"run       {report['provider']}, in {report['arithmetic']}"
         + (f", {threads} thread(s)" if threads else "")
         + f", batch 1, on {report['images']}, resized by {report['resize']}",
         f"start     load {report['load_ms']:.1f} ms, first inference {report['first_inference_ms']:.1f} ms",
