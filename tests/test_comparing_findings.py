@@ -88,6 +88,10 @@ def test_it_is_said_whether_a_method_was_given_what_plain_was_given(differing: d
     assert findings.pairing(rows({"plain": [0.3], "mkd": [0.3]}, mkd=differing))[0].startswith(said)
 
 
+def test_longer_has_a_plan_of_its_own_and_is_not_held_against_plains_batches() -> None:
+    assert findings.pairing(rows({"plain": [0.3], "longer": [0.3]}, longer={"batches": ((9, 9),)})) == []
+
+
 def document(scores: dict[str, list[float]], *sets: str, **others: Any) -> dict[str, Any]:
     found = [row for data in sets or ("d",) for row in rows(scores, data)]
     whole = {

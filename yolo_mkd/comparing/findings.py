@@ -76,7 +76,9 @@ def row(method: str, methods: dict[str, dict[int, dict[str, Any]]], references: 
             }
             for c in classes
         },
-        "same": same(own, plain) if method != "plain" else None,
+        "same": None
+        if method == "plain" or method.startswith("longer")
+        else same(own, plain),  # longer plans otherwise
     }
 
 
