@@ -1,44 +1,39 @@
-"""The statistics hide nothing, and what is timed is the pipeline whose boxes Ultralytics gives."""
+"""The statistics hide nothing, what is timed is the pipeline whose boxes Ultralytics gives, drift has its reason."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from yolo_mkd import timing
-from yolo_mkd.artefact import describe, open_session
+from yolo_mkd.artefact import Artefact
+from yolo_mkd.backends import open_backend
+from yolo_mkd.edge import time as edge_time
+from yolo_mkd.edge.boxes import CONF, boxes
+from yolo_mkd.edge.pictures import letterbox, tensor
 from yolo_mkd.images import read_image
 from yolo_mkd.parity import compare, detect
 from yolo_mkd.settings import BadInput, Failed
-from yolo_mkd.timing import (
-    FLOORS,
-    drift,
-    measure,
-    nearest_rank,
-    non_maximum_suppression,
-    physical_cores,
-    postprocess,
-    preprocess,
-    statistics,
-    synthetic_picture,
-    table,
-    time,
-    warm_up,
-)
+from yolo_mkd.timing import FLOORS, drift, measure, measured, measuring, statistics, synthetic_picture, table, time
+from yolo_mkd.timing import watching as watching_module
+from yolo_mkd.timing.measuring import run_once
+from yolo_mkd.timing.watching import Watch
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """A clock that only moves when a test moves it, for all that measures."""
+    now = SimpleNamespace(ns=0)
+    for module in (edge_time, measuring):
+        monkeypatch.setattr(module, "perf_counter_ns", lambda: now.ns)
+    monkeypatch.setattr(watching_module, "perf_counter", lambda: now.ns / 1e9)
+    return now
+
 
 # Statistics
-
-
-@pytest.mark.parametrize(
-    ("count", "percentile", "value"),
-    [(1, 50, 1), (4, 50, 2), (5, 50, 3), (10, 90, 9), (11, 90, 10), (100, 99, 99), (101, 99, 100), (1000, 99.9, 999)],
-)
-def test_percentile_is_the_nearest_rank(count, percentile, value):
-    shuffled = np.random.default_rng(0).permutation(np.arange(1, count + 1))
-    assert nearest_rank(list(shuffled), percentile) == value
 
 
 @pytest.mark.parametrize(("percentile", "floor"), FLOORS.items())
@@ -63,88 +58,177 @@ def test_statistics_agree_with_hand_values():
     assert figures["p50_ms"] is None  # below 11 samples
 
 
-def test_hog_in_the_last_fifth_shows_in_p90_and_max_and_is_not_stable():
-    samples = [30.0] * 240 + [100.0] * 60
-    figures, change = statistics(samples), drift(samples)
-    assert (figures["n"], figures["p50_ms"], figures["p90_ms"], figures["max_ms"]) == (300, 30.0, 100.0, 100.0)
-    assert figures["mean_ms"] == pytest.approx(44.0)  # nothing was cut off
-    assert not change["stable"] and change["reason"] == "the last third is 233% slower than the first"
-
-
 def test_change_of_less_than_a_twentieth_is_stable():
     assert drift([10.0] * 20 + [10.4] * 10)["stable"]
     assert not drift([10.0] * 20 + [9.4] * 10)["stable"]
 
 
-# Measuring
+# A whole run on a clock of the test's own
 
 
-def test_warm_up_ends_when_fifty_runs_agree():
-    figures = warm_up(lambda index: [0, 0, 0, 9.0 if index < 30 else 1.0])
-    assert figures["settled"] and figures["runs"] == 80
-    assert figures["variation_of_last_50"] == 0
+class Model:
+    """A backend whose inference takes as long as the test says."""
+
+    artefact = Artefact({0: "a"}, 32, (32, 32), "one2one", (1, 4, 6))
+    provider, arithmetic, threads, load_ms, versions = "fake CPU", "fp32", 1, 1.0, {"fake": "1"}
+    segments = ("compute",)
+
+    def __init__(self, clock: SimpleNamespace, milliseconds) -> None:
+        self.clock, self.milliseconds, self.runs = clock, milliseconds, 0
+
+    def infer(self, tensor):
+        took = self.milliseconds(self.runs)
+        self.runs += 1
+        self.clock.ns += int(took * 1e6)
+        return np.zeros((1, 4, 6), np.float32), {"compute_ms": took}
 
 
-def test_warm_up_that_never_settles_stops_at_its_cap_and_says_so(monkeypatch):
-    monkeypatch.setattr(timing, "WARM_UP_CAP_S", 0.0)
-    figures = warm_up(lambda index: [0, 0, 0, 1.0 + index % 2])
-    assert not figures["settled"] and figures["runs"] == 10
+def machine(root: Path, others: float = 0.0, degrees: float = 40.0, throttled: int = 0, kilohertz: int = 3_000_000):
+    """A PC's /proc and /sys: `others` seconds of other programs' load so far."""
+    for path, text in {
+        "proc/stat": f"cpu  {round(others * 100)} 0 0 0 0 0 0 0 0 0\ncpu0 0\n",
+        "sys/class/hwmon/hwmon0/name": "k10temp\n",
+        "sys/class/hwmon/hwmon0/temp1_input": f"{degrees * 1000:.0f}\n",
+        "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": f"{throttled}\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": f"{kilohertz}\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return root
 
 
-def test_every_sample_is_kept_and_a_slow_model_still_gets_a_median():
-    samples = measure(lambda index: [1.0, 2.0, 3.0, 1000.0 if index == 3 else 6.0], duration=1e-9)
-    assert samples["end_to_end"] == [6.0] * 3 + [1000.0] + [6.0] * 7
-    assert samples["compute"] == [2.0] * 11
-    assert statistics(samples["end_to_end"])["p50_ms"] == 6.0
+@pytest.fixture
+def idle_process(monkeypatch):
+    """This process uses no time of the processor, as far as Watch can tell."""
+    monkeypatch.setattr(watching_module.os, "times", lambda: SimpleNamespace(user=0.0, system=0.0))
+
+
+HOG_S = 171  # so that the last fifth of all samples is slow
+
+
+@pytest.fixture
+def hogged(clock, idle_process, tmp_path) -> dict:
+    """Five minutes at 10 ms, then 30 ms with one core taken by others, the chip hot, its clock halved, throttling."""
+    watch = Watch(machine(tmp_path))
+    sample = watch.sample
+
+    def sample_as_it_is_then():
+        late = clock.ns > HOG_S * 1e9
+        others = max(0.0, clock.ns / 1e9 - HOG_S)
+        machine(tmp_path, others, 90.0 if late else 40.0, 7 * late, 1_500_000 if late else 3_000_000)
+        sample()
+
+    watch.sample = sample_as_it_is_then
+    backend = Model(clock, lambda n: 30.0 if clock.ns > HOG_S * 1e9 else 10.0)
+    return measured(backend, [np.zeros((32, 32, 3), np.uint8)], 300.0, watch)
+
+
+def test_hog_in_the_last_fifth_is_kept_whole(hogged):
+    samples, total = hogged["samples_ms"]["end_to_end"], hogged["segments"]["end_to_end"]
+    quick, slow = samples.count(10.0), samples.count(30.0)
+    # the last run at 10 ms starts at 171 s; the very first and the 50 of the warm-up are no samples
+    assert quick == 17101 - 51 and slow == pytest.approx((300.51 - 171.01) / 0.03, abs=2)
+    assert quick + slow == len(samples) == total["n"] and slow / total["n"] == pytest.approx(0.2, abs=0.003)
+    assert (total["p50_ms"], total["p90_ms"], total["p99_ms"], total["max_ms"]) == (10.0, 30.0, 30.0, 30.0)
+    assert total["mean_ms"] == pytest.approx((slow * 30 + quick * 10) / len(samples))  # nothing was cut off
+
+
+def test_drift_is_named_with_all_that_was_seen(hogged):
+    assert not hogged["drift"]["stable"]
+    reason = hogged["drift"]["reason"].split("; ")
+    assert reason == [
+        "the last third is 200% slower than the first",
+        "cpu heat counted 7 throttle events",
+        "the cpu clock went from 3000 to 1500 MHz",
+        "k10temp got 50 degrees warmer",
+        "other programs' load went from 0.0 to 1.0 cores",
+    ]
+    assert f"NO: {hogged['drift']['reason']}" in table({**hogged, "file": "f", "bytes": 1, "images": "i", "note": "n"})
+    assert any("other programs kept 0.4 of" in warning for warning in hogged["device"]["warnings"])
+
+
+def test_steady_run_has_no_reason_and_no_warning(clock, idle_process, tmp_path):
+    figures = measured(Model(clock, lambda n: 10.0), [np.zeros((32, 32, 3), np.uint8)], 5.0, Watch(machine(tmp_path)))
+    assert figures["drift"] == {"first_third_p50_ms": 10, "last_third_p50_ms": 10, "stable": True, "reason": ""}
+    assert figures["segments"]["end_to_end"]["n"] == 500 and figures["warm_up"]["runs"] == 50
+    assert [w for w in figures["device"]["warnings"] if "busy" in w] == []
+    assert figures["first_inference_ms"] == 10.0 and figures["runtime"] == {"fake": "1"}
+
+
+def test_machine_is_looked_at_once_a_second_and_in_no_sample(clock, idle_process, tmp_path, monkeypatch):
+    watch = Watch(machine(tmp_path))
+    read = watch.sensors.read
+
+    def slow_read():
+        clock.ns += 3_000_000
+        return read()
+
+    monkeypatch.setattr(watch.sensors, "read", slow_read)
+    figures = measured(Model(clock, lambda n: 10.0), [np.zeros((32, 32, 3), np.uint8)], 5.0, watch)
+    assert set(figures["samples_ms"]["end_to_end"]) == {10.0}
+    assert len(watch.trace) == 6  # the first, one for each full second but the last, the last
+    assert figures["device"]["temperatures_c"]["k10temp"]["mean"] == 40.0
+
+
+def test_own_work_is_no_load_of_others(clock, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        watching_module.os, "times", lambda: SimpleNamespace(user=clock.ns / 1e9, system=0.0)
+    )  # this process is busy throughout
+    watch = Watch(machine(tmp_path))
+    sample = watch.sample
+
+    def sample_as_it_is_then():
+        machine(tmp_path, others=clock.ns / 1e9)
+        sample()
+
+    watch.sample = sample_as_it_is_then
+    measured(Model(clock, lambda n: 10.0), [np.zeros((32, 32, 3), np.uint8)], 5.0, watch)
+    assert watch.others() and max(watch.others()) < 0.02
+
+
+def test_machine_without_sensors_is_timed_all_the_same(clock, tmp_path):
+    figures = measured(Model(clock, lambda n: 10.0), [np.zeros((32, 32, 3), np.uint8)], 1.0, Watch(tmp_path))
+    assert figures["device"]["temperatures_c"] == {} and figures["device"]["warnings"] == []
+
+
+def test_warm_up_that_never_settles_stops_at_its_cap_and_says_so(clock, tmp_path):
+    backend = Model(clock, lambda n: 10.0 if n % 2 else 30.0)
+    figures = measured(backend, [np.zeros((32, 32, 3), np.uint8)], 1.0, Watch(tmp_path))
+    assert not figures["warm_up"]["settled"] and figures["warm_up"]["runs"] == 500
+    assert figures["warm_up"]["variation_of_last_50"] == pytest.approx(0.5)
+
+
+def test_slow_model_still_gets_a_median():
+    rows = measure(lambda index: [1000.0 if index == 3 else 6.0], 1e-9)
+    assert [row[0] for row in rows] == [6.0] * 3 + [1000.0] + [6.0] * 7
+    assert statistics([row[0] for row in rows])["p50_ms"] == 6.0
+
+
+def test_transfers_are_segments_of_their_own(clock):
+    backend = Model(clock, lambda n: 10.0)
+    backend.segments = ("h2d", "compute", "d2h")
+    backend.infer = lambda tensor: (np.zeros((1, 4, 6), np.float32), {"h2d_ms": 2.0, "compute_ms": 3.0, "d2h_ms": 4.0})
+    assert run_once(backend, np.zeros((32, 32, 3), np.uint8)) == [0, 2.0, 3.0, 4.0, 0, 0]
+    assert measuring.segments_of(backend) == ("preprocess", "h2d", "compute", "d2h", "postprocess", "end_to_end")
 
 
 # The pipeline
 
 
-@pytest.mark.parametrize(("shape", "imgsz"), [((96, 128), (96, 96)), ((50, 33), (96, 160)), ((96, 96), (96, 96))])
-def test_preprocessing_is_exactly_that_of_ultralytics(shape, imgsz):
-    import torch
-    from ultralytics.data.augment import LetterBox
-
-    picture = np.random.default_rng(1).integers(0, 255, (*shape, 3), dtype=np.uint8)
-    boxed = LetterBox(imgsz, auto=False)(image=picture)
-    theirs = torch.from_numpy(boxed[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
-    ours = preprocess(picture, imgsz)
-    assert ours.dtype == np.float32 and ours.flags.c_contiguous
-    np.testing.assert_array_equal(ours, theirs.numpy())
-
-
 @pytest.mark.parametrize("head", ["one2many", "one2one"])
 def test_boxes_are_those_of_ultralytics(exported, tiny_detector, head):
-    session = open_session(exported[head], 1)
-    artefact, pictures, found = describe(session), tiny_detector.images[:6], 0
-    assert artefact.head == head
-    for path, theirs in zip(pictures, detect(exported[head], pictures, artefact, timing.CONF), strict=True):
-        picture = read_image(path)
-        output = session.run(None, {"images": preprocess(picture, artefact.imgsz)})[0]
-        ours = postprocess(output, artefact, picture.shape[:2])
-        same = compare(ours.astype(float), theirs, timing.CONF, 1e-3)
+    backend, pictures, found = open_backend(exported[head], 1), tiny_detector.images[:6], 0
+    assert backend.artefact.head == head
+    for path, theirs in zip(pictures, detect(exported[head], pictures, backend.artefact, CONF), strict=True):
+        picture = np.ascontiguousarray(read_image(path)[..., ::-1])
+        output, _ = backend.infer(tensor(letterbox(picture, backend.artefact.imgsz)))
+        ours = boxes(output, head, picture.shape[:2], backend.artefact.imgsz, CONF)
+        same = compare(ours.astype(float), theirs, CONF, 1e-3)
         assert same["checkpoint_unmatched"] == same["file_unmatched"] == 0
         assert len(ours) == len(theirs) and same["min_iou"] > 0.9999 and same["max_score_difference"] < 1e-4
         found += len(ours)
     assert found >= 12
-
-
-def test_suppression_agrees_with_torchvision_on_crowded_boxes():
-    import torch
-    from ultralytics.utils.nms import non_max_suppression
-
-    rng = np.random.default_rng(2)
-    rows = np.hstack([rng.uniform(20, 80, (400, 2)), rng.uniform(-5, 60, (400, 2)), rng.uniform(0, 1, (400, 3))])
-    rows = rows.astype(np.float32)
-    theirs = non_max_suppression(torch.from_numpy(rows.T[None].copy()), timing.CONF, timing.NMS_IOU)[0].numpy()
-    ours = non_maximum_suppression(rows)
-    assert 10 < len(ours) < 390
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-
-
-def test_nothing_above_the_threshold_gives_no_boxes():
-    assert non_maximum_suppression(np.zeros((8, 7), np.float32)).shape == (0, 6)
 
 
 def test_synthetic_picture_is_the_same_each_time_and_not_flat():
@@ -156,27 +240,51 @@ def test_synthetic_picture_is_the_same_each_time_and_not_flat():
 # The whole
 
 
-def test_report_names_all_that_a_time_depends_on(exported, tiny_detector, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(timing, "WARM_UP_CAP_S", 0.1)
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(edge_time, "WARM_UP_CAP_S", 0.05)
+
+
+def test_report_names_all_that_a_time_depends_on(exported, tiny_detector, tmp_path, hasty, capsys):
     figures = time(
         exported["one2one"], images=tiny_detector.images[:3], duration=0.3, threads=1, json=tmp_path / "t.json"
     )
     report = json.loads((tmp_path / "t.json").read_text())
     assert report["schema"] == "yolo-mkd/time/1"
     assert (report["head"], report["input"], report["threads"]) == ("one2one", [1, 3, 96, 96], 1)
+    assert (report["format"], report["precision"], report["arithmetic"]) == ("onnx", "fp32", "fp32")
     assert report["provider"] == "CPUExecutionProvider" and report["images"] == "3 of a list"
     assert report["load_ms"] > 0 and report["first_inference_ms"] > 0 and report["warm_up"]["runs"] >= 10
     n = report["segments"]["end_to_end"]["n"]
     assert n >= 11 and all(len(samples) == n for samples in report["samples_ms"].values())
     parts = np.sum([report["samples_ms"][s] for s in ("preprocess", "compute", "postprocess")], axis=0)
-    np.testing.assert_allclose(parts, report["samples_ms"]["end_to_end"], atol=1e-6)
+    between = np.array(report["samples_ms"]["end_to_end"]) - parts
+    assert between.min() >= 0 and np.median(between) < 0.1
     assert figures["samples_ms"] == report["samples_ms"]
     printed = capsys.readouterr().out
-    assert "not of a Jetson" in printed and "3 of a list" in printed
+    assert (
+        "not of a Jetson" in printed and "3 of a list" in printed and "CPUExecutionProvider, in fp32, 1 thr" in printed
+    )
 
 
-def test_table_names_the_floor_of_a_percentile_it_leaves_out(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "WARM_UP_CAP_S", 0.0)
+def test_report_lies_beside_its_file(exported, hasty):
+    time(exported["one2many"], duration=1e-6)
+    assert json.loads((exported["one2many"].parent / "tiny.time.json").read_text())["file"] == "tiny.onnx"
+
+
+def test_report_has_the_fields_of_a_bundles(exported, tmp_path, hasty):
+    """What a device's time.py writes is a part of what is written here, so that one reader serves both."""
+    import ast
+    import inspect
+
+    returned = ast.parse(inspect.getsource(edge_time.measured)).body[0].body[-1].value
+    theirs = {key.value for key in returned.keys if key is not None}
+    time(exported["one2many"], duration=1e-6, json=tmp_path / "t.json")
+    ours = json.loads((tmp_path / "t.json").read_text())
+    assert len(theirs) > 20 and theirs <= set(ours)
+
+
+def test_table_names_the_floor_of_a_percentile_it_leaves_out(exported, tmp_path, hasty):
     figures = time(exported["one2many"], duration=1e-6, json=tmp_path / "t.json")
     assert figures["images"] == "one synthetic picture of 640 x 480"
     assert figures["segments"]["compute"]["n"] == 11
@@ -185,7 +293,7 @@ def test_table_names_the_floor_of_a_percentile_it_leaves_out(exported, tmp_path,
 
 def test_session_on_another_provider_is_a_failure(exported, monkeypatch):
     other = SimpleNamespace(get_providers=lambda: ["AzureExecutionProvider"])
-    monkeypatch.setattr(timing, "open_session", lambda path, threads: other)
+    monkeypatch.setattr("yolo_mkd.backends.onnx_runtime.open_session", lambda path, threads: other)
     with pytest.raises(Failed, match="on AzureExecutionProvider, not on CPUExecutionProvider"):
         time(exported["one2many"])
 
@@ -197,12 +305,13 @@ def test_session_on_another_provider_is_a_failure(exported, monkeypatch):
         ({"duration": "long"}, "duration=long is no time"),
         ({"threads": 0}, "threads=0 is no number"),
         ({"images": "nowhere"}, "images=nowhere"),
+        ({"device": "tpu"}, "device=tpu cannot run"),
     ],
 )
-def test_bad_argument_is_one_line(exported, arguments, message):
+def test_bad_argument_is_one_line(exported, tmp_path, arguments, message):
     with pytest.raises(BadInput, match=message):
-        time(exported["one2many"], **arguments)
-    assert not exported["one2many"].with_suffix(".time.json").exists()
+        time(exported["one2many"], json=tmp_path / "t.json", **arguments)
+    assert not (tmp_path / "t.json").exists()
 
 
 def test_checkpoint_is_refused_with_advice(tmp_path):
@@ -211,9 +320,3 @@ def test_checkpoint_is_refused_with_advice(tmp_path):
     (tmp_path / "bad.onnx").write_text("no model")
     with pytest.raises(BadInput, match="cannot be loaded by ONNX Runtime"):
         time(tmp_path / "bad.onnx")
-
-
-def test_physical_cores_are_at_least_one_and_no_more_than_logical():
-    import os
-
-    assert 1 <= physical_cores() <= (os.cpu_count() or 1)

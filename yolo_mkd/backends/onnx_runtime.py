@@ -7,7 +7,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from yolo_mkd.artefact import PROVIDER, describe, open_session
+from yolo_mkd.artefact import PROVIDER, open_session, read
 from yolo_mkd.backends import Inference, Tensor
 from yolo_mkd.settings import BadInput, Failed
 
@@ -16,7 +16,6 @@ class Session:
     """A session on the processor."""
 
     segments: tuple[str, ...] = ("compute",)
-    arithmetic = "as the file"
 
     def __init__(self, path: Path, threads: int) -> None:
         """Open a file.
@@ -31,7 +30,8 @@ class Session:
         self.session = open_session(path, threads)
         self.load_ms = (perf_counter_ns() - start) / 1e6
         self.provider = really_on(self.session, PROVIDER, path)
-        self.artefact = describe(self.session)
+        self.artefact = read(path)
+        self.arithmetic = self.artefact.precision
         self.threads: int | None = threads
         self.versions = {"onnxruntime": onnxruntime.__version__}
         self.input = self.session.get_inputs()[0].name
@@ -47,7 +47,6 @@ class BoundSession:
     """A session whose input and output stay on a device, so that each copy is a call of its own."""
 
     segments: tuple[str, ...] = ("h2d", "compute", "d2h")
-    arithmetic = "as the file, TF32 for FP32 where the GPU has it"
 
     def __init__(self, path: Path, provider: str, device: str, index: int) -> None:
         """Open a file.
@@ -74,7 +73,9 @@ class BoundSession:
         self.session = onnxruntime.InferenceSession(str(path), providers=chosen)
         self.load_ms = (perf_counter_ns() - start) / 1e6
         self.provider = really_on(self.session, provider, path)
-        self.artefact = describe(self.session)
+        self.artefact = read(path)
+        tf32 = device == "cuda" and self.artefact.precision == "fp32"
+        self.arithmetic = self.artefact.precision + (", in TF32 where the GPU has it" if tf32 else "")
         self.threads: int | None = None
         self.versions = {"onnxruntime": onnxruntime.__version__}
         shape = [1, 3, *self.artefact.imgsz]
