@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from yolo_mkd.images import find_images, spread
-from yolo_mkd.parity import Parity, check, compare, iou_matrix, judge
+from yolo_mkd.parity import Detections, check, compare, iou_matrix, judge
 from yolo_mkd.settings import BadInput
 
 BOX = (10.0, 10.0, 50.0, 50.0)
@@ -22,8 +22,8 @@ def rows(*found: tuple[float, int] | tuple[float, int, tuple[float, ...]]) -> np
     return np.array([[*(f[2] if len(f) == 3 else BOX), f[0], f[1]] for f in found], dtype=float).reshape(-1, 6)
 
 
-def verdict(expected: np.ndarray, got: np.ndarray, conf: float = 0.25) -> Parity:
-    return judge([expected], [got], ["a.png"], conf)
+def verdict(expected: np.ndarray, got: np.ndarray, conf: float = 0.25, precision: str = "fp32") -> Detections:
+    return judge([expected], [got], ["a.png"], conf, precision)
 
 
 # Judging detections
@@ -146,9 +146,11 @@ def test_missing_images_are_one_clear_line(arguments, message):
 def test_true_export_passes_at_full_precision(exported, tiny_detector, head):
     parity = check(exported[head], tiny_detector.pt, images=tiny_detector.images[:6])
     assert parity.passed, parity.reason
-    assert parity.head == head and parity.images == 6
-    assert parity.file_detections == parity.checkpoint_detections >= 12  # two or three objects on each
-    assert parity.min_iou > 0.9999 and parity.max_score_difference < 1e-4
+    found = parity.detections
+    assert parity.head == head and found.images == 6
+    assert found.file_detections == found.checkpoint_detections >= 12  # two or three objects on each
+    assert found.min_iou > 0.9999 and found.max_score_difference < 1e-4
+    assert parity.accuracy.verdict == "not measured" and "images have no labels; give data=" in str(parity)
 
 
 def faulty(source: Path, folder: Path, fault: Callable) -> Path:
@@ -246,7 +248,7 @@ def test_unreadable_image_is_refused_by_name(exported, tiny_detector, tmp_path):
 
 
 def test_model_must_be_an_existing_onnx_file(tiny_detector, tmp_path):
-    with pytest.raises(BadInput, match=r"model=.* is no \.onnx file"):
+    with pytest.raises(BadInput, match=r"model=.* is no \.onnx, "):
         check(tiny_detector.pt, tiny_detector.pt)
     with pytest.raises(BadInput, match="no such file"):
         check(tmp_path / "gone.onnx", tiny_detector.pt)

@@ -44,11 +44,15 @@ def find_images(images: Any, data: str | Path | None, trained_on: str | None = N
 
 def val_images(argument: str, data: str | Path) -> list[Path]:
     """At most 32 images of a data set's val split, evenly spread; nothing is downloaded."""
+    return spread(split_images(argument, data, "val"))
+
+
+def split_images(argument: str, data: str | Path, split: str) -> list[Path]:
+    """All images of a data set's train, val or test split, none where it has no such split; nothing is downloaded."""
     from yolo_mkd import host
 
-    split = host.check_data(data, argument, fetch=False)["val"]
-    found = [p for place in (split if isinstance(split, list) else [split]) for p in host.images_in(Path(place))]
-    return spread(found)
+    places = host.check_data(data, argument, fetch=False).get(split) or []
+    return [p for place in (places if isinstance(places, list) else [places]) for p in host.images_in(Path(place))]
 
 
 def spread(items: list[Path], most: int = MOST_IMAGES) -> list[Path]:

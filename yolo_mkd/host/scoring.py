@@ -1,0 +1,145 @@
+"""Ultralytics' validator, letterbox and exporter as the export and its checks use them, read in version 8.4.190."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ultralytics import YOLO
+from ultralytics.data.augment import LetterBox
+from ultralytics.engine.exporter import export_formats
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import checks
+from ultralytics.utils.metrics import ap_per_class
+from ultralytics.utils.ops import scale_boxes
+
+from yolo_mkd.host.files import quiet
+
+TELL_EVERY_S = 10.0
+
+
+class Scorer(DetectionValidator):
+    """Ultralytics' detection validator at any height and width; it also scores every image by itself."""
+
+    def __init__(self, *args: Any, size: tuple[int, int], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.size = size
+        self.by_image: dict[str, float] = {}
+
+    def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
+        """Letterbox to the exported file's size; Ultralytics would make a checkpoint's square."""
+        self.args.imgsz = list(self.size)
+        return super().build_dataset(img_path, mode, batch)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Keep AP50-95 of each image that has labels, over its own classes, before the statistics are pooled."""
+        stats = self.metrics.stats
+        columns = zip(*(stats[key] for key in ("tp", "conf", "pred_cls", "target_cls")), strict=True)
+        for file, (tp, conf, found, target) in zip(self.dataloader.dataset.im_files, columns, strict=True):
+            if len(target):
+                self.by_image[file] = float(ap_per_class(tp, conf, found, target)[5].mean())
+        self.metrics.by_image = self.by_image
+        return super().get_stats()
+
+
+def score(
+    path: Path,
+    data: str,
+    size: tuple[int, int],
+    one2one: bool,
+    nms_iou: float,
+    max_det: int,
+    tell: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Validate a checkpoint or an exported file on a data set's val split: one image at a time, full letterbox.
+
+    Args:
+        path: the .pt or the exported file.
+        data: the data set's YAML.
+        size: height and width [pixels].
+        one2one: ask a checkpoint with two heads for the NMS-free one.
+        nms_iou: threshold of NMS.
+        max_det: detections kept of an image.
+        tell: called now and then with the number of images done and of all.
+
+    Returns:
+        map50_95, map50, `classes` {index: AP50-95} of those that have labels, `images` {file: AP50-95}.
+    """
+    started = [time.monotonic()]
+
+    def heartbeat(validator: Any) -> None:
+        if time.monotonic() - started[0] > TELL_EVERY_S:
+            started[0] = time.monotonic()
+            tell(validator.batch_i + 1, len(validator.dataloader))
+
+    with quiet(), exact_openvino(), no_installs(), tempfile.TemporaryDirectory() as folder:
+        yolo = YOLO(str(path), task="detect")
+        yolo.add_callback("on_val_batch_end", heartbeat)
+        metrics = yolo.val(
+            validator=functools.partial(Scorer, size=size), data=data, imgsz=max(size), rect=False, batch=1,
+            conf=0.001, iou=nms_iou, max_det=max_det, nms=False if one2one else None, device="cpu", workers=0,
+            plots=False, verbose=False, save_json=False, val=False, project=folder, name="val", exist_ok=True,
+        )  # fmt: skip
+    box = metrics.box
+    return {
+        "map50_95": float(box.map),
+        "map50": float(box.map50),
+        "classes": {int(c): float(ap) for c, ap in zip(box.ap_class_index, box.ap, strict=True)},
+        "images": metrics.by_image,
+    }
+
+
+def letterbox(
+    picture: NDArray[np.uint8], size: tuple[int, int], grey: int = 114, centred: bool = True, stretched: bool = False
+) -> NDArray[np.uint8]:
+    """Ultralytics' letterbox: H W 3 to the height and width given, or a fault of it, to compare with."""
+    box = LetterBox(size, auto=False, scale_fill=stretched, center=centred, padding_value=grey)
+    return np.asarray(box(image=picture), dtype=np.uint8)
+
+
+def out_of_letterbox(boxes: NDArray[np.float64], size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Boxes N 4 in a letterbox of `size`, in pixels of the picture of `shape`, as Ultralytics' predict gives them."""
+    return np.asarray(scale_boxes(size, boxes.copy(), shape), dtype=np.float64)
+
+
+def formats() -> tuple[str, ...]:
+    """The formats that Ultralytics exports to."""
+    return tuple(export_formats()["Argument"][1:])
+
+
+@contextlib.contextmanager
+def no_installs() -> Iterator[None]:
+    """Let Ultralytics install no package by itself, as its exporters and runtimes would."""
+    before = checks.AUTOINSTALL
+    checks.AUTOINSTALL = False
+    try:
+        yield
+    finally:
+        checks.AUTOINSTALL = before
+
+
+@contextlib.contextmanager
+def exact_openvino() -> Iterator[None]:
+    """Let OpenVINO compute in float32: by itself it takes bfloat16 where the processor has it, which moves scores."""
+    try:
+        import openvino
+    except ImportError:  # then nothing runs on it
+        yield
+        return
+    before = openvino.Core.compile_model
+
+    def exactly(core: Any, *args: Any, config: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        return before(core, *args, config={**(config or {}), "INFERENCE_PRECISION_HINT": "f32"}, **kwargs)
+
+    openvino.Core.compile_model = exactly
+    try:
+        yield
+    finally:
+        openvino.Core.compile_model = before
