@@ -59,19 +59,18 @@ def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]
     if not arguments.get("data"):
         raise BadInput("data= is missing: give a data set's YAML file, or several with commas")
     seeds = seeds_of(arguments.get("seeds", 3))
+    if verb == "compare":
+        methods = read_all(arguments.get("methods", "plain,longer,native,mkd"), host.arguments())
+    elif "methods" in arguments:
+        raise BadInput("methods= are ablate's own: leave it out, or use yolo-mkd compare")
     data = [chain.absolute(str(host.check_data(f)["yaml_file"])) for f in listed(arguments["data"])]
     named = listed(arguments.get("model", defaults()["model"]))
     students = [chain.absolute(host.find_model("model", f)) for f in named]
     whole = "recorded" if record else "mkd"
     if verb == "ablate":
-        if "methods" in arguments:
-            raise BadInput("methods= are ablate's own: leave it out, or use yolo-mkd compare")
         baseline["teacher"] = teacher_of(arguments)
         terms = [t for d in data for s in students for t in acting({**baseline, "data": d, "model": s}, whole)]
-        names: Any = ablation(list(dict.fromkeys(terms)), whole)
-    else:
-        names = arguments.get("methods", "plain,longer,native,mkd")
-    methods = read_all(names, host.arguments())
+        methods = read_all(ablation(list(dict.fromkeys(terms)), whole), host.arguments())
     if any(m.hears for m in methods):
         baseline["teacher"] = teacher_of(arguments)
     if baseline.get("assistant") not in {None, "auto"}:

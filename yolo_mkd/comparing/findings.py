@@ -14,6 +14,7 @@ FIGURES = {  # of a result, by what the tables call them
     "map50": lambda r: r["best"]["map50"],
     "last_map50_95": lambda r: r["last"]["map50_95"],
 }
+ALIKE = "in each seed the same start and the same batches as plain, to the pixel"
 LEARNED = 0.01  # mAP50-95 below which a student has learned nothing
 Results = dict[str, dict[str, Any]]
 
@@ -197,12 +198,10 @@ def pairing(rows: Sequence[dict[str, Any]]) -> list[str]:
     for r in rows:
         if r["seeds"] and r["same"]:
             same.setdefault(r["method"], []).append(r["same"])
-    odd = {method: difference for method, found in same.items() if (difference := unlike(found))}
-    alike = [method for method in same if method not in odd]
-    said = (
-        f"{', '.join(alike)}: in each seed the same start and the same batches as plain, to the pixel." if alike else ""
-    )
-    return [*filter(None, [said]), *(f"{method}: {difference}." for method, difference in odd.items())]
+    said: dict[str, list[str]] = {}
+    for method, found in same.items():
+        said.setdefault(unlike(found) or ALIKE, []).append(method)
+    return [f"{', '.join(methods)}: {what}." for what, methods in said.items()]
 
 
 def unlike(same: Sequence[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolo_mkd.comparing.statistics import ONE_SEED, UNCLEAR
+from yolo_mkd.comparing.statistics import UNCLEAR
 
 FIGURE = "map50_95"
 MOST_CLASSES = 13  # lines of the table of classes that a terminal is shown
@@ -51,18 +51,20 @@ def change(found: dict[str, Any] | None) -> str:
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the intervals allow to say of each method, a line each."""
-    return [f"{row['method']}: {verdict(row['against'])}" for row in rows if row.get("against")]
+    """What the intervals allow to say of each method, a line each; nothing where there are none."""
+    said = {row["method"]: verdict(row["against"]) for row in rows if row.get("against")}
+    return [f"{method}: {word}" for method, word in said.items() if word]
 
 
 def verdict(against: dict[str, dict[str, Any]]) -> str:
     """What a method's intervals allow to say: better or worse than a reference, or not distinguishable from it."""
     said: dict[str, list[str]] = {}
     for other, changes in against.items():
-        if changes[FIGURE]:
+        if changes[FIGURE] and changes[FIGURE]["low"] is not None:
             said.setdefault(changes[FIGURE]["verdict"], []).append(other)
-    joins = {"better": " than ", "worse": " than ", UNCLEAR: " from ", ONE_SEED: " against "}
-    return ", ".join(f"{word}{joins[word]}{' and '.join(others)}" for word, others in said.items())
+    return ", ".join(
+        f"{word} {'from' if word == UNCLEAR else 'than'} {' and '.join(others)}" for word, others in said.items()
+    )
 
 
 def groups(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -120,18 +122,22 @@ def text(document: dict[str, Any]) -> str:
     """The findings for a terminal."""
     lines = []
     for title, rows in groups(document).items():
-        lines += ["", title, *aligned(main_table(document, rows)), ""]
-        lines += [f"  {said}" for said in verdicts(rows)]
+        lines += ["", title, *aligned(main_table(document, rows)), *indented(verdicts(rows))]
         if len(classes := class_table(rows)) > MOST_CLASSES:
             lines += ["", f"  compare.md has what became of each of {len(classes) - 1} classes"]
         elif classes:
             lines += ["", *aligned(classes)]
     if document["mean"]:
-        lines += ["", f"mean of {len(groups(document))}", *aligned(mean_table(document)), ""]
-        lines += [f"  {said}" for said in verdicts(document["mean"])]
+        lines += ["", f"mean of {len(groups(document))}", *aligned(mean_table(document))]
+        lines += indented(verdicts(document["mean"]))
     lines += ["", *latencies(document)] if document["latency"] else []
     told = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in document["notes"]]
     return "\n".join([*lines, "", *told])
+
+
+def indented(said: Sequence[str]) -> list[str]:
+    """A paragraph of a terminal's text."""
+    return ["", *(f"  {line}" for line in said)] if said else []
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
@@ -170,7 +176,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 def piped(table: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
-    rows = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table]
+    rows = [f"| {' | '.join(cell.replace('|', '/').strip() for cell in row)} |" for row in table]
     return [rows[0], "|---" * len(table[0]) + "|", *rows[1:]]
 
 
