@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -103,6 +104,30 @@ def test_detections_near_the_end_of_a_full_list_are_not_required():
     assert compare(full[1:], other[1:], 0.25, 1e-3)["checkpoint_unmatched"] == 1
 
 
+def many(count: int, moved: int = 0, lost: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Detections of two sides, some moved to IoU 0.9 and some gone on the second."""
+    ours = rows(*[(0.9, 0, (40.0 * k, 0.0, 40.0 * k + 30, 30.0)) for k in range(count)])
+    theirs = ours.copy()
+    theirs[:moved, 2] -= 3
+    return ours, theirs[: count - lost]
+
+
+def test_half_precision_may_move_a_twentieth_of_the_boxes():
+    assert verdict(*many(40, moved=2), precision="fp16").passed
+    parity = verdict(*many(40, moved=3), precision="fp16")
+    assert not parity.passed and parity.agreeing == pytest.approx(37 / 40)
+    assert "92.5% of detections agree, less than 95%: boxes moved: min IoU 0.9000 is below 0.99" in parity.reason
+    assert "no partner" in verdict(*many(40, lost=3), precision="fp16").reason
+    assert not verdict(*many(40, moved=1)).passed
+
+
+def test_int8_is_reported_only_but_a_dead_head_or_other_classes_fail():
+    parity = verdict(*many(40, moved=30, lost=5), precision="int8")
+    assert parity.passed and parity.agreeing == pytest.approx(5 / 40) and "reported only" in str(parity)
+    assert "its head is dead" in verdict(rows((0.9, 0)), rows(), precision="int8").reason
+    assert "class columns differ" in verdict(rows((0.9, 0)), rows((0.9, 1)), precision="int8").reason
+
+
 def test_worst_image_comes_first():
     good, bad = rows((0.9, 0)), rows((0.9, 0), (0.8, 1))
     assert judge([good, bad], [good, good], ["good.png", "bad.png"]).worst_images[0]["image"] == "bad.png"
@@ -195,12 +220,75 @@ def last_step(graph, op: str, constant: np.ndarray, **attributes):
     graph.graph.node.append(helper.make_node(op, ["raw", "constant"], ["output0"], **attributes))
 
 
+def first_steps(graph, *nodes, **constants: np.ndarray):
+    """Put operators between the graph's input and whatever reads it; the last of them makes `seen`."""
+    from onnx import numpy_helper
+
+    for node in graph.graph.node:
+        node.input[:] = ["seen" if name == "images" else name for name in node.input]
+    graph.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    for place, node in enumerate(nodes):
+        graph.graph.node.insert(place, node)
+
+
+def stretch(graph):
+    """Undo the letterbox of 96 x 128 in 96 x 96, whose picture is rows 12 to 84, and stretch instead."""
+    from onnx import helper
+
+    first_steps(
+        graph,
+        helper.make_node("Slice", ["images", "first", "end", "axis"], ["inside"], name="inside"),
+        helper.make_node("Resize", ["inside", "", "", "full"], ["seen"], name="stretch", mode="linear"),
+        first=np.array([12]), end=np.array([84]), axis=np.array([2]), full=np.array([1, 3, 96, 96]),
+    )  # fmt: skip
+
+
+def blacken_margins(graph):
+    from onnx import helper
+
+    mask = np.zeros((1, 1, 96, 1), np.float32)
+    mask[:, :, 12:84] = 1
+    first_steps(graph, helper.make_node("Mul", ["images", "mask"], ["seen"], name="margins"), mask=mask)
+
+
+def move_to_the_corner(graph):
+    from onnx import helper
+
+    rows = np.roll(np.arange(96), -12)
+    first_steps(graph, helper.make_node("Gather", ["images", "rows"], ["seen"], name="move", axis=2), rows=rows)
+
+
 def zero_head(graph):
     last_step(graph, "Mul", np.zeros(1, np.float32))
 
 
 def shuffle_class_columns(graph):
     last_step(graph, "Gather", np.array([0, 1, 2, 3, 5, 6, 4]), axis=1)
+
+
+def shuffle_rows(graph):
+    shape = [d.dim_value for d in graph.graph.output[0].type.tensor_type.shape.dim]
+    axis = 1 if shape[2] == 6 else 2  # one2one: (1, rows, 6); one2many: (1, 4+classes, anchors)
+    last_step(graph, "Gather", np.random.default_rng(0).permutation(shape[axis]), axis=axis)
+
+
+def shuffle_boxes_against_scores(graph):
+    from onnx import helper, numpy_helper
+
+    shape = [d.dim_value for d in graph.graph.output[0].type.tensor_type.shape.dim]
+    axis = 1 if shape[2] == 6 else 2
+    order = np.random.default_rng(0).permutation(shape[axis])
+    for node in graph.graph.node:
+        node.output[:] = ["raw" if name == "output0" else name for name in node.output]
+    sizes = np.array([4, shape[3 - axis] - 4])
+    graph.graph.initializer.extend([numpy_helper.from_array(order, "order"), numpy_helper.from_array(sizes, "sizes")])
+    graph.graph.node.extend(
+        [
+            helper.make_node("Split", ["raw", "sizes"], ["boxes", "scores"], name="apart", axis=3 - axis),
+            helper.make_node("Gather", ["boxes", "order"], ["other_boxes"], name="shuffle", axis=axis),
+            helper.make_node("Concat", ["other_boxes", "scores"], ["output0"], name="joined", axis=3 - axis),
+        ]
+    )
 
 
 def swap_names(graph):
@@ -221,8 +309,12 @@ def drop_metadata(graph):
     [
         (expect_bgr, "expects BGR"),
         (change_weights, "no partner|boxes moved|scores moved"),
-        (zero_head, r"detects nothing where the checkpoint finds \d+"),
+        (stretch, "only with stretched images: the file's letterbox is not the checkpoint's"),
+        (blacken_margins, "only with black margins, not grey 114: the file's letterbox"),
+        (move_to_the_corner, "only with images in the upper left corner, not centred: the file's letterbox"),
+        (zero_head, r"detects nothing where the checkpoint finds \d+: its head is dead"),
         (shuffle_class_columns, "class columns differ"),
+        (shuffle_boxes_against_scores, "scores agree and boxes do not: boxes stand in other rows than their scores"),
         (swap_names, "class 0 is named blue in the file, red in the checkpoint"),
         (change_stride, "stride is 64 in the file, 32"),
         (drop_metadata, "no Ultralytics metadata"),
@@ -233,6 +325,51 @@ def test_fault_is_caught_and_named(exported, tiny_detector, tmp_path, fault, rea
     assert not parity.passed
     assert re.search(reason, parity.reason), parity.reason
     assert "\n" not in parity.reason and parity.reason in str(parity)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (expect_bgr, "expects BGR"),
+        (stretch, "only with stretched images"),
+        (zero_head, "its head is dead"),
+        (shuffle_boxes_against_scores, "boxes stand in other rows than their scores"),
+    ],
+)
+def test_fault_of_the_nms_free_head_is_caught_and_named(exported, tiny_detector, tmp_path, fault, reason):
+    parity = check(faulty(exported["one2one"], tmp_path, fault), tiny_detector.pt, images=tiny_detector.images[:4])
+    assert not parity.passed and re.search(reason, parity.reason), parity.reason
+
+
+@pytest.mark.parametrize("head", ["one2many", "one2one"])
+def test_order_of_rows_does_not_matter(exported, tiny_detector, tmp_path, head):
+    parity = check(faulty(exported[head], tmp_path, shuffle_rows), tiny_detector.pt, images=tiny_detector.images[:4])
+    assert parity.passed, parity.reason
+
+
+def test_graph_quantised_whole_loses_its_map_and_is_named(exported, tiny_detector, tmp_path):
+    from onnxruntime.quantization import quantize_static
+
+    from yolo_mkd.exporting.int8 import Letterboxed
+
+    naive = tmp_path / "naive.onnx"
+    quantize_static(exported["one2many"], naive, Letterboxed(tiny_detector.images[:8], (96, 96), "images"))
+    parity = check(naive, tiny_detector.pt, data=tiny_detector.data)
+    assert not parity.passed and "its head's decode is quantised too" in parity.reason, parity.reason
+    assert parity.artefact.precision == "int8"
+
+
+def test_opset_above_the_targets_fails(exported, tiny_detector):
+    parity = check(exported["one2one"], tiny_detector.pt, images=tiny_detector.images[:1], opset=17)
+    assert not parity.passed and parity.reason == "the file needs opset 18, its target reads up to 17"
+
+
+def test_figures_are_written_where_asked(exported, tiny_detector, tmp_path):
+    written = tmp_path / "out/check.json"
+    check(exported["one2one"], tiny_detector.pt, images=tiny_detector.images[:2], json=written)
+    report = json.loads(written.read_text())
+    assert report["schema"] == "yolo-mkd/check/1" and report["parity"]["passed"]
+    assert report["head"] == "one2one" and report["accuracy"]["verdict"] == "not measured"
 
 
 def test_truncated_file_fails_the_check(exported, tiny_detector, tmp_path):

@@ -17,7 +17,7 @@ from yolo_mkd.parity.matching import Detections, Rows, compare, detect_in
 
 Picture = NDArray[np.uint8]  # H W 3, BGR
 
-ALIKE_IOU, ALIKE_SCORE = 0.8, 0.15  # ours: the fault is rebuilt, not copied, so the match need not be exact
+ALIKE_IOU, ALIKE_SCORE = 0.8, 0.15  # ours: a fault that is rebuilt with another resize does not match exactly
 EXPLAINED, BETTER = 0.8, 0.2  # ours: share of detections that a fault must explain, and by how much more than no fault
 SAME_SCORE = 0.02  # ours
 
@@ -42,26 +42,26 @@ def name(
         found: how they compare.
         lowest: the score threshold they were taken at.
     """
-    conf = found.conf
-    plain = likeness(expected, got, conf)
-    images = [read_image(p) for p in pictures]
-    best, reason = max(plain + BETTER, EXPLAINED), ""
+    conf, images = found.conf, [read_image(p) for p in pictures]
+    shown = []
     for spoil, said in FAULTS:
-        canvases = [spoil(image, artefact.imgsz) for image in images]
-        rows = detect_in(source, canvases, artefact, lowest)
-        seen = [placed(r, artefact.imgsz, image) for r, image in zip(rows, images, strict=True)]
-        if (share := likeness(seen, got, conf)) >= best:
-            best, reason = share, said
-    if not reason and found.checkpoint_unmatched and plain < EXPLAINED and same_scores(expected, got, conf):
+        rows = detect_in(source, [spoil(image, artefact.imgsz) for image in images], artefact, lowest)
+        shown.append((said, [placed(r, artefact.imgsz, image) for r, image in zip(rows, images, strict=True)]))
+    for iou, score in ((found.iou_tolerance, found.score_tolerance), (ALIKE_IOU, ALIKE_SCORE)):
+        plain = likeness(expected, got, conf, iou, score)
+        share, reason = max((likeness(seen, got, conf, iou, score), said) for said, seen in shown)
+        if share >= max(EXPLAINED, plain + BETTER):
+            return reason
+    if found.checkpoint_unmatched and plain < EXPLAINED and same_scores(expected, got, conf):
         return "scores agree and boxes do not: boxes stand in other rows than their scores, or are decoded otherwise"
-    return reason
+    return ""
 
 
-def likeness(expected: list[Rows], got: list[Rows], conf: float) -> float:
-    """The share of all detections, of both sides, that have a partner much like them."""
+def likeness(expected: list[Rows], got: list[Rows], conf: float, iou: float, score: float) -> float:
+    """The share of all detections, of both sides, that have a partner within an IoU and a difference of scores."""
     pairs = total = 0
     for ours, theirs in zip(expected, got, strict=True):
-        figures = compare(ours, theirs, conf, ALIKE_SCORE, ALIKE_IOU)
+        figures = compare(ours, theirs, conf, score, iou)
         pairs += figures["agreeing"]
         total += figures["pairs"] + figures["checkpoint_unmatched"] + figures["file_unmatched"]
     return pairs / total if total else 0.0
