@@ -69,8 +69,9 @@ def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]
     whole = "recorded" if record else "mkd"
     if verb == "ablate":
         baseline["teacher"] = teacher_of(arguments)
-        terms = [t for d in data for s in students for t in acting({**baseline, "data": d, "model": s}, whole)]
-        methods = read_all(ablation(list(dict.fromkeys(terms)), whole), host.arguments())
+        found = [acting({**baseline, "data": d, "model": s}, whole) for d in data for s in students]
+        everywhere = [term for term in found[0] if all(term in terms for terms in found)]
+        methods = read_all(ablation(everywhere, whole), host.arguments())
     if any(m.hears for m in methods):
         baseline["teacher"] = teacher_of(arguments)
     if baseline.get("assistant") not in {None, "auto"}:
