@@ -24,11 +24,13 @@ ALLOWED = {
     "record": {"record", "host", "knowledge", "lesson", "settings", "taps", "teachers"},
     "criterion": {"host", "balance", "knowledge", "lesson", "record", "schedule", "teachers"},
     "shares": {"balance", "host"},
+    "unlabelled": {"host", "knowledge", "record", "settings", "teachers"},
     "trainer": {
         *("host", "balance", "criterion", "lesson", "record", "report", "schedule", "settings", "shares", "teachers"),
+        "unlabelled",
     },
     "assistant": {"host", "settings"},
-    "chain": {"assistant", "host", "report", "lesson", "record", "settings", "trainer"},
+    "chain": {"assistant", "host", "report", "lesson", "record", "settings", "trainer", "unlabelled"},
     "planning": {
         *("planning", "assistant", "balance", "chain", "criterion", "host", "knowledge", "lesson", "report"),
         *("record", "schedule", "settings", "teachers", "trainer"),

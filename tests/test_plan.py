@@ -284,6 +284,14 @@ def test_a_recorded_teacher_is_paid_for_in_the_epochs_that_ask_it() -> None:
     assert live["hours"] - live["hours_replayed"] == pytest.approx(5 * 8 * 0.3 * 2 / 3600)
 
 
+def test_unlabelled_images_lengthen_the_taught_steps_only() -> None:
+    found, alone = duration(run_of(joined=1.5), PROBED), duration(run_of(), PROBED)
+    assert found["hours_plain"] == alone["hours_plain"]
+    taught, readings, loads = 40 * 1.5 * 2 * 0.5, 20 * 0.5 * 2 * 0.5, 40 * 0.5 * 0.1 * 2
+    assert found["hours"] - alone["hours"] == pytest.approx((taught + readings + loads) / 3600)
+    assert memory(run_of(joined=1.5), PROBED)["activations_taught"] == 600
+
+
 def test_a_time_limit_is_the_time() -> None:
     assert duration(run_of(hours=2.0), PROBED)["hours"] == 2.0
 

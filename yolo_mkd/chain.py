@@ -22,6 +22,7 @@ from yolo_mkd.lesson import TERMS, Lesson, check_asked
 from yolo_mkd.record.views import refuse
 from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, settle
 from yolo_mkd.trainer import TRAINERS
+from yolo_mkd.unlabelled import check_ratio, find
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
@@ -137,6 +138,10 @@ def checked(arguments: dict[str, Any], verb: str) -> Asked:
     if own["record"]:
         refuse(SimpleNamespace(rect=theirs.get("rect", False), multi_scale=theirs.get("multi_scale", 0)))
     data = host.check_data(theirs.get("data"))
+    if own["unlabelled"] is not None:
+        own["unlabelled"] = absolute(str(own["unlabelled"]))
+        own["unlabelled_ratio"] = check_ratio(own["unlabelled_ratio"])
+        find(own["unlabelled"])
     place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     host.check_arguments(theirs)
     refuse_task(theirs.pop("task", None), own["model"])
@@ -172,7 +177,7 @@ def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 
 def absolute(file: str) -> str:
     """A file's full path, so that a chain goes on from any folder; a name that only Ultralytics resolves stays."""
-    return str(Path(file).resolve()) if Path(file).is_file() else file
+    return str(Path(file).resolve()) if Path(file).exists() else file
 
 
 def teacher_record(stages: list[dict[str, Any]]) -> dict[str, str] | None:

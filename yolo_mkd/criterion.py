@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from yolo_mkd import host
 from yolo_mkd.balance import READINGS, Balance, read
-from yolo_mkd.knowledge import Truth
+from yolo_mkd.knowledge import Knowledge, Truth
 from yolo_mkd.lesson import Lesson
 from yolo_mkd.schedule import Schedule
 from yolo_mkd.teachers import Listener, Speaker, Teacher, draw
@@ -104,7 +104,7 @@ class Criterion:
         if self.on and isinstance(self.source.teacher, Teacher):
             self.source.teacher.ask(batch)
 
-    def __call__(self, preds: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
 
         Args:
@@ -118,26 +118,29 @@ class Criterion:
         Raises:
             FloatingPointError: a term was NaN or infinite in 20 batches in a row.
         """
-        loss, items = self.detection(preds, batch)
+        images = batch["img"]
+        labelled = batch.get("labelled", len(images))
+        loss, items = self.detection(preds if labelled == len(images) else host.first(preds, labelled), batch)
         values: dict[str, Tensor] = {}
         if self.on:
-            images = batch["img"]
             source = self.source
             taught = source.teacher.answer(batch)
             with torch.autocast(images.device.type, enabled=False):  # the terms need full precision
-                values, total = self._knowledge(source, preds, taught, batch, loss.sum() / len(images))
-            loss = torch.cat([loss, total.view(1) * len(images)])
+                values, total = self._knowledge(source, preds, taught, batch, loss.sum() / labelled)
+            loss = torch.cat([loss, total.view(1) * labelled])
         self.step += 1
         zero = loss.new_zeros(())
         items = {**items, **{f"kd/{name}": values.get(name, zero).detach() for name in self.columns}}
         return loss, {**items, "kd/weight": zero + self.weight}
 
     def _knowledge(
-        self, source: Source, preds: Any, kt: Any, batch: dict[str, Tensor], task: Tensor
+        self, source: Source, preds: Any, kt: Any, batch: dict[str, Any], task: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Each term's loss, and their weighted sum per image."""
         lesson, balance = source.lesson, source.balance
         ks, truth = self.student.knowledge(preds), Truth(batch["bboxes"][:, :4].float(), batch["batch_idx"])
+        if "labelled" in batch:
+            truth = replace(truth, labelled=batch["labelled"], weight=trust(kt, batch["labelled"], len(batch["img"])))
         steer = self.moment.now >= self.schedule.fitted
         if self._due(balance):
             full = lesson.losses(ks, kt, truth)
@@ -173,3 +176,20 @@ class Criterion:
                     f"switch it off ({name}=0), lower the learning rate, or train without half precision (amp=False)"
                 )
         return {name: v for (name, v), fine in zip(values.items(), good, strict=True) if fine}
+
+
+def trust(kt: Knowledge, labelled: int, images: int) -> Tensor | None:
+    """How much each image of a joined batch counts: 1 with labels, else the teacher's best score in it.
+
+    Args:
+        kt: the teacher's knowledge.
+        labelled: images with labels, the first ones.
+        images: in the batch.
+
+    Returns:
+        B in (0, 1]; None where the teacher gives no scores (RT-DETR), so that all count alike.
+    """
+    if not kt.branches:
+        return None
+    best = next(iter(kt.branches.values())).logits.sigmoid().amax((1, 2))  # B
+    return torch.cat([torch.ones_like(best[:labelled]), best[labelled:images]])

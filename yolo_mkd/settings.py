@@ -14,7 +14,10 @@ from typing import Any
 import yaml
 
 # what shapes the knowledge beside the terms themselves
-KNOWLEDGE = ("preset", "calibrate", "gate", "teacher_imgsz", "record", "views", "record_limit")
+KNOWLEDGE = (
+    *("preset", "calibrate", "gate", "teacher_imgsz", "record", "views", "record_limit"),
+    *("unlabelled", "unlabelled_ratio"),
+)
 
 
 class BadInput(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from yolo_mkd import host, report
+from yolo_mkd import host, report, unlabelled
 from yolo_mkd.balance import Balance, Wish
 from yolo_mkd.criterion import Criterion, Moment, Source
 from yolo_mkd.host import LOGGER, unwrap_model
 from yolo_mkd.lesson import TERMS, Lesson, check_asked
-from yolo_mkd.lesson.table import gains_table, lesson_table
+from yolo_mkd.lesson.table import gains_record, gains_table, lesson_table
 from yolo_mkd.record.recorded import Recorded, layout_of, open_record
 from yolo_mkd.record.store import fingerprint
 from yolo_mkd.record.views import Views, refuse, shown
@@ -23,6 +24,7 @@ from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, settle
 from yolo_mkd.shares import Shares
 from yolo_mkd.teachers import Listener, Teacher
+from yolo_mkd.unlabelled import Joint, Pool
 
 WIDTH = 11  # of a column in Ultralytics' progress bar
 
@@ -83,6 +85,7 @@ class MKDTrainer(host.DetectionTrainer):
         self.parts = nn.ModuleList()
         self.listener: Listener | None = None
         self.moment = Moment()
+        self.pool: Pool | None = None
         own = {
             "on_train_epoch_start": MKDTrainer._start_epoch,
             "on_train_batch_end": MKDTrainer._end_batch,
@@ -110,6 +113,8 @@ class MKDTrainer(host.DetectionTrainer):
             try:
                 if self.knowledge["record"]:
                     refuse(self.args)
+                if self.knowledge["unlabelled"]:
+                    self._unlabelled = unlabelled.chosen(self.knowledge["unlabelled"], self.data, self.args)
                 self.sources = [self._source(path, asked) for path in self.teachers]
             except BadInput:
                 host.discard_empty_run(self.save_dir)
@@ -153,6 +158,13 @@ class MKDTrainer(host.DetectionTrainer):
         if self.sources and self.knowledge["record"]:  # let the loader show views that can come back
             views = Views(self.train_loader.dataset, self.knowledge["views"], seed=0)
             views.install(self.train_loader, self._next_epoch)
+        if self.sources and self.knowledge["unlabelled"]:
+            self.pool = Pool(self, self._unlabelled, self.knowledge, self._next_epoch)
+
+    def _close_dataloader_mosaic(self) -> None:
+        super()._close_dataloader_mosaic()
+        if self.pool is not None:
+            self.pool.close_mosaic(copy(self.args))
 
     def _next_epoch(self) -> int:
         """The epoch that the loader is about to begin, also before the first."""
@@ -170,9 +182,15 @@ class MKDTrainer(host.DetectionTrainer):
         closed = self.epochs - self.args.close_mosaic
         keys = shown(views, self.start_epoch, self._schedule().end, closed)
         for source, file in zip(self.sources, self.teachers, strict=True):
-            assert isinstance(source.teacher, Teacher)
+            teacher = source.teacher
+            assert isinstance(teacher, Teacher)
             place, limit = self.knowledge["record"], self.knowledge["record_limit"]
-            source.teacher = open_record(place, source.teacher, file, seen, len(data), keys, limit)
+            source.teacher = open_record(place, teacher, file, seen, len(data), keys, limit)
+            if self.pool is not None:
+                others = {**seen, "data": fingerprint(self._unlabelled)}
+                keys = self.pool.keys(self.start_epoch, self._schedule().end, closed, len(self.train_loader))
+                apart = open_record(place, teacher, file, others, len(self.pool.views), keys, limit, unlabelled=True)
+                source.teacher = Joint(source.teacher, apart)
 
     def _setup_train(self) -> None:
         super()._setup_train()
@@ -180,6 +198,8 @@ class MKDTrainer(host.DetectionTrainer):
             for source in self.sources:
                 assert isinstance(source.teacher, Teacher)
                 source.teacher.model.to(torch.bfloat16 if self.args.amp == "bf16" else torch.float16)
+        if self.pool is not None:
+            self.pool.introduce([s.teacher for s in self.sources], self.device)
         if self.sources and self.knowledge["record"]:
             try:
                 self._record()
@@ -213,8 +233,8 @@ class MKDTrainer(host.DetectionTrainer):
         if self.listener is None:
             return
         for source in self.sources:
-            if isinstance(source.teacher, Recorded):
-                source.teacher.store.flush()
+            if isinstance(source.teacher, Recorded | Joint):
+                source.teacher.flush()
         self.listener.taps.remove()
         self.listener = None
         student = unwrap_model(self.model)
@@ -264,6 +284,9 @@ class MKDTrainer(host.DetectionTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Preprocess as Ultralytics does; where the teacher sees a size of its own, scale to the student's."""
+        criterion = None if self.listener is None else unwrap_model(self.model).criterion
+        if self.pool is not None and criterion is not None and criterion.on:
+            batch = self.pool.join(batch)
         loaded = batch["img"]
         batch = super().preprocess_batch(batch)
         if self._rescales:
@@ -272,8 +295,8 @@ class MKDTrainer(host.DetectionTrainer):
                 zoom = self.args.imgsz / self.knowledge["teacher_imgsz"]
                 size = [max(1, round(side * zoom / self.stride)) * self.stride for side in loaded.shape[2:]]
                 batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
-        if self.listener is not None and self.device.type == "cuda":
-            unwrap_model(self.model).criterion.ask(batch)
+        if criterion is not None and self.device.type == "cuda":
+            criterion.ask(batch)
         return batch
 
     def optimizer_step(self) -> None:
@@ -373,16 +396,3 @@ def short_name(path: str) -> str:
     """A teacher's file as people tell it from another: `yolo26m.pt`, or `assistant/weights/best.pt`."""
     parts = Path(path).parts
     return "/".join(parts[-3:]) if parts[-2:-1] == ("weights",) else parts[-1]
-
-
-def gains_record(sources: list[Source]) -> list[dict[str, Any]]:
-    """What each teacher's terms were asked for and the gains that they were given, as plain values."""
-    return [
-        {
-            "teacher": s.teacher.name,
-            "calibrated": s.balance.calibrate,
-            "asked": {n: w.asked for n, w in s.balance.wishes.items()},
-            "gains": dict(s.balance.gains),
-        }
-        for s in sources
-    ]

@@ -105,7 +105,7 @@ def specs(asked: chain.Asked, shared: dict[str, Any], folder: Path) -> dict[str,
     """What each worker is told: its model, arguments and knowledge."""
     student = asked.stages[-1]
     model, teacher = host.write_architecture(student["model"], folder), student["hears"][0]
-    whole = {**{k: asked.own[k] for k in (*KNOWLEDGE, *TERMS)}, "calibrate": False, "record": False}
+    whole = {**{k: asked.own[k] for k in (*KNOWLEDGE, *TERMS)}, "calibrate": False, "record": False, "unlabelled": None}
     small = {**whole, **{n: 0.0 for n in TERMS if not preset("recorded").get(n)}}
     if not any(small[n] for n in TERMS):
         small |= {n: preset("recorded")[n] for n in TERMS if preset("recorded").get(n)}

@@ -31,7 +31,7 @@ from yolo_mkd.host.models import (
     task,
     write_architecture,
 )
-from yolo_mkd.host.reading import anatomy, keep_graphs, outputs, remaining, shared_weights
+from yolo_mkd.host.reading import anatomy, first, keep_graphs, outputs, remaining, shared_weights
 from yolo_mkd.host.runs import (
     annotate,
     augmentation,
@@ -63,6 +63,7 @@ __all__ = [
     "check_labels",
     "discard_empty_run",
     "find_model",
+    "first",
     "freeze",
     "head",
     "images_in",

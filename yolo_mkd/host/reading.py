@@ -100,6 +100,15 @@ def outputs(raw: Any, strides: tuple[int, ...], reg_max: int) -> tuple[dict[str,
     return read, levels
 
 
+def first(raw: Any, count: int) -> Any:
+    """A head's raw outputs for the first images of a batch."""
+    if isinstance(raw, Tensor):
+        return raw[:count]
+    if isinstance(raw, dict):
+        return {k: first(v, count) for k, v in raw.items()}
+    return type(raw)(first(v, count) for v in raw) if isinstance(raw, list | tuple) else raw
+
+
 def shared_weights(model: DetectionModel, anatomy: Anatomy) -> list[nn.Parameter]:
     """The weights on which the terms' gradients are measured: those of the layers that end the backbone's stages.
 

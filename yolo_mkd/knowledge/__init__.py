@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, cat
 
 
 @dataclass
@@ -48,15 +48,53 @@ class Knowledge:
         """The same features, through which no gradient passes."""
         return Knowledge(self.branches, {role: f.detach() for role, f in self.features.items()}, self.levels)
 
+    def first(self, count: int) -> Knowledge:
+        """What it says about the first images of the batch."""
+        branches = {
+            name: Outputs(o.logits[:count], o.distances[:count], None if o.bins is None else o.bins[:count])
+            for name, o in self.branches.items()
+        }
+        features, maps = ({r: x[:count] for r, x in of.items()} for of in (self.features, self.maps))
+        relations = None if self.relations is None else (self.relations[0], self.relations[1][:count])
+        return Knowledge(branches, features, self.levels, maps, relations)
+
+    def together(self, other: Knowledge) -> Knowledge:
+        """What two batches' knowledge of one model says, as of one batch: this one's images first."""
+        branches = {}
+        for name, ours in self.branches.items():
+            theirs = other.branches[name]
+            bins = None if ours.bins is None or theirs.bins is None else cat([ours.bins, theirs.bins])
+            logits, distances = cat([ours.logits, theirs.logits]), cat([ours.distances, theirs.distances])
+            branches[name] = Outputs(logits, distances, bins)
+        relations = None
+        if self.relations is not None and other.relations is not None:
+            relations = self.relations[0], cat([self.relations[1], other.relations[1]])
+        return Knowledge(
+            branches,
+            {r: cat([f, other.features[r]]) for r, f in self.features.items()},
+            self.levels,
+            {r: cat([m, other.maps[r]]) for r, m in self.maps.items()},
+            relations,
+        )
+
 
 @dataclass
 class Truth:
-    """The labels of a batch, for terms that look where the objects are.
+    """The labels of a batch, for terms that look where the objects are, and how much its images count.
 
     Attributes:
         boxes: N 4, centre x, centre y, width and height as shares of the image.
         image: N, which image of the batch each box belongs to.
+        labelled: how many of the images have labels, the first ones; None is all.
+        weight: B, how much each image counts to a mean over images; None is 1 each.
     """
 
     boxes: Tensor
     image: Tensor
+    labelled: int | None = None
+    weight: Tensor | None = None
+
+
+def mean_over_images(values: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean of B values, each weighted if weights are given: B and B in, a scalar out."""
+    return values.mean() if weight is None else (values * weight).sum() / weight.sum()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from yolo_mkd.knowledge import mean_over_images
+
 FLOOR = 0.05  # share of a map's own energy below which its contrast counts as noise; keeps flat maps' gradients small
 EPS = 1e-12
 
@@ -38,16 +40,17 @@ def attention_loss(fs: Tensor, ft: Tensor) -> Tensor:
     return map_loss(attention_map(fs), attention_map(ft))
 
 
-def map_loss(es: Tensor, et: Tensor) -> Tensor:
+def map_loss(es: Tensor, et: Tensor, weight: Tensor | None = None) -> Tensor:
     """Half the squared distance of two normalised maps: about 1 - correlation, in [0, 2].
 
     Args:
         es: the student's attention maps, B H W.
         et: the teacher's, B H' W'.
+        weight: how much each image counts, B; 1 each if None.
 
     Returns:
         A scalar, the mean over images.
     """
     size = (min(es.shape[1], et.shape[1]), min(es.shape[2], et.shape[2]))
     es, et = (F.adaptive_avg_pool2d(e, size) if e.shape[1:] != size else e for e in (es, et))
-    return 0.5 * (normalise(es.flatten(1)) - normalise(et.flatten(1))).square().sum(1).mean()
+    return mean_over_images(0.5 * (normalise(es.flatten(1)) - normalise(et.flatten(1))).square().sum(1), weight)

@@ -130,7 +130,13 @@ class Lesson:
             steer: let terms with parts of their own move the student; else only their parts learn.
         """
         deaf = ks if steer else ks.detached()
-        return {t.name: t.loss(ks if t.parts is None else deaf, kt, truth) for t in self.acting}
+        found = {}
+        for t in self.acting:
+            ours, theirs = ks if t.parts is None else deaf, kt
+            if t.labels and truth.labelled is not None:
+                ours, theirs = ours.first(truth.labelled), theirs.first(truth.labelled)
+            found[t.name] = t.loss(ours, theirs, truth)
+        return found
 
 
 def check_asked(asked: dict[str, object]) -> dict[str, float]:

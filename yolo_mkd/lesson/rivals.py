@@ -58,7 +58,7 @@ def focal_global(match: Match) -> Term:
         pairs = {r: match.side_by_side(ks, kt, r) for r in match.neck}
         return total([focal_global_loss(parts[r], fs.float(), ft, truth) for r, (fs, ft) in pairs.items()])
 
-    return Term(*layers_read(match.neck, 1), loss, match.neck, nn.ModuleDict(parts))
+    return Term(*layers_read(match.neck, 1), loss, match.neck, nn.ModuleDict(parts), labels=True)
 
 
 def pearson(match: Match) -> Term:
@@ -84,7 +84,9 @@ def localization(match: Match) -> Term:
         levels = {k: v for k, v in ks.levels.items() if k in match.strides}
         return localization_loss(s.bins, t.bins, s.logits, truth, levels)
 
-    return Term(heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss, head=True)
+    return Term(
+        heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss, head=True, labels=True
+    )
 
 
 def score_l2(match: Match) -> Term:

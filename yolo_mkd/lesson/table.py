@@ -63,3 +63,16 @@ def gains_table(sources: Iterable[Any], epoch: float) -> str:
             figures = f"share {wish.asked:<6.3g} gain {s.balance.gains[name]:<9.4g}"
             lines.append(f"  {s.teacher.name:<28} {name:<18} {figures} nominal {s.balance.usual(name):.4g}{note}")
     return "\n".join(lines)
+
+
+def gains_record(sources: list[Any]) -> list[dict[str, Any]]:
+    """What each teacher's terms were asked for and the gains that they were given, as plain values."""
+    return [
+        {
+            "teacher": s.teacher.name,
+            "calibrated": s.balance.calibrate,
+            "asked": {n: w.asked for n, w in s.balance.wishes.items()},
+            "gains": dict(s.balance.gains),
+        }
+        for s in sources
+    ]

@@ -31,6 +31,7 @@ class Term:
         parts: what is trained beside the student for it, and dropped at the end.
         replayable: whether a record of the teacher holds all that it reads.
         head: whether it reads the head's outputs.
+        labels: whether it reads the labels, so that images without any are not for it.
         name: as in `TERMS`, and as its argument.
         asked: the share of the detection gradient, or the plain gain, that the user asks for.
     """
@@ -42,6 +43,7 @@ class Term:
     parts: nn.Module | None = None
     replayable: bool = False
     head: bool = False
+    labels: bool = False
     name: str = ""
     asked: float = 0.0
 
@@ -121,7 +123,9 @@ def attention(match: Match) -> Term:
     """Attention maps of hidden layers."""
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        return mean([map_loss(attention_map(match.inherited(ks, r)), energy(kt, r)) for r in match.shared])
+        return mean(
+            [map_loss(attention_map(match.inherited(ks, r)), energy(kt, r), truth.weight) for r in match.shared]
+        )
 
     return Term(*layers_read(match.shared, 1), loss, match.shared, replayable=True)
 
@@ -138,7 +142,7 @@ def relation(match: Match) -> Term:
         fs = [match.inherited(ks, r) for r in match.shared]
         sizes = [(f.shape[2], f.shape[3]) for f in (*fs, *kt.features.values())]
         grid = grid_for(sizes)
-        return relation_loss(relation_matrix(fs, grid), relations(kt, match.shared, grid))
+        return relation_loss(relation_matrix(fs, grid), relations(kt, match.shared, grid), truth.weight)
 
     return Term(*layers_read(match.shared, 2), loss, match.shared, replayable=True)
 

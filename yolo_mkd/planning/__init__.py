@@ -161,7 +161,7 @@ def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val:
         length = {"epochs": asked.own["teacher_epochs"]} if name == "teacher" else {}
         probe, trainer = Probe(PROBE_S / len(asked.stages)), PLAIN[task]
         if hears:
-            knowledge = {**{key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}, "record": False}
+            knowledge = {**{key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}, "record": False, "unlabelled": None}
             trainer = TRAINERS[task].using(hears[0].file, [h.file for h in hears[1:]], **knowledge)
         model = host.write_architecture(stage["model"], folder)
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
@@ -187,6 +187,7 @@ def run_of(asked: Asked, probe: Probe, batch: int, images: int, val_images: int)
         save_period=asked.theirs.get("save_period", -1),
         validates=args.val,
         asked=len(recorded) if asked.own["record"] else None,
+        joined=1 + (asked.own["unlabelled_ratio"] if asked.own["unlabelled"] and probe.sources else 0.0),
     )
 
 
@@ -217,6 +218,7 @@ def stage_figures(
         "cost": {**cost.duration(run, figures), "probe": {k: figures[k] for k in PROBED}},
         "memory": cost.memory(run, figures),
         "disk": cost.disk(run, figures),
+        "joined": run.joined,
         "record": [record_figures(s, run) for s in probe.sources] if run.asked is not None else [],
     }
 

@@ -26,6 +26,7 @@ class Run:
         save_period: epochs between checkpoints that are kept; -1 is none.
         validates: whether every epoch is validated.
         asked: epochs in which the teacher is asked; in the others its record is replayed. None is all that it teaches.
+        joined: images in a taught step for each labelled one, with those that have no label.
     """
 
     epochs: int
@@ -38,6 +39,7 @@ class Run:
     save_period: int
     validates: bool
     asked: int | None = None
+    joined: float = 1.0
 
     @property
     def batches(self) -> int:
@@ -63,15 +65,16 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
         and of one that finds its record complete. Steps are scaled from the probe's batch by the number of images.
     """
     scale = run.batch / probed["batch"]
-    plain, taught = probed["plain"]["step_s"] * scale, probed["taught"].get("step_s", 0.0) * scale
+    plain, taught = probed["plain"]["step_s"] * scale, probed["taught"].get("step_s", 0.0) * scale * run.joined
     steps = run.batches * run.epochs
     on = run.batches * run.schedule.end if taught else 0
     wanted = max(1, min(run.batches, 8 * EVERY) // EVERY) * run.schedule.end + READINGS
-    reading = min(wanted, on) * probed["reading_s"] * scale
+    reading = min(wanted, on) * probed["reading_s"] * scale * run.joined
     validation = probed["val_s_per_image"] * run.val_images * (run.epochs + 1 if run.validates else 2)
-    beside = probed["load_s"] * scale * steps + probed["update_s"] * run.updates + validation
-    alone = steps * plain + beside
-    replayed = taught - probed["taught"].get("teacher_s", 0.0) * scale
+    more = (run.joined - 1) * on  # loads of unlabelled images, in batches
+    beside = probed["load_s"] * scale * (steps + more) + probed["update_s"] * run.updates + validation
+    alone = steps * plain + beside - probed["load_s"] * scale * more
+    replayed = taught - probed["taught"].get("teacher_s", 0.0) * scale * run.joined
     asked = on if run.asked is None else min(on, run.batches * run.asked)
     rest = (steps - on) * plain + reading + beside
     hours = (asked * taught + (on - asked) * replayed + rest) / 3600
@@ -96,7 +99,8 @@ def memory(run: Run, probed: dict[str, Any]) -> dict[str, int]:
     """
     found, scale = probed["memory"], run.batch / probed["batch"]
     student = sum(found[k] for k in ("parameters", "gradients", "optimizer", "average"))
-    plain, taught = (round(found.get(f"saved_{k}", 0) * scale) for k in ("plain", "taught"))
+    plain = round(found.get("saved_plain", 0) * scale)
+    taught = round(found.get("saved_taught", 0) * scale * run.joined)
     return {
         **{k: v for k, v in found.items() if not k.startswith("saved")},
         "activations_plain": plain,

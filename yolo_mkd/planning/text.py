@@ -149,6 +149,11 @@ def time(figures: Figures) -> list[str]:
     ]
     if last["hops"]:
         lines += wrapped(f"The student is taught for {last['knowledge_epochs']} of {last['epochs']} epochs.")
+    if last["joined"] > 1:
+        lines += wrapped(
+            f"A taught step has {last['joined'] - 1:g} unlabelled images for each labelled one; steps with them were "
+            "not measured but scaled, as was their memory."
+        )
     for s in figures["stages"]:
         for kept in s["record"]:
             lines += wrapped(

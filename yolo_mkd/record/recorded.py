@@ -66,6 +66,10 @@ class Recorded:
             self.asked += len(missing)
         return decode(self.layout, entries, batch["img"].device)
 
+    def flush(self) -> None:
+        """Write what was noted to the disk."""
+        self.store.flush()
+
     def _asked(self, device: torch.device) -> Teacher:
         """The teacher, called back where an epoch that Ultralytics repeats shows a view that was not foreseen."""
         if self.teacher is None:
@@ -98,6 +102,7 @@ def open_record(
     images: int,
     keys: Sequence[int],
     limit_gb: float | None,
+    unlabelled: bool = False,
 ) -> Recorded:
     """Open the record of one teacher on one data set, or begin it.
 
@@ -109,6 +114,7 @@ def open_record(
         images: how many there are in the training set.
         keys: numbers of the views that the run will show.
         limit_gb: largest size of the record [GB].
+        unlabelled: whether the images are a run's unlabelled ones, whose record lies beside that of the others.
 
     Raises:
         BadInput: a record there is of something else, or the disk is too small.
@@ -118,7 +124,8 @@ def open_record(
     header = {"teacher": sha, **seen, "versions": versions(), "layout": layout.described()}
     whole = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
     root = host.records_folder() if place is True else Path(str(place))
-    folder = root / f"{Path(file).stem}-{whole[:12] if place is True else sha[:12]}"
+    kind = "-unlabelled" if unlabelled else ""
+    folder = root / f"{Path(file).stem}-{whole[:12] if place is True else sha[:12]}{kind}"
     size = estimate(layout, images, len(keys))
     limit = None if limit_gb is None else int(limit_gb * GB)
     root.mkdir(parents=True, exist_ok=True)

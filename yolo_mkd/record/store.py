@@ -205,19 +205,19 @@ def read_shard(file: Path, layout: Layout) -> np.ndarray:
     return np.memmap(file, layout.dtype, "r", start, (count,))
 
 
-def fingerprint(images: Sequence[Path], labels: Sequence[Path]) -> str:
+def fingerprint(images: Sequence[Path], labels: Sequence[Path] | None = None) -> str:
     """SHA-256 of a data set: names below the images' common folder, sizes in bytes and labels, in the data's order.
 
     Views are counted by an image's position, so the order matters. The images themselves are not read.
 
     Args:
         images: the image files.
-        labels: the label file of each image; one that is not there counts as empty.
+        labels: the label file of each image; one that is not there counts as empty. None where no image has any.
     """
     digest = hashlib.sha256()
     root = os.path.commonpath([image.parent for image in images]) if images else ""
-    for image, label in zip(images, labels, strict=True):
-        text = label.read_bytes() if label.is_file() else b""
+    for i, image in enumerate(images):
+        text = labels[i].read_bytes() if labels is not None and labels[i].is_file() else b""
         name = Path(os.path.relpath(image, root)).as_posix()
         digest.update(f"{json.dumps(name)} {image.stat().st_size} {len(text)}\n".encode())
         digest.update(text)
