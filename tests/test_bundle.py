@@ -287,6 +287,20 @@ def test_time_on_a_jetson_reports_power_clocks_and_what_to_warn_of(place, tmp_pa
     assert {p: p.read_text() for p in root.rglob("*") if p.is_file()} == before  # nothing was set
 
 
+def test_reports_of_a_bundle_are_compared_by_yolo_mkd_time(place, tmp_path, monkeypatch):
+    from yolo_mkd.timing.comparing import compare, incomparable
+
+    monkeypatch.setattr(edge_time, "WARM_UP_CAP_S", 0.1)
+    monkeypatch.setattr(edge_time, "measure", lambda run, seconds: [run(n) for n in range(130)])
+    assert edge_time.main(["--out", str(tmp_path / "a.json"), "--root", str(tmp_path)], place) == 0
+    report = json.loads((tmp_path / "a.json").read_text())
+    report["drift"] = {"stable": True}  # whatever this machine did meanwhile
+    assert incomparable(report, report) == ""
+    (tmp_path / "a.json").write_text(json.dumps(report))
+    assert "not distinguishable" in str(compare(tmp_path / "a.json", tmp_path / "a.json"))
+    assert "images differs" in incomparable(report, {**report, "images": "8 samples of the bundle (00000000)"})
+
+
 @pytest.mark.parametrize("seconds", ["-1", "inf", "nan"])
 def test_time_that_cannot_be_is_refused(place, capsys, seconds):
     assert edge_time.main(["--seconds", seconds], place) == 2
@@ -307,7 +321,8 @@ def test_engine_is_built_checked_and_timed_through_the_scripts(place, capsys, mo
     assert edge_time.main(["--seconds", "0.1"], place) == 0
     report = json.loads((place / "time.json").read_text())
     assert list(report["segments"]) == ["preprocess", "h2d", "compute", "d2h", "postprocess", "end_to_end"]
-    assert set(report["samples_ms"]["compute"]) == {3.0} and report["provider"] == "TensorRT"
+    assert set(report["samples_ms"]["compute"]) == {3.0}
+    assert (report["provider"], report["accelerator"], report["arithmetic"]) == ("TensorRT", "Orin", "fp32")
 
 
 # Making it
@@ -333,20 +348,22 @@ def test_number_of_samples_that_cannot_be_is_refused(tiny_detector, tmp_path, sa
     assert not list(tmp_path.iterdir())
 
 
-def test_bundle_of_a_checkpoint_is_a_folder_and_its_archive(tiny_detector, tmp_path, capsys):
-    pt = Path(shutil.copy(tiny_detector.pt, tmp_path / "tiny.pt"))
-    place = bundle(pt, tiny_detector.data, tmp_path / "out", head="one2one", samples=2)
-    assert place == tmp_path / "out"
+def test_bundle_takes_the_place_of_an_older_one_with_its_archive(tiny_detector, tmp_path, capsys):
+    pt, place = Path(shutil.copy(tiny_detector.pt, tmp_path / "tiny.pt")), tmp_path / "out"
+    place.mkdir()
+    (place / "bundle.json").write_text('{"schema": "yolo-mkd/bundle/0"}')
+    (place / "stale").touch()
+    (tmp_path / "out.tar.gz").write_bytes(b"stale")
+    assert bundle(pt, tiny_detector.data, place, head="one2one", samples=2) == place
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.tar.gz", "tiny.pt"]
+    assert not (place / "stale").exists()
     facts = json.loads((place / "bundle.json").read_text())
     assert (facts["head"], facts["samples"], facts["source"]["file"]) == ("one2one", 2, "tiny.pt")
     with tarfile.open(tmp_path / "out.tar.gz") as tar:
         tar.extractall(tmp_path / "device", filter="data")
     assert device(tmp_path / "device/out/run.py", "--check").returncode == 0
-    (place / "stale").touch()
-    bundle(pt, tiny_detector.data, place, head="one2many", samples=2)
-    assert json.loads((place / "bundle.json").read_text())["head"] == "one2many" and not (place / "stale").exists()
-    assert ".bundle-" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "check     passed" in said and ".bundle-" not in said
 
 
 def test_bundle_that_fails_leaves_what_was_there(tiny_detector, tmp_path, monkeypatch):

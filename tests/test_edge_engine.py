@@ -101,6 +101,15 @@ def test_other_onnx_file_builds_again(contents, device):
     assert len(trt.builds) == 2
 
 
+def test_plan_whose_json_is_for_something_else_is_built_again(contents, device, capsys):
+    trt, cuda = device("10.3.0")
+    plan = build(contents, trt=trt, cuda=cuda)
+    about = json.loads(plan.with_suffix(".json").read_text())
+    plan.with_suffix(".json").write_text(json.dumps({**about, "onnx_sha256": contents.sha256[:12] + "0" * 52}))
+    build(contents, trt=trt, cuda=cuda)
+    assert "was built for another onnx_sha256" in capsys.readouterr().out and len(trt.builds) == 2
+
+
 def test_torn_plan_is_built_again(contents, device, capsys):
     trt, cuda = device("10.3.0")
     plan = build(contents, trt=trt, cuda=cuda)

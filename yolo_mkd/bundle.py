@@ -273,7 +273,8 @@ def readme(facts: dict[str, Any]) -> str:
     measured = "mAP was not measured: the data has no labels"
     if found["map50_95"] is not None:
         measured = (
-            f"mAP50-95 {found['map50_95']:.4f}, {found['retained']:.2%} of the checkpoint's, mAP50 {found['map50']:.4f} "
+            f"mAP50-95 {found['map50_95']:.4f}, which is {found['retained']:.2%} of the checkpoint's, "
+            f"mAP50 {found['map50']:.4f}\n"
             f"on the {found['images']} labelled val images of {found['data']}, where this bundle was made"
         )
     text = Path(contents.__file__).with_name("README.txt").read_text(encoding="utf-8")

@@ -235,7 +235,7 @@ class TensorRT:
             raise Trouble(f"{plan.name} cannot be loaded: delete it and build again with python run.py --build")
         self.context = self.engine.create_execution_context()
         self.load_ms = (perf_counter_ns() - start) / 1e6
-        self.precision = wanted["precision"]
+        self.precision, self.accelerator = wanted["precision"], wanted["gpu"]["name"]
         self.versions = {"tensorrt": self.trt.__version__, "cuda": self.cuda.version()}
         self.named = major(self.trt) >= 10
         self.tensors = self.allocate()

@@ -9,6 +9,7 @@ On a Jetson the report holds power, temperatures, clocks and throttle counters t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -89,6 +90,7 @@ def measured(contents: Contents, runtime: OnnxRuntime | TensorRT, options: argpa
     if not samples:
         raise Trouble("sample/ holds no pictures: copy the bundle again")
     pictures = [read_picture(path) for path in samples]
+    which = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()[:8]
     segments = ("preprocess", *runtime.segments, "postprocess", "end_to_end")
     sensors = Sensors(options.root)
 
@@ -118,11 +120,12 @@ def measured(contents: Contents, runtime: OnnxRuntime | TensorRT, options: argpa
         "input": [1, 3, *contents.imgsz],
         "output": contents.about["output"],
         "provider": runtime.provider,
+        "accelerator": runtime.accelerator,
         "runtime": runtime.versions,
         "threads": runtime.threads,
         "batch": 1,
         "streams": 1,
-        "images": f"{len(pictures)} samples of the bundle",
+        "images": f"{len(pictures)} samples of the bundle ({which})",
         "resize": "OpenCV" if cv2 is not None else "numpy",
         "opencv_threads": cv2.getNumThreads() if cv2 is not None else None,
         "conf": CONF,
