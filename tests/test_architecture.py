@@ -24,6 +24,7 @@ ALLOWED = {
     "record": {"record", "host", "knowledge", "lesson", "settings", "taps", "teachers"},
     "criterion": {"host", "balance", "knowledge", "lesson", "record", "schedule", "teachers"},
     "shares": {"balance", "host"},
+    "pseudo": {"host", "settings", "unlabelled"},
     "unlabelled": {"host", "knowledge", "record", "settings", "teachers"},
     "trainer": {
         *("host", "balance", "criterion", "lesson", "record", "report", "schedule", "settings", "shares", "teachers"),
