@@ -167,6 +167,15 @@ def test_cells_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere"])
+def test_a_cluster_that_does_not_answer_is_refused_at_once(address: str) -> None:
+    pytest.importorskip("ray")
+    begun = time.monotonic()
+    with pytest.raises(BadInput, match=f"ray={address} does not answer"):
+        running.Cluster(address, None)
+    assert time.monotonic() - begun < 20
+
+
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BadInput, match=r"pip install yolo-mkd\[ray\]"):

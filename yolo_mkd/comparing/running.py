@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -91,11 +92,11 @@ class Cluster:
 
     def join(self, address: str) -> None:
         """Connect; with `auto` and no cluster here, begin one."""
+        if address != "auto" and not answers(address):  # Ray itself would try for many minutes
+            raise BadInput(f"ray={address} does not answer: give a running cluster's host:port, or auto")
         try:
             self.ray.init(address=address, log_to_driver=False)
-        except (ConnectionError, ValueError) as e:
-            if address != "auto":
-                raise BadInput(f"ray={address} does not answer: give a running cluster's address, or auto") from e
+        except ConnectionError:
             self.ray.init(include_dashboard=False, log_to_driver=False)
 
     def submit(self, folder: Path) -> Any:
@@ -113,6 +114,16 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster, which ends the cells in hand."""
         self.ray.shutdown()
+
+
+def answers(address: str) -> bool:
+    """Whether anything listens at a host:port, with or without `ray://` before it."""
+    name, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((name, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def shared_threads(parallel: int) -> int:
