@@ -65,6 +65,21 @@ def edit(path: Path, right: str, wrong: str) -> None:
     path.write_text(text.replace(right, wrong), encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def export_again(tiny_detector, tmp_path_factory):
+    """An export that was made once, without labels, for tests of what comes after it."""
+    from yolo_mkd.exporting import export
+
+    onnx = export(shutil.copy(tiny_detector.pt, tmp_path_factory.mktemp("once")), imgsz=96, images=tiny_detector.images)
+
+    def again(model, *_, **__):
+        for file in (onnx, onnx.with_suffix(".export.json")):
+            shutil.copy(file, Path(model).parent)
+        return Path(model).parent / onnx.name
+
+    return again
+
+
 # What is in it
 
 
@@ -366,8 +381,45 @@ def test_bundle_takes_the_place_of_an_older_one_with_its_archive(tiny_detector, 
     assert "check     passed" in said and ".bundle-" not in said
 
 
-def test_bundle_that_fails_leaves_what_was_there(tiny_detector, tmp_path, monkeypatch):
-    monkeypatch.setattr(making, "check", lambda *_: {"passed": False, "reason": "boxes moved"})
-    with pytest.raises(Failed, match="do not detect what Ultralytics does: boxes moved"):
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"check": lambda *_: {"passed": False, "reason": "boxes moved"}}, "does not pass its own check: boxes moved"),
+        ({"detect": lambda *_: [np.zeros((0, 6))] * 2}, "do not detect what Ultralytics does: "),
+        ({"boxes": lambda *_: np.zeros((0, 6), np.float32)}, "nothing is detected on the 2 samples"),
+    ],
+)
+def test_bundle_that_fails_leaves_nothing(tiny_detector, export_again, tmp_path, monkeypatch, broken, message):
+    for name, stand_in in broken.items():
+        monkeypatch.setattr(making, name, stand_in)
+    monkeypatch.setattr("yolo_mkd.exporting.export", export_again)
+    with pytest.raises(Failed, match=message):
         bundle(tiny_detector.pt, tiny_detector.data, tmp_path / "out", samples=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_data_without_labels_gives_a_bundle_that_says_it_measured_no_map(
+    tiny_detector, export_again, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("yolo_mkd.exporting.export", export_again)
+    place = bundle(tiny_detector.pt, tiny_detector.data, tmp_path / "out", samples=2)
+    assert json.loads((place / "bundle.json").read_text())["reference"]["map50_95"] is None
+    assert "mAP was not measured" in (place / "README.txt").read_text()
+
+
+def test_bundle_is_made_where_opencv_rounds_otherwise_than_numpy(tiny_detector, export_again, tmp_path, monkeypatch):
+    import cv2
+
+    def rounding(picture, size, interpolation):
+        resized = resize(picture, size, interpolation=interpolation)
+        return np.where(np.indices(resized.shape).sum(0) % 9, resized, np.minimum(resized, 254) + 1).astype(np.uint8)
+
+    resize = cv2.resize
+    monkeypatch.setattr("yolo_mkd.exporting.export", export_again)
+    monkeypatch.setattr(cv2, "resize", rounding)
+    place = bundle(tiny_detector.pt, tiny_detector.data, tmp_path / "out", samples=4)
+    monkeypatch.undo()
+    expected = json.loads((place / "sample/expected.json").read_text())
+    assert expected["against_ultralytics"]["min_iou"] < 0.9999  # it saw other pixels
+    done = device(place / "run.py", "--check")
+    assert done.returncode == 0 and "pixels    those of the bundle" in done.stdout

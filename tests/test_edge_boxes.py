@@ -81,6 +81,11 @@ def test_pair_is_apart_by_its_overlap_or_its_scores(least_iou, slack, apart):
     assert agreement(rows((0, 0.9)), rows((10, 0.85)), 0.25, least_iou, slack)["apart"] == apart
 
 
+def test_pair_below_the_threshold_on_both_sides_does_not_count():
+    figures = agreement(rows((0, 0.24)), rows((0, 0.23)), 0.25, 0.999, 0.05)
+    assert (figures["matched"], figures["alone"], figures["min_iou"]) == (0, 0, None)
+
+
 def test_score_at_the_threshold_is_excused_by_a_partner_just_below_it():
     assert agreement(rows((0, 0.2505)), rows((0, 0.2496)), 0.25, 0.999, 1e-3)["alone"] == 0
     assert agreement(rows((0, 0.2505)), rows((0, 0.2404)), 0.25, 0.999, 1e-3)["alone"] == 1

@@ -141,6 +141,16 @@ def test_thor_takes_vin_in_microwatts_and_no_usb_supply(tmp_path):
     assert sensors.about()["jetpack"] == "7.0"
 
 
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("17000000.gpu", True), ("57000000.gpu", True), ("17000000.gv11b", True), ("17000000.gp10b", True),
+     ("17000000.ga10b", True), ("gpu-gpc-0", True), ("gpu-nvd-0", False), ("15340000.vic", False)],
+)  # fmt: skip
+def test_gpu_is_told_from_the_other_engines_by_its_name(tmp_path, name, read):
+    write(tmp_path, {f"sys/class/devfreq/{name}/cur_freq": 900000000})
+    assert Sensors(tmp_path).read()["clocks_mhz"] == ({"gpu": 900.0} if read else {})
+
+
 def test_unreadable_rail_gives_no_power_rather_than_a_part_of_it(tmp_path):
     write(tmp_path, ina3221("sys/class/hwmon/hwmon3", [("VDD_GPU_SOC", 19000, 300), ("VDD_CPU_CV", 19000, 100)]))
     (tmp_path / "sys/class/hwmon/hwmon3/curr2_input").unlink()

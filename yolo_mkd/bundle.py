@@ -20,11 +20,11 @@ import numpy as np
 from yolo_mkd import artefact, report
 from yolo_mkd.artefact import existing
 from yolo_mkd.edge import contents
-from yolo_mkd.edge.boxes import MAX_DET, NMS_IOU
-from yolo_mkd.edge.checking import canvas_hash, check
+from yolo_mkd.edge.boxes import MAX_DET, NMS_IOU, boxes
+from yolo_mkd.edge.checking import TOLERANCES, canvas_hash, check, judge
 from yolo_mkd.edge.contents import SCHEMA
 from yolo_mkd.edge.onnx_runtime import OnnxRuntime
-from yolo_mkd.edge.pictures import letterbox, read_picture, write_png
+from yolo_mkd.edge.pictures import letterbox, read_picture, tensor, write_png
 from yolo_mkd.images import MOST_IMAGES, find_images, read_image, spread
 from yolo_mkd.parity import CONF, LOWER_CONFS, detect
 from yolo_mkd.settings import BadInput, Failed
@@ -92,7 +92,7 @@ def bundle(
     """
     from yolo_mkd.exporting import export
 
-    source, place = existing("model", model, ".pt"), Path(out)
+    source, place = existing("model", model, ".pt"), Path(str(out))
     if isinstance(samples, bool) or not isinstance(samples, int) or not 2 <= samples <= MOST_IMAGES:
         raise BadInput(f"samples={samples} is no number of images from 2 to {MOST_IMAGES}: give for example samples=8")
     refuse_foreign(place)
@@ -154,12 +154,11 @@ def pack(exported: Path, exports: dict[str, Any], pictures: list[Path], data: st
     Raises:
         Failed: nothing is detected on the samples, or the scripts find something else than Ultralytics does.
     """
-    (folder / "sample").mkdir(parents=True)
+    folder.mkdir()
     model, accuracy = folder / "model.onnx", exports["accuracy"]
     graph = without_paths(exported, model)
     stated = {entry.key: entry.value for entry in graph.metadata_props}
     about = artefact.read(model)
-    write_json(folder / "sample" / "expected.json", reference(model, about, pictures, folder / "sample"))
     copy_scripts(folder)
     facts = {
         "schema": SCHEMA,
@@ -198,9 +197,10 @@ def pack(exported: Path, exports: dict[str, Any], pictures: list[Path], data: st
     write_json(folder / "bundle.json", facts)
     (folder / "README.txt").write_text(readme(facts), encoding="utf-8")
     inside = contents.read(folder)
+    write_json(folder / "sample" / "expected.json", reference(inside, about, pictures))
     result = check(inside, OnnxRuntime(model, inside.precision))
     if not result["passed"]:
-        raise Failed(f"the bundle's scripts do not detect what Ultralytics does: {result['reason']}")
+        raise Failed(f"the bundle does not pass its own check: {result['reason']}")
     return folder
 
 
@@ -215,33 +215,47 @@ def without_paths(exported: Path, target: Path) -> Any:
     return graph
 
 
-def reference(model: Path, about: artefact.Artefact, pictures: list[Path], folder: Path) -> dict[str, Any]:
-    """Save the samples, and detect on them with Ultralytics, whose pipeline the mAP is measured with.
+def reference(inside: contents.Contents, about: artefact.Artefact, pictures: list[Path]) -> dict[str, Any]:
+    """Save the samples, and say what must be found on them.
 
-    A sample is a PNG: lossless, so that every device sees the same pixels, and readable with zlib and numpy alone.
+    A sample is a PNG: lossless, so that every device sees the same pixels, and readable with zlib and numpy alone. The
+    boxes are the scripts' own on numpy's pixels, which are the same everywhere; Ultralytics, whose pipeline the mAP is
+    measured with, must find them too.
 
     Raises:
-        Failed: nothing is detected at any threshold, which would prove nothing.
+        Failed: nothing is detected at any threshold, which would prove nothing, or Ultralytics finds something else.
     """
-    saved = []
-    for index, picture in enumerate(pictures):
+    folder, lowest = inside.folder / "sample", LOWER_CONFS[-1] / 2
+    folder.mkdir()
+    runtime, saved, ours, hashes, exact = OnnxRuntime(inside.model, inside.precision), [], [], [], True
+    for index, path in enumerate(pictures):
         saved.append(folder / f"{index:02}.png")
-        write_png(saved[-1], shrunk(read_image(picture), round(LARGEST * max(about.imgsz)))[..., ::-1])
-    found = detect(model, saved, about, LOWER_CONFS[-1] / 2)
-    scores = np.concatenate([rows[:, 4] for rows in found])
-    enough = [c for c in (CONF, *LOWER_CONFS) if (scores >= c).sum() >= len(pictures)]
-    conf = enough[0] if enough else LOWER_CONFS[-1]
+        write_png(saved[-1], shrunk(read_image(path), round(LARGEST * max(about.imgsz)))[..., ::-1])
+        picture = read_picture(saved[-1])
+        canvas = letterbox(picture, inside.imgsz, own=True)
+        exact = exact and bool((canvas == letterbox(picture, inside.imgsz)).all())
+        hashes.append(canvas_hash(canvas))
+        output, _ = runtime.infer(tensor(canvas))
+        ours.append(boxes(output, inside.head, picture.shape[:2], inside.imgsz, lowest))
+    scores = np.concatenate([rows[:, 4] for rows in ours])
+    conf = next((c for c in (CONF, *LOWER_CONFS) if (scores >= c).sum() >= len(pictures)), LOWER_CONFS[-1])
     if not (scores >= conf).any():
         raise Failed(
             f"nothing is detected on the {len(pictures)} samples: train the model further, or give more samples="
         )
-    images = []
-    for path, rows in zip(saved, found, strict=True):
-        canvas = letterbox(read_picture(path), about.imgsz)
-        kept = rows[rows[:, 4] >= conf / 2].round(6).tolist()
-        images.append({"file": path.name, "canvas_sha256": canvas_hash(canvas), "boxes": kept})
+
+    theirs = [rows.astype(np.float32) for rows in detect(inside.model, saved, about, lowest)]
+    tolerance = TOLERANCES["fp32" if exact else "int8"]  # one file, one runtime; only OpenCV may round otherwise
+    result = judge([(p.name, t, o) for p, t, o in zip(saved, theirs, ours, strict=True)], conf, tolerance)
+    if not result["passed"]:
+        raise Failed(f"the bundle's scripts do not detect what Ultralytics does: {result['reason']}")
+    images = [
+        {"file": path.name, "canvas_sha256": digest, "boxes": rows[rows[:, 4] >= conf / 2].round(6).tolist()}
+        for path, digest, rows in zip(saved, hashes, ours, strict=True)
+    ]
+    agreed = {key: result[key] for key in ("min_iou", "max_score_difference", "alone")}
     columns = ["x1", "y1", "x2", "y2", "score", "class"]
-    return {"conf": conf, "columns": columns, "by": "Ultralytics on ONNX Runtime, CPU", "images": images}
+    return {"conf": conf, "columns": columns, "against_ultralytics": agreed, "images": images}
 
 
 def shrunk(picture: Any, longest: int) -> Any:

@@ -14,6 +14,7 @@ from .pictures import letterbox, read_picture, tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .boxes import Boxes
     from .onnx_runtime import OnnxRuntime
     from .tensor_rt import TensorRT
 
@@ -54,7 +55,8 @@ def check(contents: Contents, runtime: OnnxRuntime | TensorRT) -> dict[str, Any]
     """
     expected = read_json(contents.folder / "sample" / "expected.json")
     conf, tolerance = expected["conf"], TOLERANCES[runtime.precision.split("+")[0]]
-    pairs, reason, pixels = [], "", "those of the bundle"
+    pairs: list[tuple[str, Boxes, Boxes]] = []
+    reason, pixels = "", "those of the bundle"
     for sample in expected["images"]:
         picture = read_picture(contents.folder / "sample" / sample["file"])
         canvas = letterbox(picture, contents.imgsz)
@@ -66,7 +68,22 @@ def check(contents: Contents, runtime: OnnxRuntime | TensorRT) -> dict[str, Any]
         output, _ = runtime.infer(tensor(canvas))
         found = boxes(output, contents.head, (picture.shape[0], picture.shape[1]), contents.imgsz, conf / 2)
         pairs.append((sample["file"], np.array(sample["boxes"], np.float32).reshape(-1, 6), found))
-    best = max(float(rows[:, 4].max()) for _, rows, _ in pairs if len(rows))
+    return {"precision": runtime.precision, "pixels": pixels, **judge(pairs, conf, tolerance, reason)}
+
+
+def judge(pairs: list[tuple[str, Boxes, Boxes]], conf: float, tolerance: Tolerance, reason: str = "") -> dict[str, Any]:
+    """Hold boxes against those expected, picture by picture.
+
+    Args:
+        pairs: each picture's name, its boxes expected, and those found, down to half of `conf`.
+        conf: lowest score that counts.
+        tolerance: what is allowed.
+        reason: what is known to be wrong already.
+
+    Returns:
+        passed, reason (one line, empty when passed), and the figures.
+    """
+    best = max((float(rows[:, 4].max()) for _, rows, _ in pairs if len(rows)), default=CONF)
     slack = tolerance.score * min(1.0, best / CONF)  # low scores must agree as closely for their size as high ones
     each = [{"file": name, **agreement(rows, found, conf, tolerance.iou, slack)} for name, rows, found in pairs]
     figures: dict[str, Any] = {
@@ -78,8 +95,8 @@ def check(contents: Contents, runtime: OnnxRuntime | TensorRT) -> dict[str, Any]
     figures["excused"] = int(tolerance.odd * figures["expected"]) + (tolerance.odd > 0)
     reason = reason or box_fault(figures, tolerance.iou, slack)
     return {
-        "passed": not reason, "reason": reason, "precision": runtime.precision, "conf": conf, "pixels": pixels,
-        "least_iou": tolerance.iou, "largest_score_difference": slack, **figures, "pictures": each,
+        "passed": not reason, "reason": reason, "conf": conf, "least_iou": tolerance.iou,
+        "largest_score_difference": slack, **figures, "pictures": each,
     }  # fmt: skip
 
 
@@ -89,7 +106,7 @@ def pixel_fault(canvas: NDArray[np.uint8], own: NDArray[np.uint8], wanted: str) 
     Args:
         canvas: as letterboxed here.
         own: the same, resized by numpy.
-        wanted: the SHA-256 of the pixels that the bundle was made with.
+        wanted: the SHA-256 of the pixels that the bundle was made with, by numpy.
     """
     if canvas_hash(canvas[..., ::-1]) == wanted:
         return "red and blue are swapped: the pictures are not read as RGB"

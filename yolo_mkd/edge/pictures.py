@@ -197,7 +197,7 @@ def tensor(canvas: Picture) -> NDArray[np.float32]:
 def resize(picture: Picture, height: int, width: int) -> Picture:
     """Resize bilinearly in OpenCV's whole numbers: 11 bits of weight a side, rounded once at the end."""
     left, right, far = neighbours(picture.shape[1], width)
-    above, below, low = neighbours(picture.shape[0], height, edges=True)
+    above, below, low = neighbours(picture.shape[0], height)
     rows = np.unique(np.concatenate([above, below]))
     part = picture[rows].astype(np.int32)
     across = (part[:, left] * (FIXED - far)[:, None] + part[:, right] * far[:, None]) >> 4  # rows W 3
@@ -206,19 +206,14 @@ def resize(picture: Picture, height: int, width: int) -> Picture:
     return ((((upper * (FIXED - low)) >> 16) + ((lower * low) >> 16) + 2) >> 2).astype(np.uint8)
 
 
-def neighbours(
-    size: int, wanted: int, edges: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+def neighbours(size: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
     """The two source pixels of each pixel wanted along one side, and the second one's weight in 1/2048.
 
     Args:
         size: pixels there are.
         wanted: pixels wanted.
-        edges: keep the weights beyond the edges, where both neighbours are the same pixel (OpenCV does so for rows).
     """
     place = ((np.arange(wanted) + 0.5) * (size / wanted) - 0.5).astype(np.float32)
     first = np.floor(place).astype(np.int64)
     weight = np.rint((place - first.astype(np.float32)) * np.float32(FIXED)).astype(np.int32)
-    if not edges:
-        weight[(first < 0) | (first >= size - 1)] = 0
     return np.clip(first, 0, size - 1), np.clip(first + 1, 0, size - 1), weight
