@@ -111,6 +111,13 @@ def test_interval_holds_the_truth_about_as_often_as_it_says():
     assert missed <= 6  # 2 of 40 are to be expected; more than 6 has a chance of 1 in 200
 
 
+def test_conditions_are_all_there():
+    assert {label for _, label in SAME} == {
+        *("schema", "processor", "number of cores", "system", "device", "power mode", "clock governor", "GPU"),
+        *("threads", "batch", "streams", "input", "images", "resizing", "conf", "meaning"),
+    }
+
+
 @pytest.mark.parametrize(("path", "label"), SAME, ids=lambda item: str(item))
 def test_what_differs_in_the_conditions_is_refused(tmp_path, path, label):
     a = write(tmp_path / "a.json", samples(10))

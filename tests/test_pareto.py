@@ -85,6 +85,13 @@ def test_equals_share_the_front(tmp_path):
     assert [r["front"] for r in pareto([tmp_path])["rows"]] == [True, True]
 
 
+def test_as_fast_and_more_accurate_beats(tmp_path):
+    for name, score, p50 in (("a", 0.4, 3.0), ("b", 0.5, 3.0), ("c", 0.5, 4.0)):
+        export(tmp_path / name / "e.json", name, score)
+        timed(tmp_path / name / "t.json", name, p50)
+    assert {r["sha256"]: r["front"] for r in pareto([tmp_path])["rows"]} == {"a": False, "b": True, "c": False}
+
+
 def test_machines_and_power_modes_are_kept_apart(runs):
     timed(
         runs / "slow" / "15w.json", "slow", 12.0, ORIN, provider="TensorRT", threads=None,

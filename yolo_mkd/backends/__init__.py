@@ -24,6 +24,7 @@ class Backend(Protocol):
 
     artefact: Artefact
     provider: str  # the one really used: CPUExecutionProvider, CUDAExecutionProvider, OpenVINO CPU, ncnn CPU
+    accelerator: str | None  # the GPU's name; None on the processor
     arithmetic: str  # what it computes in, which can be less than the file's precision
     threads: int | None  # within an inference; None on a GPU
     segments: tuple[str, ...]  # compute; on a GPU h2d, compute, d2h

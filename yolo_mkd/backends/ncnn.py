@@ -17,6 +17,7 @@ class Ncnn:
     """A loaded net."""
 
     segments: tuple[str, ...] = ("compute",)
+    accelerator: str | None = None
     provider = "ncnn CPU"
 
     def __init__(self, path: Path, threads: int) -> None:

@@ -16,6 +16,7 @@ class Session:
     """A session on the processor."""
 
     segments: tuple[str, ...] = ("compute",)
+    accelerator: str | None = None
 
     def __init__(self, path: Path, threads: int) -> None:
         """Open a file.
@@ -74,6 +75,7 @@ class BoundSession:
         self.load_ms = (perf_counter_ns() - start) / 1e6
         self.provider = really_on(self.session, provider, path)
         self.artefact = read(path)
+        self.accelerator: str | None = gpu_name(index) if device == "cuda" else None
         tf32 = device == "cuda" and self.artefact.precision == "fp32"
         self.arithmetic = self.artefact.precision + (", in TF32 where the GPU has it" if tf32 else "")
         self.threads: int | None = None
@@ -96,6 +98,13 @@ class BoundSession:
         output = self.binding.get_outputs()[0].numpy()
         t3 = perf_counter_ns()
         return output, {"h2d_ms": (t1 - t0) / 1e6, "compute_ms": (t2 - t1) / 1e6, "d2h_ms": (t3 - t2) / 1e6}
+
+
+def gpu_name(index: int) -> str:
+    """The name of a GPU, which PyTorch and ONNX Runtime number alike."""
+    import torch
+
+    return torch.cuda.get_device_name(index)
 
 
 def really_on(session: object, wanted: str, path: Path) -> str:

@@ -6,6 +6,7 @@ report of this machine and one of a device mean the same.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,16 +58,17 @@ def time(
     path = Path(model)
     check_numbers(duration, threads)
     given = images is not None or data is not None
-    where = data or (images if isinstance(images, str | Path) else "a list")
+    place = data or (images if isinstance(images, str | Path) else "a list")
     files = spread(find_images(images, data)) if given else []
     # R G B, as a bundle reads its own
     pictures = [np.ascontiguousarray(read_image(p)[..., ::-1]) for p in files] or [synthetic_picture()]
+    which = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()[:8]
     backend = open_backend(path, threads, device)
     print(f"timing {path} on {backend.provider}, {threads_text(backend)}: warm-up, then {duration:g} s")
     about = {
         **identity(path),
         "note": f"times of this machine's {'CPU' if device == 'cpu' else 'GPU'}, not of a Jetson or any other device",
-        "images": f"{len(pictures)} of {where}" if given else "one synthetic picture of 640 x 480",
+        "images": f"{len(pictures)} of {Path(place).name} ({which})" if given else "one synthetic picture of 640 x 480",
     }
     figures = about | measured(backend, pictures, duration, Watch())
     target = json or (path.parent / f"{path.name.removesuffix('.onnx')}.time.json")
@@ -104,6 +106,7 @@ def measured(backend: Backend, pictures: Sequence[Picture], duration: float, wat
         "input": [1, 3, *artefact.imgsz],
         "output": list(artefact.output),
         "provider": backend.provider,
+        "accelerator": backend.accelerator,
         "runtime": backend.versions,
         "threads": backend.threads,
         "batch": 1,
