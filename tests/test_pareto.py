@@ -92,6 +92,13 @@ def test_as_fast_and_more_accurate_beats(tmp_path):
     assert {r["sha256"]: r["front"] for r in pareto([tmp_path])["rows"]} == {"a": False, "b": True, "c": False}
 
 
+def test_fifth_decimal_of_accuracy_beats_nothing(tmp_path):
+    for name, score, p50 in (("onnx", 0.42879, 3.0), ("ncnn", 0.42882, 4.0)):
+        export(tmp_path / name / "e.json", name, score)
+        timed(tmp_path / name / "t.json", name, p50)
+    assert {r["sha256"]: r["front"] for r in pareto([tmp_path])["rows"]} == {"onnx": True, "ncnn": False}
+
+
 def test_machines_and_power_modes_are_kept_apart(runs):
     timed(
         runs / "slow" / "15w.json", "slow", 12.0, ORIN, provider="TensorRT", threads=None,

@@ -192,13 +192,16 @@ def drawable(found: dict[str, Any]) -> bool:
 
 
 def mark_front(rows: list[dict[str, Any]]) -> None:
-    """Set `front` of each row: no other of its machine is as fast and as accurate, and better in one of both."""
-    points = [r for r in rows if drawable(r)]
+    """Set `front` of each row: no other of its machine is as fast and as accurate, and better in one of both.
+
+    Accuracy counts to four decimals, as it is shown: two exports of one checkpoint differ in the fifth by rounding.
+    """
+    points = [(r["machine"], r["p50_ms"], round(r["map50_95"], 4)) for r in rows if drawable(r)]
     for r in rows:
-        r["front"] = drawable(r) and not any(
-            other["machine"] == r["machine"]
-            and other["p50_ms"] <= r["p50_ms"]
-            and other["map50_95"] >= r["map50_95"]
-            and (other["p50_ms"], other["map50_95"]) != (r["p50_ms"], r["map50_95"])
-            for other in points
-        )
+        r["front"] = False
+        if drawable(r):
+            place, p50, score = r["machine"], r["p50_ms"], round(r["map50_95"], 4)
+            r["front"] = not any(
+                other == place and faster <= p50 and better >= score and (faster, better) != (p50, score)
+                for other, faster, better in points
+            )

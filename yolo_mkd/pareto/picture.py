@@ -50,10 +50,10 @@ def picture(document: dict[str, Any], path: str | Path) -> Path:
         Line2D([], [], linestyle="", marker=mark, color="#555555", label=" ".join(filter(None, one)))
         for one, mark in markers.items()
     ]
-    keys += [Line2D([], [], color="#888888", linestyle="--", label="front: nothing is both faster and more accurate")]
+    keys += [Line2D([], [], color="#888888", linestyle="--", label="front: nothing beats these")]
     if not all(r["stable"] for r in rows):
         keys += [Line2D([], [], linestyle="", marker="o", markerfacecolor="white", color="#555555", label="not stable")]
-    figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles=keys, loc="outside lower center", ncols=3 * len(places), frameon=False, fontsize=9)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format=path.suffix[1:])
@@ -81,14 +81,15 @@ def draw(axes: Axes, rows: list[dict[str, Any]], colours: dict[str, str], marker
     front = sorted((r["p50_ms"], r["map50_95"], r["name"]) for r in rows if r["front"])
     slowest, values = max(r["p90_ms"] or r["p50_ms"] for r in rows), [r["map50_95"] for r in rows]
     room = max(0.25 * (max(values) - min(values)), 0.02)
-    axes.set_xlim(0, 1.4 * slowest)
+    axes.set_xlim(0, 1.1 * slowest)
     axes.set_ylim(max(0, min(values) - room), min(1, max(values) + room))
     axes.step([x for x, _, _ in front], [y for _, y, _ in front], "--", where="post", color="#888888", linewidth=1.1)
     low, high = axes.get_ylim()
-    heights = spread([y for _, y, _ in front], least=0.05 * (high - low), low=low, high=high)
-    for (x, y, name), height in zip(front, heights, strict=True):
-        line = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.8, "relpos": (0, 0.5)}
-        axes.annotate(name, (x, y), (1.03 * slowest, height), va="center", fontsize=8.5, arrowprops=line)
+    above = [y + 0.045 * (high - low) for _, y, _ in front]
+    for (x, y, name), height in zip(front, spread(above, 0.05 * (high - low), low, high), strict=True):
+        line = {"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.8}
+        side = "left" if x < slowest / 2 else "right"
+        axes.annotate(name, (x, y), (x, height), ha=side, va="center", fontsize=8.5, arrowprops=line, zorder=4)
     axes.set_xlabel("latency end to end: p50 [ms], line to p90")
     axes.set_ylabel("accuracy: mAP50-95")
     axes.grid(color="#e6e6e6")
