@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from yolo_mkd.edge import checking, pictures
-from yolo_mkd.edge.checking import TOLERANCES, box_fault, canvas_hash, pixel_fault
+from yolo_mkd.edge.checking import TOLERANCES, box_fault, canvas_hash, pixel_fault, text
 
 GOOD = {"expected": 100, "got": 100, "alone": 0, "apart": 0, "excused": 0, "min_iou": 1.0, "max_score_difference": 0.0}
 
@@ -27,6 +27,23 @@ GOOD = {"expected": 100, "got": 100, "alone": 0, "apart": 0, "excused": 0, "min_
 def test_fault_of_the_boxes_is_named(change, reason):
     found = box_fault({**GOOD, **change}, 0.99, 0.01)
     assert found.startswith(reason) and bool(found) == bool(reason)
+
+
+def test_what_is_excused_is_said():
+    figures = {
+        **GOOD,
+        "passed": True,
+        "reason": "",
+        "conf": 0.25,
+        "pixels": "those of the bundle",
+        "pictures": [{}] * 8,
+    }
+    figures.update(least_iou=0.5, largest_score_difference=0.1, excused=21, apart=3, precision="int8+fp16")
+    said = text(figures)
+    assert "check     passed" in said and "8 pictures, 100 boxes expected" in said
+    assert "3 pairs beyond 0.5 and 1.0e-01, of 21 excused in int8+fp16" in said and "INT8 rounds differently" in said
+    assert "INT8" not in text({**figures, "precision": "fp16"})
+    assert "check     FAILED: boxes moved" in text({**figures, "passed": False, "reason": "boxes moved"})
 
 
 def test_tolerances_widen_from_fp32_to_int8():
