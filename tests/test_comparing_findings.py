@@ -196,7 +196,7 @@ def test_a_student_is_exported_and_timed_once_for_all_its_methods(monkeypatch: p
         return weights
 
     monkeypatch.setattr(latency, "export", export)
-    segments = {"segments": {"end_to_end": {"p50_ms": 2.5, "p90_ms": 3.0}}}
+    segments = {"segments": {"end_to_end": {"p50_ms": 2.5, "p90_ms": 3.0}}, "drift": {"stable": False}}
     monkeypatch.setattr(latency, "time", lambda file, data, duration, threads: segments)
     own = [
         Cell(f"{m}-{d}", d, "m", m, 0, False, {}, {"imgsz": 64, "data": f"{d}.yaml"})
@@ -207,8 +207,9 @@ def test_a_student_is_exported_and_timed_once_for_all_its_methods(monkeypatch: p
     results["a-one"] = {"status": "failed", "reason": "broke"}
     found = latency.measure(own, results)
     assert exported == ["b-one.pt", "a-two.pt"]
-    assert found[0] == {"data": "one", "student": "m", "p50_ms": 2.5, "p90_ms": 3.0, "threads": 1}
+    assert found[0] == {"data": "one", "student": "m", "p50_ms": 2.5, "p90_ms": 3.0, "threads": 1, "stable": False}
     assert found[1] == {"data": "two", "student": "m", "why_not": "no match"}
     lines = tables.latencies({"latency": found})
     assert lines[0].startswith("m on one: 2.50 ms")
+    assert "NOT STABLE" in lines[0]
     assert lines[1] == "m on two: not exported: no match"

@@ -127,7 +127,12 @@ def check_stock(arguments: dict[str, Any]) -> None:
     host.check_imgsz(arguments.get("imgsz", 640), model, "model")
     host.check_arguments(arguments)
     if "distill_model" in arguments:
-        host.load_detector("teacher", arguments["distill_model"])
+        teacher = host.load_detector("teacher", arguments["distill_model"])
+        if len(teacher.stride) != len(model.stride):
+            raise BadInput(
+                f"Ultralytics needs a teacher with as many strides as the student: {len(teacher.stride)} are not "
+                f"{len(model.stride)}: leave this method out"
+            )
 
 
 def recorded(method: Method, arguments: dict[str, Any], wanted: bool, records: Path) -> tuple[dict[str, Any], str]:

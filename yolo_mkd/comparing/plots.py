@@ -74,6 +74,7 @@ def draw_intervals(axes: Axes, rows: list[dict[str, Any]], other: str) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [r["method"] for r in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", color="#e6e6e6")
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

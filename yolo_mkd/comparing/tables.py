@@ -107,15 +107,15 @@ def starred(found: dict[str, Any] | None) -> str:
 
 def latencies(document: dict[str, Any]) -> list[str]:
     """How fast each exported student is, a line each."""
-    return [
-        f"{found['student']} on {found['data']}: "
-        + (
-            f"not exported: {found['why_not']}"
-            if "why_not" in found
-            else f"{found['p50_ms']:.2f} ms as ONNX, end to end, median on one thread of this processor"
-        )
-        for found in document["latency"]
-    ]
+    said = []
+    for found in document["latency"]:
+        who = f"{found['student']} on {found['data']}"
+        if "why_not" in found:
+            said.append(f"{who}: not exported: {found['why_not']}")
+        else:
+            shaky = "" if found["stable"] else "; NOT STABLE: time it again on a quiet machine"
+            said.append(f"{who}: {found['p50_ms']:.2f} ms as ONNX, end to end, median on one thread{shaky}")
+    return said
 
 
 def text(document: dict[str, Any]) -> str:
