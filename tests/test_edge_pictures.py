@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -115,6 +117,34 @@ def test_what_numpy_cannot_read_is_one_line(bare, tmp_path, content):
         pictures.read_picture(tmp_path / "a.jpg")
     with pytest.raises(Trouble, match=r"b\.png: no such file"):
         pictures.read_picture(tmp_path / "b.png")
+
+
+READ = """
+import sys
+from pathlib import Path
+from yolo_mkd.edge import pictures
+setattr(pictures, sys.argv[1], None)
+for name in sys.argv[2:]:
+    try:
+        print(pictures.read_picture(Path(name)).shape)
+    except pictures.Trouble as trouble:
+        print(trouble)
+"""
+
+
+@pytest.mark.parametrize("missing", ["Image", "cv2"])
+def test_what_opencv_or_pillow_cannot_read_is_one_line(tmp_path, missing):
+    pictures.write_png(tmp_path / "whole.png", noise(40, 60))
+    (tmp_path / "a.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    (tmp_path / "c.npy").write_bytes(b"no array")
+    np.save(tmp_path / "d.npy", np.zeros((4, 4, 3)))  # not of bytes
+    names = [str(tmp_path / name) for name in ("whole.png", "a.png", "b.jpg", "c.npy", "d.npy")]
+    # a process of its own: Ultralytics replaces Pillow's open where it was imported
+    done = subprocess.run([sys.executable, "-c", READ, missing, *names], capture_output=True, text=True)
+    first, *others = done.stdout.splitlines()
+    assert first == "(40, 60, 3)" and len(others) == 4, done.stderr
+    assert all(f"{name} cannot be read as a picture" in said for name, said in zip(names[1:], others, strict=True))
 
 
 def test_torn_png_is_one_line(bare, tmp_path):

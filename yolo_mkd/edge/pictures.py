@@ -42,19 +42,27 @@ def read_picture(path: Path) -> Picture:
     """
     if not path.is_file():
         raise Trouble(f"{path}: no such file")
-    if path.suffix == ".npy":
-        picture = np.load(str(path), allow_pickle=False)
-    elif cv2 is not None:
-        picture = cv2.imread(str(path))
-        picture = None if picture is None else picture[..., ::-1]
-    elif Image is not None:
-        picture = np.asarray(Image.open(path).convert("RGB"))
-    else:
-        content = path.read_bytes()
-        picture = read_png(content) if content.startswith(PNG_MAGIC) else read_ppm(content)
+    try:
+        picture = decode(path)
+    except (OSError, SyntaxError, ValueError):  # numpy's and Pillow's words for a torn file
+        picture = None
     if picture is None or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise Trouble(f"{path} cannot be read as a picture: install opencv-python or pillow, or give PNG, PPM or NPY")
     return np.ascontiguousarray(picture)
+
+
+def decode(path: Path) -> Picture | None:
+    """Decode a file: NPY with numpy, others with OpenCV, else Pillow, else here; None where it cannot be done."""
+    if path.suffix == ".npy":
+        array: Picture = np.load(str(path), allow_pickle=False)
+        return array
+    if cv2 is not None:
+        found = cv2.imread(str(path))
+        return None if found is None else found[..., ::-1]
+    if Image is not None:
+        return np.asarray(Image.open(path).convert("RGB"))
+    content = path.read_bytes()
+    return read_png(content) if content.startswith(PNG_MAGIC) else read_ppm(content)
 
 
 def read_ppm(content: bytes) -> Picture | None:
