@@ -127,7 +127,7 @@ def test_what_differs_in_the_conditions_is_refused(tmp_path, path, label):
         place = place[key]
     place[path[-1]] = "yolo-mkd/time/2" if label == "schema" else "another"
     (tmp_path / "b.json").write_text(json.dumps(other))
-    with pytest.raises(BadInput, match=rf"a\.json and b\.json cannot be compared: {label} differs"):
+    with pytest.raises(BadInput, match=rf"a\.json and .*b\.json cannot be compared: {label} differs"):
         compare(a, tmp_path / "b.json")
 
 

@@ -49,10 +49,7 @@ def read(path: str | Path) -> Artefact:
     path = Path(path)
     kind = format_of("model", path)
     if kind == "onnx":
-        session = open_session(path)
-        artefact = describe(session)
-        stated = "yolo_mkd.precision" in session.get_modelmeta().custom_metadata_map
-        return artefact if stated else replace(artefact, precision=graph_precision(path))
+        return read_onnx(path, open_session(path))
     if kind == "engine":
         return interpret(engine_header(path), "engine")
     artefact = interpret(folder_metadata(path), kind)
@@ -60,6 +57,17 @@ def read(path: str | Path) -> Artefact:
         given, output = openvino_shapes(model_file(path, ".xml"))
         artefact = agreed(replace(artefact, output=output), given)
     return artefact
+
+
+def read_onnx(path: Path, session: Any) -> Artefact:
+    """Read what an .onnx file says of itself, through a session that has it open; its precision from the graph.
+
+    Raises:
+        BadInput: as `describe`.
+    """
+    artefact = describe(session)
+    stated = "yolo_mkd.precision" in session.get_modelmeta().custom_metadata_map
+    return artefact if stated else replace(artefact, precision=graph_precision(path))
 
 
 def format_of(argument: str, path: Path) -> str:

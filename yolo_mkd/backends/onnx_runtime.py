@@ -7,7 +7,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from yolo_mkd.artefact import PROVIDER, open_session, read
+from yolo_mkd.artefact import PROVIDER, open_session, read_onnx
 from yolo_mkd.backends import Inference, Tensor
 from yolo_mkd.settings import BadInput, Failed
 
@@ -31,7 +31,7 @@ class Session:
         self.session = open_session(path, threads)
         self.load_ms = (perf_counter_ns() - start) / 1e6
         self.provider = really_on(self.session, PROVIDER, path)
-        self.artefact = read(path)
+        self.artefact = read_onnx(path, self.session)
         self.arithmetic = self.artefact.precision
         self.threads: int | None = threads
         self.versions = {"onnxruntime": onnxruntime.__version__}
@@ -74,7 +74,7 @@ class BoundSession:
         self.session = onnxruntime.InferenceSession(str(path), providers=chosen)
         self.load_ms = (perf_counter_ns() - start) / 1e6
         self.provider = really_on(self.session, provider, path)
-        self.artefact = read(path)
+        self.artefact = read_onnx(path, self.session)
         self.accelerator: str | None = gpu_name(index) if device == "cuda" else None
         tf32 = device == "cuda" and self.artefact.precision == "fp32"
         self.arithmetic = self.artefact.precision + (", in TF32 where the GPU has it" if tf32 else "")

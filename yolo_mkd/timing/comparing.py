@@ -104,7 +104,7 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
     """
     reports = [read(path) for path in (a, b)]
     if reason := incomparable(*reports):
-        raise BadInput(f"{Path(a).name} and {Path(b).name} cannot be compared: {reason}")
+        raise BadInput(f"{a} and {b} cannot be compared: {reason}")
     first, second = reports
     changes = {name: change(first["samples_ms"][name], second["samples_ms"][name]) for name in first["segments"]}
     notes = [ONE_RUN]
