@@ -140,7 +140,7 @@ def main(words: list[str]) -> int:
     note = (
         f"{rounds} rounds of {seconds:g} s each in turns, {THREADS} thread, {place['processor']}. "
         "Medians of the blocks' medians, and of the rounds' ratios. The last column is the compute segment of "
-        "yolo-mkd time, where preprocessing and NMS in between leave other data in the caches."
+        "yolo-mkd time, where preprocessing and NMS run between the inferences."
     )
     (HERE / "agreement.md").write_text(f"{table(rows)}\n\n{note}\n", encoding="utf-8")
     print(table(rows), written, sep="\n")

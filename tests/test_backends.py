@@ -84,6 +84,14 @@ def test_gpu_that_onnx_runtime_cannot_use_is_refused(exported):
         open_backend(exported["one2many"], device="cuda:0")
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_gpu_that_onnx_runtime_silently_leaves_is_a_failure(exported, monkeypatch):
+    """As where its CUDA libraries are missing: ONNX Runtime lists the provider, warns, and runs on the processor."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(Failed, match="on CPUExecutionProvider, not on CUDAExecutionProvider"):
+        open_backend(exported["one2many"], device="cuda:0")
+
+
 @pytest.mark.parametrize("device", ["mps", "cuda:x", "gpu"])
 def test_unknown_device_is_refused(exported, device):
     with pytest.raises(BadInput, match=f"device={device} cannot run .* use device=cpu or cuda:0"):
