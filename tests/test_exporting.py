@@ -138,7 +138,9 @@ def test_failure_inside_ultralytics_is_one_line(checkpoint):
     [
         ({"format": "engine"}, "format=engine needs TensorRT, .*make a bundle .yolo-mkd bundle model="),
         ({"format": "onx"}, "format=onx is not known: verified are onnx, openvino, ncnn, engine, others torchscript"),
-        ({"format": "torchscript", "head": "one2one"}, "head= is for onnx, openvino, ncnn, engine"),
+        ({"format": "torchscript", "head": "one2one"}, "head= is for onnx, openvino, ncnn, engine: format=torchscript"),
+        ({"format": "torchscript", "target": "jp6"}, "target= is for onnx, openvino, ncnn, engine"),
+        ({"sensitivity": True}, "sensitivity= lists what INT8 costs block by block: give quantize=8 too"),
         ({"format": "ncnn", "head": "one2one"}, "head=one2one cannot work: NCNN has no TopK"),
         ({"format": "openvino", "quantize": 8}, "quantize=8 is made as ONNX .* not as openvino: use format=onnx"),
         ({"format": "ncnn", "target": "jp6"}, "target=jp6 chooses what TensorRT reads, which is no ncnn"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -15,16 +14,20 @@ from yolo_mkd import artefact as artefacts
 from yolo_mkd import report
 from yolo_mkd.artefact import existing, identity
 from yolo_mkd.exporting import graph, int8, sensitivity, targets
+from yolo_mkd.exporting.arguments import (
+    PRECISIONS,
+    VERIFIED,
+    image_size,
+    refuse_ours,
+    refuse_pair,
+    refuse_unverified,
+    whole,
+)
 from yolo_mkd.images import find_images
 from yolo_mkd.parity import CONF, Parity, structure, verify
-from yolo_mkd.settings import BadInput, Failed, refuse_unknown
+from yolo_mkd.settings import BadInput, Failed
 
-PASSED_ON = ("device", "opset", "simplify")  # Ultralytics' arguments that leave what is checked the same
-INSTEAD = {"nms": "head=one2one or head=one2many", "half": "quantize=16", "int8": "quantize=8", "end2end": "head="}
-UNCHECKED = ("batch", "dynamic", "fraction", "workspace")
-VERIFIED = {"onnx": (), "openvino": ("openvino",), "ncnn": ("ncnn", "pnnx"), "engine": ("tensorrt",)}  # what they need
 ENDINGS = {"onnx": ".onnx", "openvino": "_openvino_model", "ncnn": "_ncnn_model", "engine": ".engine"}
-PRECISIONS = {None: "fp32", 16: "fp16", 8: "int8"}
 HEADS = {
     "one2many": "one2many (raw boxes, NMS outside the file)",
     "one2one": "one2one (final boxes, no NMS)",
@@ -101,11 +104,14 @@ def export(
 
     source = existing("model", model, ".pt")
     if format not in VERIFIED:
-        given = {"head": head, "quantize": quantize, "imgsz": imgsz, "data": data}
+        refuse_ours(format, target=target != "generic", head=head, images=images, json=json, sensitivity=sensitivity)
+        given = {"quantize": quantize, "imgsz": imgsz, "data": data}
         return pass_through(source, format, {k: v for k, v in given.items() if v is not None} | ultralytics_export_args)
     refuse_unverified(ultralytics_export_args)
     chosen = targets.load(target)
     refuse_pair(source, format, chosen, quantize)
+    if sensitivity and quantize != 8:
+        raise BadInput("sensitivity= lists what INT8 costs block by block: give quantize=8 too")
     trained = host.load_detector("model", str(source))
     has_one2one = getattr(host.head(trained), "one2one_cv2", None) is not None
     size = image_size(trained.args.get("imgsz", 640) if imgsz is None else imgsz, int(max(trained.stride)))
@@ -140,56 +146,6 @@ def export(
     written = report.write(json or beside.with_name(f"{beside.name}.export.json"), "export", figures)
     print(summary(order.file, figures), f"report    {written}", sep="\n")
     return order.file
-
-
-def refuse_unverified(arguments: dict[str, Any]) -> None:
-    """Refuse arguments that Ultralytics does not know, or that make a file the check does not cover."""
-    for key, value in arguments.items():
-        if key in INSTEAD:
-            raise BadInput(f"{key}={value} is Ultralytics' word: use {INSTEAD[key]}")
-        if key in UNCHECKED:
-            raise BadInput(f"{key}={value} makes a file that is not verified: use yolo export of Ultralytics for it")
-    known = ("model", "format", "head", "target", "quantize", "imgsz", "images", "data", "calibration", "seed")
-    refuse_unknown(arguments, (*PASSED_ON, *known, "sensitivity", "json"), "export")
-
-
-def refuse_pair(source: Path, format: str, target: targets.Target, quantize: Any) -> None:
-    """Refuse a format that cannot be made here, or not in this precision or for this target."""
-    if quantize not in PRECISIONS or isinstance(quantize, bool):
-        raise BadInput(f"quantize={quantize} is no precision: use 16 (FP16) or 8 (INT8), or leave it out for FP32")
-    if quantize == 8 and format != "onnx":
-        raise BadInput(f"quantize=8 is made as ONNX with Q/DQ pairs, not as {format}: use format=onnx")
-    if target.name != "generic" and format not in {"onnx", "engine"}:
-        raise BadInput(f"target={target.name} chooses what TensorRT reads, which is no {format}: use format=onnx")
-    missing = [name for name in VERIFIED[format] if importlib.util.find_spec(name) is None]
-    if missing and format == "engine":
-        raise BadInput(
-            "format=engine needs TensorRT, which is not installed here; an engine runs only where it was built: "
-            f"make a bundle (yolo-mkd bundle model={source}) and build it there"
-        )
-    if missing:
-        raise BadInput(f"format={format} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-
-
-def whole(key: str, value: Any, least: int = 1) -> int:
-    """Return a whole number that is large enough.
-
-    Raises:
-        BadInput: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadInput(f"{key}={value} is no whole number of {least} or more")
-    return value
-
-
-def image_size(imgsz: Any, stride: int) -> list[int]:
-    """Height and width [pixels] from one number or two, each a multiple of the stride."""
-    sides = [imgsz] * 2 if isinstance(imgsz, int) else list(imgsz) if isinstance(imgsz, list | tuple) else []
-    if len(sides) != 2 or not all(isinstance(s, int) and s > 0 and s % stride == 0 for s in sides):
-        raise BadInput(
-            f"imgsz={imgsz} is no multiple of the model's stride {stride}: give for example imgsz={20 * stride}"
-        )
-    return sides
 
 
 def build(
@@ -277,8 +233,6 @@ def pass_through(source: Path, format: str, arguments: dict[str, Any]) -> Path:
         raise BadInput(
             f"format={format} is not known: verified are {', '.join(VERIFIED)}, others {', '.join(formats())}"
         )
-    if arguments.pop("head", None):
-        raise BadInput(f"head= is for {', '.join(VERIFIED)}: use nms=False or nms=None, as yolo export format={format}")
     host.check_arguments(arguments)
     print(f"export    format={format} goes through to Ultralytics as it is: nothing here verifies the file")
     try:

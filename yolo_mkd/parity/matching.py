@@ -82,7 +82,7 @@ class Detections:
         return "\n".join(lines)
 
 
-def detect(path: Path, pictures: list[Path], artefact: Artefact, conf: float, device: str = "cpu") -> list[Rows]:
+def detect(path: Path, pictures: list[Path], artefact: Artefact, conf: float) -> list[Rows]:
     """Detect with a checkpoint or an exported file through Ultralytics, image by image, letterboxed to full size.
 
     Args:
@@ -90,14 +90,11 @@ def detect(path: Path, pictures: list[Path], artefact: Artefact, conf: float, de
         pictures: image files.
         artefact: gives the size, and the head that a checkpoint with two is asked for.
         conf: score threshold.
-        device: of Ultralytics' runtime.
     """
-    return detect_in(path, [read_image(p) for p in pictures], artefact, conf, device)
+    return detect_in(path, [read_image(p) for p in pictures], artefact, conf)
 
 
-def detect_in(
-    path: Path, pictures: list[NDArray[np.uint8]], artefact: Artefact, conf: float, device: str = "cpu"
-) -> list[Rows]:
+def detect_in(path: Path, pictures: list[NDArray[np.uint8]], artefact: Artefact, conf: float) -> list[Rows]:
     """Detect as `detect` does, in images already read: BGR, H W 3."""
     from ultralytics import YOLO
 
@@ -109,7 +106,7 @@ def detect_in(
         for picture in pictures:
             result = yolo.predict(
                 picture, imgsz=list(artefact.imgsz), rect=False, conf=conf, iou=NMS_IOU, max_det=MAX_DET,
-                nms=False if artefact.head == "one2one" else None, device=device, save=False, verbose=False,
+                nms=False if artefact.head == "one2one" else None, device="cpu", save=False, verbose=False,
             )  # fmt: skip
             found.append(result[0].boxes.data.numpy().astype(np.float64))
     return found

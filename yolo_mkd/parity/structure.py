@@ -9,7 +9,7 @@ from yolo_mkd.artefact import Artefact, graph_precision
 
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
 QUANTISED_DECODE = (
-    "its head's decode is quantised too, where boxes and scores share one INT8 scale, and scores round to 0: "
+    "its head's decode is quantised too, and one INT8 scale for boxes and scores leaves scores few steps or none: "
     "keep the decode in float, as yolo-mkd export quantize=8 does"
 )
 
