@@ -36,6 +36,10 @@ ALLOWED = {
         *("planning", "assistant", "balance", "chain", "criterion", "host", "knowledge", "lesson", "report"),
         *("record", "schedule", "settings", "teachers", "trainer"),
     },
+    "comparing": {
+        *("comparing", "board", "chain", "exporting", "host", "lesson", "pseudo", "report", "settings", "timing"),
+        "unlabelled",
+    },
     "recording": {"chain", "host", "lesson", "record", "report", "settings", "trainer"},
     "costing": {
         *("costing", "balance", "chain", "criterion", "host", "lesson", "planning", "record", "report", "schedule"),

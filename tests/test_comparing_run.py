@@ -260,3 +260,30 @@ def test_a_chain_that_lies_in_the_usual_place_is_not_in_the_way(
 def test_an_ablation_has_methods_of_its_own(tiny_detector: Any, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="methods= are ablate's own"):
         ablate(**asked_of(tiny_detector, tmp_path), methods="plain")
+
+
+def test_unlabelled_images_are_taught_or_labelled_and_both_see_as_many(tiny_detector: Any, tmp_path: Path) -> None:
+    images = sorted((tiny_detector.data.parent / "images" / "train").glob("*.png"))
+    pool = tmp_path / "frames.txt"
+    pool.write_text("\n".join(map(str, images[:48])))
+    asked = {**asked_of(tiny_detector, tmp_path), "epochs": 3, "imgsz": 96}  # the size that the teacher knows
+    del asked["fraction"]
+    ours = f"mkd:unlabelled={pool}"
+    document = compare(**asked, methods=["plain", f"pseudo:unlabelled={pool}", ours])
+    rows = by_method(document)
+    assert not any(row["failed"] for row in rows.values())
+    # 96 labelled images and as many unlabelled in each of three epochs, against 96 + 48 in an epoch with pseudo-labels
+    assert rows[f"pseudo:unlabelled={pool}"]["epochs"] == round(3 * 192 / 144)
+    found = next((tmp_path / "runs").rglob("labels.json"))
+    assert json.loads(found.read_text())["boxes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [("pseudo", "unlabelled= is missing"), ("pseudo:unlabelled=gone", "no such folder")],
+)
+def test_pseudo_labels_need_images(tiny_detector: Any, tmp_path: Path, methods: str, message: str) -> None:
+    asked = asked_of(tiny_detector, tmp_path)
+    del asked["fraction"]
+    with pytest.raises(BadInput, match=message):
+        compare(**asked, methods=f"plain,{methods}")

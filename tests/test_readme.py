@@ -9,15 +9,21 @@ from pathlib import Path
 import pytest
 
 from yolo_mkd import cli, host
+from yolo_mkd.comparing import asking
 from yolo_mkd.lesson import TERMS
 from yolo_mkd.settings import defaults, parse, refuse_unknown
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
-COMMANDS = sorted(
-    {c.strip() for c in re.findall(r"yolo-mkd (?:train|plan|export|check|time|val|predict) [^`\n]*=[^`\n]*", TEXT)}
-)
+COMMANDS = sorted({c.strip() for c in re.findall(rf"yolo-mkd (?:{'|'.join(cli.VERBS)}) [^`\n]*=[^`\n]*", TEXT)})
+
+
+TRAINING = {  # verbs that take the arguments of train, and their own
+    **{verb: {"json"} for verb in ("train", "plan", "record")},
+    "cost": {"json", "rounds"},
+    **{verb: {*asking.OWN, "resume"} for verb in ("compare", "ablate")},
+}
 
 
 def test_there_are_commands_to_check() -> None:
@@ -28,8 +34,9 @@ def test_there_are_commands_to_check() -> None:
 def test_a_command_is_one_that_the_command_line_takes(command: str) -> None:
     _, verb, *words = command.split()
     arguments = parse(words)
-    if verb in {"train", "plan", "val", "predict"}:
-        refuse_unknown(arguments, {*host.arguments(), *(defaults() if verb in {"train", "plan"} else ())}, verb)
+    if verb in {*TRAINING, "val", "predict"}:
+        own = {*defaults(), *TRAINING[verb]} if verb in TRAINING else set()
+        refuse_unknown(arguments, {*host.arguments(), *own}, verb)
     else:
         import yolo_mkd
 
@@ -66,6 +73,8 @@ def test_its_make_targets_exist(verb: str) -> None:
         "record",
         "views",
         "record_limit",
+        "unlabelled",
+        "unlabelled_ratio",
         "assistant",
         "teacher_epochs",
     ],

@@ -16,12 +16,27 @@ HOMES = {  # no module bears the name of a function: importing it would hide the
     "MKD": "chain",
     "MKDTrainer": "trainer",
     "plan": "planning",
+    "cost": "costing",
+    "compare": "comparing",
+    "ablate": "comparing",
     "export": "exporting",
     "check": "parity",
     "time": "timing",
     "BadInput": "settings",
 }
-__all__ = ["MKD", "BadInput", "MKDTrainer", "__version__", "check", "export", "plan", "time"]
+__all__ = [
+    "MKD",
+    "BadInput",
+    "MKDTrainer",
+    "__version__",
+    "ablate",
+    "check",
+    "compare",
+    "cost",
+    "export",
+    "plan",
+    "time",
+]
 
 
 def __getattr__(name: str) -> Any:

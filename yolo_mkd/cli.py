@@ -64,6 +64,26 @@ def cost(**arguments: Any) -> None:
     print(table(run(**arguments)))
 
 
+def compare(**arguments: Any) -> int:
+    """Train in several ways and say which is better, by how much and at what cost.
+
+    yolo-mkd compare data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt methods=plain,longer,native,mkd seeds=3
+    """
+    from yolo_mkd.comparing import compare as run
+
+    return 1 if any(row["failed"] for row in run(**arguments)["rows"]) else 0
+
+
+def ablate(**arguments: Any) -> int:
+    """Take the method apart: all terms, all but one, and each alone, against plain training.
+
+    yolo-mkd ablate data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt record=true seeds=3 epochs=100
+    """
+    from yolo_mkd.comparing import ablate as run
+
+    return 1 if any(row["failed"] for row in run(**arguments)["rows"]) else 0
+
+
 def export(**arguments: Any) -> None:
     """Export a trained student to ONNX and verify it against PyTorch on real images.
 
@@ -127,6 +147,8 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "plan": plan,
     "record": record,
     "cost": cost,
+    "compare": compare,
+    "ablate": ablate,
     "export": export,
     "check": check,
     "time": time,
@@ -180,9 +202,9 @@ def usage() -> str:
 
 
 def verb_help(name: str) -> str:
-    """The help of one verb: its docstring, and for train and plan every argument with its meaning."""
+    """The help of one verb: its docstring, and for the verbs that train every argument with its meaning."""
     text = inspect.getdoc(VERBS[name]) or ""
-    if name in {"train", "plan", "record", "cost"}:
+    if name in {"train", "plan", "record", "cost", "compare", "ablate"}:
         return f"{text}\n\n{help_text()}\n\n{ULTRALYTICS}"
     if name in {"val", "predict"}:
         return f"{text}\n\n{ULTRALYTICS}"

@@ -40,7 +40,7 @@ class PseudoLabels:
 
 
 def label(
-    teacher: str | Path, data: dict[str, Any], images: Sequence[Path], folder: Path, imgsz: int, device: str = "cpu"
+    teacher: str | Path, data: dict[str, Any], images: Sequence[Path], folder: Path, imgsz: int, device: str = ""
 ) -> PseudoLabels:
     """Label images with a teacher.
 

@@ -20,7 +20,9 @@ from ultralytics import YOLO
 from yolo_mkd import chain, host, report
 from yolo_mkd.comparing.cells import RESULT, TASK
 from yolo_mkd.host import clock
+from yolo_mkd.pseudo import label
 from yolo_mkd.settings import BadInput, Failed
+from yolo_mkd.unlabelled import find, held_out, listed, sift
 
 QUIET = {"plots": False, "verbose": False}
 
@@ -33,6 +35,8 @@ def run(folder: Path) -> None:
     """
     begun = time.perf_counter()
     task = yaml.safe_load((folder / TASK).read_text(encoding="utf-8"))
+    if task.get("pseudo"):
+        task["arguments"].update(labelled(folder / "pseudo", task))
     clock.Clock.install()
     stages = train_chain(task["arguments"]) if task["chain"] else [train_stock(task["arguments"])]
     epochs = [clock.read(stage) for stage in stages]
@@ -72,6 +76,24 @@ def train_stock(arguments: dict[str, Any]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)  # cut off before its first checkpoint
         YOLO(arguments["model"]).train(**{k: v for k, v in arguments.items() if k != "model"})
     return folder
+
+
+def labelled(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """Label the unlabelled images with the teacher, once.
+
+    Returns:
+        The data to train on, and the epochs in which as many images are seen as with joined batches.
+    """
+    asked, arguments = task["pseudo"], task["arguments"]
+    data = host.check_data(arguments["data"])
+    pool = sift(find(asked["unlabelled"]), held_out(data)).kept
+    if not (folder / "data.yaml").is_file():
+        size = arguments.get("imgsz", 640)
+        found = label(asked["teacher"], data, pool, folder, size, str(arguments.get("device") or ""))
+        report.write(folder / "labels.json", "pseudo", {"confidence": found.confidence, "boxes": found.boxes})
+    count = sum(len(host.images_in(Path(p))) for p in listed(data["train"]))
+    epochs = arguments.get("epochs", 100) * count * (1 + asked["ratio"]) / (count + len(pool))
+    return {"data": str(folder / "data.yaml"), "epochs": max(1, round(epochs))}
 
 
 def scores(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, Any]:

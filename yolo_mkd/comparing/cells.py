@@ -17,6 +17,7 @@ from yolo_mkd.comparing.methods import Method, reference
 from yolo_mkd.host.dry import silent
 from yolo_mkd.host.runs import AUGMENTATION
 from yolo_mkd.settings import BadInput, defaults, settle
+from yolo_mkd.unlabelled import check_ratio, find
 
 TASK, RESULT, LOG = "cell.yaml", "result.json", "log.txt"
 SEEN = {*AUGMENTATION, "views", "teacher_imgsz"}  # what methods that share a teacher's record may not differ in
@@ -36,6 +37,7 @@ class Cell:
         arguments: of that train.
         val: arguments of the one validation that all cells share.
         longer: where its epochs are found: the names of the plain cell and of the one whose cost it is given.
+        pseudo: what it is to label first: teacher, unlabelled, and the ratio in the batches that it is compared with.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Cell:
     arguments: dict[str, Any]
     val: dict[str, Any]
     longer: tuple[str, str] | None = None
+    pseudo: dict[str, Any] | None = None
 
 
 def build(
@@ -80,6 +83,7 @@ def build(
                 arguments = arguments_of(method, common)
                 try:
                     if method.stock:
+                        to_label(method, common)
                         check_stock(arguments)
                     else:
                         arguments, why = recorded(method, arguments, record, root / "records" / label)
@@ -101,7 +105,12 @@ def build(
                         "exist_ok": True,
                     }
                     longer = (place["plain"], place[paced.name]) if method.base == "longer" and paced else None
-                    cells.append(Cell(place[name], label, student, name, seed, not method.stock, whole, val, longer))
+                    cells.append(
+                        Cell(
+                            place[name], label, student, name, seed, not method.stock, whole, val, longer,
+                            to_label(method, common),
+                        )
+                    )  # fmt: skip
     return cells, live
 
 
@@ -112,6 +121,25 @@ def arguments_of(method: Method, common: dict[str, Any]) -> dict[str, Any]:
         return arguments
     theirs = {k: v for k, v in arguments.items() if k not in defaults() or k == "model"}
     return {**theirs, "distill_model": arguments["teacher"]} if method.base == "native" else theirs
+
+
+def to_label(method: Method, common: dict[str, Any]) -> dict[str, Any] | None:
+    """What a method of pseudo-labels needs beside the arguments of its training.
+
+    Raises:
+        BadInput: no unlabelled images are named, or none are there.
+    """
+    if method.base != "pseudo":
+        return None
+    given = {**defaults(), **common, **method.changes}
+    if given["unlabelled"] is None:
+        raise BadInput("unlabelled= is missing: write for example pseudo:unlabelled=frames")
+    if given.get("fraction", 1) != 1:
+        raise BadInput("fraction= would cut labelled and pseudo-labelled images alike: leave it out")
+    find(given["unlabelled"])
+    place = chain.absolute(str(given["unlabelled"]))
+    ratio = check_ratio(given["unlabelled_ratio"])
+    return {"teacher": str(given["teacher"]), "unlabelled": place, "ratio": ratio}
 
 
 def check_stock(arguments: dict[str, Any]) -> None:

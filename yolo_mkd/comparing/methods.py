@@ -14,6 +14,7 @@ STOCK = {  # trained by Ultralytics alone
     "plain": "stock Ultralytics, without a teacher",
     "longer": "plain, for as many epochs as cost what the distilled run cost",
     "native": "Ultralytics' own distillation (distill_model=)",
+    "pseudo": "stock Ultralytics on unlabelled images with the teacher's boxes as labels",
 }
 OURS = {  # trained by yolo-mkd; the presets of cfg/presets are further names
     "mkd": "yolo-mkd train with its defaults",
@@ -99,7 +100,8 @@ def read(name: str, known: Collection[str]) -> Method:
         if term not in TERMS or base in STOCK:
             raise BadInput(f"methods={name}: {base} has no term {term} to leave out: terms are {', '.join(TERMS)}")
         changes[term] = 0
-    allowed = ({*known} | ({"teacher"} if base in STOCK else {*defaults()})) - FIXED
+    extra = {"teacher", *(["unlabelled"] if base == "pseudo" else [])}
+    allowed = ({*known} | (extra if base in STOCK else {*defaults()})) - FIXED
     if base == "longer":
         allowed -= {"epochs"}
     for word in words:

@@ -72,12 +72,17 @@ def draw_intervals(axes: Axes, rows: list[dict[str, Any]], other: str) -> None:
         text = f"{change(found)}  {found['verdict']}"
         axes.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, color=colour)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [r["method"] for r in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [short(r["method"]) for r in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", color="#e6e6e6")
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def short(method: str, most: int = 40) -> str:
+    """A method's name, without its middle where it is too long for a picture, as paths make it."""
+    return method if len(method) <= most else f"{method[: most // 2 - 1]}...{method[-most // 2 + 2 :]}"
 
 
 def accuracy_cost(document: dict[str, Any], path: Path) -> None:
@@ -161,7 +166,7 @@ def accuracy_latency(document: dict[str, Any], path: Path) -> None:
             beside = 0.016 * slowest * (methods.index(r["method"]) - (len(methods) - 1) / 2)
             x, mean = timed[data, r["student"]] + beside, r[FIGURE]["mean"]
             axes.errorbar(x, mean, r[FIGURE]["deviation"], color=colour, linewidth=1.2, capsize=2, zorder=2)
-            label = r["method"] if r["student"] == own[0]["student"] else None
+            label = short(r["method"]) if r["student"] == own[0]["student"] else None
             axes.plot(x, mean, marker, color=colour, markersize=7, markeredgecolor="white", zorder=3, label=label)
         for student in dict.fromkeys(r["student"] for r in own):
             top = (timed[data, student], 1.0)
