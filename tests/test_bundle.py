@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from yolo_mkd import bundle as making
-from yolo_mkd.bundle import LAUNCHER, bundle, compress, refuse_foreign
+from yolo_mkd.bundle import bundle, compress, refuse_foreign
 from yolo_mkd.edge import contents as edge_contents
 from yolo_mkd.edge import run as edge_run
 from yolo_mkd.edge import time as edge_time
@@ -80,9 +79,6 @@ def export_again(tiny_detector, tmp_path_factory):
     return again
 
 
-# What is in it
-
-
 def test_bundle_says_all_that_a_device_must_know(packed, tiny_detector):
     facts = json.loads((packed / "bundle.json").read_text())
     assert facts["schema"] == "yolo-mkd/bundle/1"
@@ -116,32 +112,9 @@ def test_no_path_of_the_machine_that_made_it_is_inside(packed, tiny_detector, tm
         assert {m.name.split("/")[0] for m in tar} == {"packed"}
 
 
-@pytest.mark.parametrize("path", sorted(EDGE.glob("*.py")), ids=lambda p: p.name)
-def test_scripts_are_python_3_8_and_import_only_each_other_numpy_and_a_runtime(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {a.name.split(".")[0] for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add((node.module or "").split(".")[0])
-    assert found <= {*sys.stdlib_module_names, "numpy", "cv2", "PIL", "onnxruntime"}
-    text = path.read_text(encoding="utf-8")
-    for newer in ("removeprefix", "removesuffix", "strict=", "match ", "functools.cache\n", "is_relative_to"):
-        assert newer not in text, f"{newer} came after 3.8"
-    ast.parse(LAUNCHER.format(story="story", name="run"), feature_version=(3, 8))
-
-
-def test_script_called_time_does_not_hide_the_time_module():
-    assert "time" in sys.builtin_module_names  # found before any file
-
-
 def test_samples_of_large_pictures_are_shrunk():
     assert making.shrunk(np.zeros((400, 800, 3), np.uint8), 120).shape == (60, 120, 3)
     assert making.shrunk(np.zeros((40, 80, 3), np.uint8), 120).shape == (40, 80, 3)
-
-
-# On a device
 
 
 def test_check_passes_with_numpy_and_onnx_runtime_alone(place):
@@ -254,9 +227,6 @@ def test_nothing_asked_is_the_help(place, capsys):
     assert "python run.py --check" in capsys.readouterr().out
 
 
-# Timing
-
-
 def test_time_keeps_every_sample_in_the_report_of_yolo_mkd_time(place):
     done = device(place / "time.py", "--seconds", "0.3", "--threads", "1")
     assert done.returncode == 0, done.stderr
@@ -338,9 +308,6 @@ def test_engine_is_built_checked_and_timed_through_the_scripts(place, capsys, mo
     assert list(report["segments"]) == ["preprocess", "h2d", "compute", "d2h", "postprocess", "end_to_end"]
     assert set(report["samples_ms"]["compute"]) == {3.0}
     assert (report["provider"], report["accelerator"], report["arithmetic"]) == ("TensorRT", "Orin", "fp32")
-
-
-# Making it
 
 
 def test_what_is_no_bundle_is_not_replaced(tmp_path, packed):
