@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolo_mkd import bundle as making
-from yolo_mkd.bundle import bundle, compress, refuse_foreign
+from yolo_mkd import bundling as making
+from yolo_mkd.bundling import bundle, compress, refuse_foreign
 from yolo_mkd.edge import contents as edge_contents
 from yolo_mkd.edge import run as edge_run
 from yolo_mkd.edge import time as edge_time

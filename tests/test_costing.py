@@ -1,4 +1,4 @@
-"""What `yolo-mkd cost` measures: seconds that add up, ratios that can be derived by hand, and real trainings in turn."""
+"""What `yolo-mkd cost` measures: seconds that add up, ratios derived by hand, and real trainings in turn."""
 
 from __future__ import annotations
 

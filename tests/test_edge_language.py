@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from yolo_mkd.bundle import LAUNCHER
+from yolo_mkd.bundling import LAUNCHER
 from yolo_mkd.edge import contents
 
 EDGE = Path(contents.__file__).parent

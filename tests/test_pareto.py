@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from yolo_mkd.pareto import pareto
-from yolo_mkd.pareto.picture import picture
-from yolo_mkd.pareto.writing import markdown, table, write
 from yolo_mkd.settings import BadInput
+from yolo_mkd.tradeoff import pareto
+from yolo_mkd.tradeoff.picture import picture
+from yolo_mkd.tradeoff.writing import markdown, table, write
 
 PC = {"processor": "AMD EPYC", "cores": 2, "system": "Linux x86_64"}
 ORIN = {"processor": "Jetson Orin Nano", "cores": 6, "system": "Linux aarch64"}

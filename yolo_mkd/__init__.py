@@ -22,6 +22,8 @@ HOMES = {  # no module bears the name of a function: importing it would hide the
     "export": "exporting",
     "check": "parity",
     "time": "timing",
+    "bundle": "bundling",
+    "pareto": "tradeoff",
     "BadInput": "settings",
 }
 __all__ = [

@@ -85,9 +85,9 @@ def ablate(**arguments: Any) -> int:
 
 
 def export(**arguments: Any) -> None:
-    """Export a trained student to ONNX and verify it against PyTorch on real images.
+    """Export a trained student to ONNX, OpenVINO or NCNN, in FP32, FP16 or INT8, and verify it on real images.
 
-    yolo-mkd export model=runs/mkd/train/student/weights/best.pt format=onnx
+    yolo-mkd export model=runs/mkd/train/student/weights/best.pt format=onnx quantize=8 target=jp6
     """
     from yolo_mkd.exporting import export as run
 
@@ -95,7 +95,7 @@ def export(**arguments: Any) -> None:
 
 
 def check(**arguments: Any) -> int:
-    """Verify an exported file against the checkpoint it came from, by matching detections.
+    """Verify an exported file against its checkpoint: structure, matched detections, mAP.
 
     yolo-mkd check model=best.onnx against=best.pt data=coco8.yaml
     """
@@ -106,14 +106,46 @@ def check(**arguments: Any) -> int:
     return 0 if parity.passed else 1
 
 
-def time(**arguments: Any) -> None:
-    """Time an exported file on this machine: latency percentiles, segment by segment.
+def time(*reports: str, **arguments: Any) -> None:
+    """Time an exported file on this machine, compare two reports, or read what trtexec measured.
 
     yolo-mkd time model=runs/mkd/train/student/weights/best.onnx
+    yolo-mkd time a.json b.json
+    yolo-mkd time log=trtexec.txt times=times.json
     """
-    from yolo_mkd.timing import time as run
+    if reports:
+        from yolo_mkd.timing.comparing import compare as compared
 
-    run(**known("time", run, arguments))
+        print(compared(*reports))
+    elif "log" in arguments:
+        from yolo_mkd.timing.trtexec import ingest
+
+        ingest(**known("time", ingest, arguments))
+    else:
+        from yolo_mkd.timing import time as run
+
+        run(**known("time", run, arguments))
+
+
+def bundle(**arguments: Any) -> None:
+    """Pack a student with all that a device needs to run, check and time it: a folder and its .tar.gz.
+
+    yolo-mkd bundle model=runs/mkd/train/student/weights/best.pt data=coco.yaml out=student-bundle
+    """
+    from yolo_mkd.bundling import bundle as run
+
+    run(**known("bundle", run, arguments))
+
+
+def pareto(**arguments: Any) -> None:
+    """Table and picture of what models cost and detect, from reports of export, check, time and bundle.
+
+    yolo-mkd pareto reports=runs/mkd,device/time.json out=pareto
+    """
+    from yolo_mkd.tradeoff import pareto as run
+    from yolo_mkd.tradeoff.writing import table
+
+    print(table(run(**{"out": "pareto", **known("pareto", run, arguments)})))
 
 
 def demo(**arguments: Any) -> None:
@@ -152,6 +184,8 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "export": export,
     "check": check,
     "time": time,
+    "bundle": bundle,
+    "pareto": pareto,
     "demo": demo,
     "val": val,
     "predict": predict,
@@ -187,6 +221,21 @@ def known(
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in arguments:
             raise BadInput(f"{p.name}= is missing: see yolo-mkd help {verb}")
     return arguments
+
+
+def compared(verb: str, words: list[str]) -> list[str]:
+    """The two reports that `time a.json b.json` names; every other word has to be an argument.
+
+    Raises:
+        BadInput: a word is neither.
+    """
+    reports = [w for w in words if verb == "time" and "=" not in w and w.endswith(".json")]
+    if reports and len(reports) == len(words) == 2:
+        return reports
+    if reports:
+        raise BadInput(f"time compares two reports and nothing else: give yolo-mkd time a.json b.json, not {words}")
+    parse(w for w in words if "=" not in w)
+    return []
 
 
 def usage() -> str:
@@ -244,7 +293,7 @@ def run(words: list[str]) -> int:
     if any(w in {"help", "--help", "-h"} for w in rest):
         print(verb_help(verb))
         return 0
-    return VERBS[verb](**parse(rest)) or 0
+    return VERBS[verb](*compared(verb, rest), **parse(w for w in rest if "=" in w)) or 0
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def spread(items: list[Path], most: int = MOST_IMAGES) -> list[Path]:
     """At most `most` items, evenly spread from the first to the last."""
     if len(items) <= most:
         return items
-    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
+    return [items[round(k * (len(items) - 1) / max(most - 1, 1))] for k in range(most)]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from yolo_mkd import report
-from yolo_mkd.pareto import NOT_TIMED, drawable
-from yolo_mkd.pareto.picture import picture
+from yolo_mkd.tradeoff import NOT_TIMED, drawable
+from yolo_mkd.tradeoff.picture import picture
 
 COLUMNS = {  # field -> heading
     "name": "model", "format": "format", "precision": "precision", "head": "head", "runtime": "runtime",

@@ -17,11 +17,12 @@ KINDS = ("export", "check", "time", "bundle")
 NOT_TIMED = "not timed"
 
 
-def pareto(reports: Sequence[str | Path]) -> dict[str, Any]:
+def pareto(reports: str | Sequence[str | Path], out: str | Path | None = None) -> dict[str, Any]:
     """Join reports into rows, one for each file on each machine, and mark those that no other row beats.
 
     Args:
-        reports: JSON reports of export, check, time and bundle, or folders of them.
+        reports: JSON reports of export, check, time and bundle, or folders of them; a list, or with commas.
+        out: a folder for pareto.json, .md, .csv and .png.
 
     Returns:
         `rows` by machine, then by latency: name, format, precision, head, runtime, parameters, bytes, map50_95,
@@ -33,7 +34,8 @@ def pareto(reports: Sequence[str | Path]) -> dict[str, Any]:
     """
     facts: dict[str, dict[str, Any]] = {}
     times: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path, found in [(p, read(p)) for p in expanded(reports)]:
+    named = reports.split(",") if isinstance(reports, str) else reports
+    for path, found in [(p, read(p)) for p in expanded(named)]:
         digest = found["model"]["sha256"] if kind(found) == "bundle" else found.get("sha256")
         if not digest:
             raise BadInput(
@@ -55,7 +57,13 @@ def pareto(reports: Sequence[str | Path]) -> dict[str, Any]:
     ]
     mark_front(rows)
     rows.sort(key=lambda r: (r["machine"] == NOT_TIMED, r["machine"], r["p50_ms"] or 0.0))
-    return {"rows": rows, "machines": list(dict.fromkeys(r["machine"] for r in rows if r["machine"] != NOT_TIMED))}
+    machines = list(dict.fromkeys(r["machine"] for r in rows if r["machine"] != NOT_TIMED))
+    document = {"rows": rows, "machines": machines}
+    if out is not None:
+        from yolo_mkd.tradeoff.writing import write
+
+        write(document, out)
+    return document
 
 
 def expanded(reports: Sequence[str | Path]) -> list[Path]:

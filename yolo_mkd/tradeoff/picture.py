@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_mkd.board import COLOURS, spread
-from yolo_mkd.pareto import drawable
 from yolo_mkd.settings import BadInput
+from yolo_mkd.tradeoff import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
