@@ -119,7 +119,7 @@ def measure(models: dict[str, Path], data: Path) -> list[dict[str, Any]]:
         LOGGER.info(f"\nM-KD demo: {label}: accuracy, export, check and latency")
         common = {"imgsz": IMGSZ, "rect": False, "plots": False, "verbose": False}
         box = YOLO(path).val(data=str(data), project=str(path.parents[1]), name="val", exist_ok=True, **common).box
-        file = export(path, imgsz=IMGSZ, data=data)
+        file = export(path, head="one2many", imgsz=IMGSZ, data=data)  # the head that mAP is measured with
         if label == board.DISTILLED:
             LOGGER.info("latency   the plain student's: the same graph")
             latency = {key: rows[-1][key] for key in ("p50_ms", "p90_ms")}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -250,9 +250,10 @@ def conclude(
             "ratio": ratios(steps, plain),
             "reading_s": reading,
             "reading_share": often * reading / step,
-            "parts": {part: fmean(a["parts"][part] for a in found["parts"]) for part in found["parts"][0]["parts"]},
+            "parts": {part: median(a["parts"][part] for a in found["parts"]) for part in found["parts"][0]["parts"]},
             "peak_bytes": max(a["peak_bytes"] for a in found["whole"]),
             "steps_s": steps,
+            "parts_s": [a["parts"] for a in found["parts"]],
             **{k: found["whole"][-1][k] for k in ("store_bytes", "formula_bytes") if k in found["whole"][-1]},
         }
     student = asked.stages[-1]

@@ -68,7 +68,7 @@ def table(figures: dict[str, Any]) -> str:
         )
     lines += [f"  {kind:{wide}}  cannot be had: {why}" for kind, why in figures["refused"].items()]
     parts = list(next(iter(kinds.values()))["parts"])
-    lines += ["", "Where it goes [ms a step]", f"  {'':{wide}}" + "".join(f"{p:>10}" for p in [*parts, "all"])]
+    lines += ["", "Where it goes [ms a step, medians]", f"  {'':{wide}}" + "".join(f"{p:>10}" for p in [*parts, "all"])]
     for kind, row in kinds.items():
         spent = [row["parts"][p] for p in parts]
         lines.append(f"  {kind:{wide}}" + "".join(f"{1e3 * s:10.1f}" for s in [*spent, sum(spent)]))
