@@ -47,6 +47,15 @@ class TestSoftTargets:
         assert loss.item() < 1e-7
         assert gradient(loss, z).abs().max() < 1e-7
 
+    def test_the_gradient_of_the_class_loss_is_that_of_its_definition(self) -> None:
+        zs, zt = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True), torch.randn(2, 3, 5).double()
+        q = zt.sigmoid()
+        plain = torch.nn.functional.binary_cross_entropy_with_logits(zs, q, reduction="none")
+        defined = ((zs.sigmoid() - q).abs() * plain).sum() / mass(zt)
+        assert class_loss(zs, zt).item() == pytest.approx(defined.item(), rel=1e-12)
+        assert torch.allclose(gradient(class_loss(zs, zt), zs), gradient(defined, zs), atol=1e-12)
+        assert torch.autograd.gradcheck(lambda z: class_loss(z, zt), zs)
+
     def test_class_loss_of_ln3_against_0(self) -> None:
         # |0.75 - 0.5| * (ln 4 - 0.5 ln 3), over N = max(1, 0.5)
         loss = class_loss(torch.tensor([[[math.log(3.0)]]]), torch.zeros(1, 1, 1))

@@ -141,6 +141,7 @@ def export(
             if not parity.passed:
                 raise ExportFailed(f"{order.file.name} was not written: {parity.reason}")
         figures = facts(order, file, parity, calibrated[1] if calibrated else None, scan)
+        figures["parameters"] = sum(p.numel() for p in trained.parameters())
         place(file, order.file, Path(folder))
     beside = order.file.with_suffix("") if format in {"onnx", "engine"} else order.file
     written = report.write(json or beside.with_name(f"{beside.name}.export.json"), "export", figures)
