@@ -84,7 +84,7 @@ def test_a_methods_name_says_what_it_changes(name: str, changes: dict[str, Any])
     [
         ("", "names no method"),
         ("plian", "plian is no method: did you mean plain"),
-        ("quantum", "quantum is no method: choose from plain, longer, native, mkd, only, channel_wise"),
+        ("quantum", "quantum is no method: choose from plain, longer, native, pseudo, mkd, only"),
         ("mkd-relations", "has no term relations to leave out"),
         ("plain-soft", "plain has no term soft to leave out"),
         ("mkd:sfot=1", "sfot= is no argument of this method: did you mean soft="),

@@ -80,8 +80,9 @@ class Said:
 
     def __init__(self, name: str):
         model = built(name)
-        self.name, self.anatomy, before = name, host.anatomy(model, IMGSZ), checksum(model)
-        self.said = Teacher(name, host.freeze(model), self.anatomy, list(ROLES)).speak(batch()["img"])
+        self.name, self.anatomy = name, host.anatomy(model, IMGSZ)
+        before = checksum(host.freeze(model))
+        self.said = Teacher(name, model, self.anatomy, list(ROLES)).speak(batch()["img"])
         assert checksum(model) == before, f"{name} changed when it was asked"
         self.kept = checksum_of(self.said)
 
@@ -228,8 +229,9 @@ def test_every_family_teaches_every_other_at_its_smallest_and_largest_size(stude
 )
 def test_heads_that_differ_share_what_both_have(student: str, teacher: str, branches: tuple[str], dfl: str) -> None:
     pupil, model = Pupil(built(student)), built(teacher)
+    teaching = live(model, pupil)
     before = checksum(model)
-    lesson = pupil.step(live(model, pupil), batch())
+    lesson = pupil.step(teaching, batch())
     assert lesson.match.branches == branches
     assert lesson.term("soft_dfl").why_not == dfl
     assert checksum(model) == before, "the teacher changed"
@@ -317,8 +319,9 @@ def test_an_rtdetr_teacher_teaches_by_its_hidden_layers_and_its_decoder_rests(
 ) -> None:
     monkeypatch.setattr(RTDETRDecoder, "forward", lambda *_: pytest.fail("the decoder was run"))
     model, pupil = host.load_detector("teacher", str(rtdetr), transformer=True), Pupil(built("yolo26n"))
+    teaching = live(model, pupil)
     before = checksum(model.model[:-1])
-    lesson = pupil.step(live(model, pupil), batch())
+    lesson = pupil.step(teaching, batch())
     assert {t.name for t in lesson.acting} == {"attention", "relation", "guidance", "exploration"}
     assert lesson.match.neck == ("neck_p3", "neck_p4", "neck_p5")
     for name in ("soft", "soft_box", "soft_dfl"):
