@@ -66,6 +66,7 @@ def test_a_record_leaves_no_run_behind(
         ({"teacher_epochs": 5}, "record it once it is trained"),
         ({"record": False}, "record=false keeps nothing"),
         ({"preset": "mkd"}, "guidance"),
+        ({"unlabelled": "frames"}, "recorded while training"),
         ({"resume": "somewhere"}, "resume="),
         ({"viewss": 2}, "did you mean views="),
     ],

@@ -34,6 +34,8 @@ def record(**arguments: Any) -> dict[str, Any]:
         raise BadInput("teacher_epochs= trains the teacher first: record it once it is trained")
     if arguments.get("resume"):
         raise BadInput("resume= goes on with a chain: give the arguments of a new one")
+    if arguments.get("unlabelled"):
+        raise BadInput("unlabelled= is recorded while training with it: leave it out here")
     if arguments.get("record") is False:
         raise BadInput("record=false keeps nothing: leave it out, or name a folder")
     with tempfile.TemporaryDirectory(prefix="yolo-mkd-record-") as folder:
