@@ -75,3 +75,14 @@ def exported(tiny_detector: TinyDetector, tmp_path_factory: pytest.TempPathFacto
         pt = shutil.copy(tiny_detector.pt, tmp_path_factory.mktemp(head) / "tiny.pt")
         files[head] = Path(YOLO(pt).export(format="onnx", imgsz=IMGSZ, nms=nms))
     return files
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images a teacher was asked about, call by call."""
+    from yolo_mkd.teachers import Teacher
+
+    counts: list[int] = []
+    speak = Teacher.speak
+    monkeypatch.setattr(Teacher, "speak", lambda self, images: (counts.append(len(images)), speak(self, images))[1])
+    return counts

@@ -41,15 +41,6 @@ def train(tiny_detector: Any, tmp_path: Path) -> Any:
     return run
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images the teacher was asked about, call by call."""
-    counts: list[int] = []
-    speak = Teacher.speak
-    monkeypatch.setattr(Teacher, "speak", lambda self, images: (counts.append(len(images)), speak(self, images))[1])
-    return counts
-
-
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return dict(host.load_detector("model", str(trainer.last)).state_dict())
 

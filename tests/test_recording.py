@@ -11,16 +11,6 @@ import pytest
 from yolo_mkd import chain, cli
 from yolo_mkd.recording import record
 from yolo_mkd.settings import BadInput
-from yolo_mkd.teachers import Teacher
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images the teacher was asked about, call by call."""
-    counts: list[int] = []
-    speak = Teacher.speak
-    monkeypatch.setattr(Teacher, "speak", lambda self, images: (counts.append(len(images)), speak(self, images))[1])
-    return counts
 
 
 @pytest.fixture

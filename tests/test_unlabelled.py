@@ -20,7 +20,6 @@ from yolo_mkd.knowledge.attention import map_loss
 from yolo_mkd.knowledge.relation import relation_loss
 from yolo_mkd.lesson import TERMS
 from yolo_mkd.settings import BadInput, preset
-from yolo_mkd.teachers import Teacher
 from yolo_mkd.trainer import MKDTrainer
 from yolo_mkd.unlabelled import find, sift, verdict
 
@@ -210,12 +209,7 @@ def test_every_rival_takes_joined_batches(train: Any, pool: Path, name: str) -> 
         assert float(next(csv.DictReader(f))[f"kd/{name}"]) > 0
 
 
-def test_the_record_serves_unlabelled_views_too(
-    train: Any, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-    speak = Teacher.speak
-    monkeypatch.setattr(Teacher, "speak", lambda self, images: (asked.append(len(images)), speak(self, images))[1])
+def test_the_record_serves_unlabelled_views_too(train: Any, pool: Path, tmp_path: Path, asked: list[int]) -> None:
     knowledge = {**preset("recorded"), "record": str(tmp_path / "r"), "views": 1, "unlabelled": str(pool)}
     first = train("first", knowledge, epochs=4)
     assert sum(asked) == 20 + 24 + 20  # to see how certain it is, then each view once
