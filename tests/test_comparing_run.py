@@ -178,7 +178,7 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(address: str) -> None
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BadInput, match=r"pip install yolo-mkd\[ray\]"):
+    with pytest.raises(BadInput, match=r"pip install ray"):
         running.Cluster("auto", None)
 
 

@@ -81,7 +81,7 @@ class Cluster:
         try:
             import ray
         except ImportError as e:
-            raise BadInput("ray= needs Ray, which is not installed: pip install yolo-mkd[ray]") from e
+            raise BadInput("ray= needs Ray, which is not installed: pip install ray") from e
         self.ray = ray
         if not ray.is_initialized():
             self.join(address)
