@@ -172,7 +172,7 @@ def tensorrt(version: str, cudart: Cudart) -> SimpleNamespace:
 
             try:
                 onnx.checker.check_model(content)
-            except Exception as error:
+            except Exception as error:  # whatever ONNX raises, the real parser only returns False
                 self.num_errors, self.error = 1, str(error)
                 return False
             self.network.onnx = content
