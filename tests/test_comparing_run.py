@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from yolo_mkd import host
-from yolo_mkd.comparing import ablate, asking, cells, compare, running
+from yolo_mkd.comparing import ablate, asking, cell, cells, compare, running
 from yolo_mkd.comparing.cells import Cell
 from yolo_mkd.host import clock
 from yolo_mkd.settings import BadInput
@@ -95,9 +95,13 @@ def test_the_figures_are_those_of_one_validation_of_best_and_last(
         assert set(result[name]["classes"]) == {"red", "green", "blue"}
     epochs = clock.read(place / "run")
     assert [e["epoch"] for e in epochs] == [1, 2]
-    assert result["train_s"] == pytest.approx(sum(e["seconds"] for e in epochs), abs=0.01)
-    assert result["cost_s"] == pytest.approx(sum(e["cpu_s"] for e in epochs), abs=0.01)
-    assert result["cost_s"] != result["train_s"]
+    assert {k: result[k] for k in ("train_s", "cost_s")} == cell.spent(epochs, "cpu")
+
+
+def test_cost_is_processor_time_on_a_cpu_and_wall_time_on_a_card() -> None:
+    epochs = [{"seconds": 2.0, "cpu_s": 1.5}, {"seconds": 4.0, "cpu_s": 3.25}]
+    assert cell.spent(epochs, "cpu") == {"train_s": 6.0, "cost_s": 4.75}
+    assert cell.spent(epochs, "NVIDIA H100") == {"train_s": 6.0, "cost_s": 6.0}
 
 
 def test_going_on_runs_again_what_failed_and_nothing_else(

@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def run(folder: Path) -> None:
         "last": scores(weights / "last.pt", task["val"], folder),
         **host.size(weights / "best.pt", task["val"]["imgsz"]),
         "epochs": len(epochs[-1]),
-        "train_s": round(sum(e["seconds"] for stage in epochs for e in stage), 3),
-        "cost_s": round(sum(e["cpu_s" if used == "cpu" else "seconds"] for stage in epochs for e in stage), 3),
+        **spent([e for stage in epochs for e in stage], used),
         "whole_s": round(time.perf_counter() - begun, 1),
         "start": epochs[-1][0]["start"],
         "batches": [[e["images"], e["pixels"]] for e in epochs[-1]],
@@ -56,6 +56,15 @@ def run(folder: Path) -> None:
         "device": used,
     }
     report.write(folder / RESULT, "cell", found)
+
+
+def spent(epochs: Sequence[dict[str, Any]], device: str) -> dict[str, float]:
+    """What some epochs took: `train_s` on the wall's clock and, as `cost_s`, of the device [seconds].
+
+    On a CPU the cost is processor time, since what else runs there would count in wall time.
+    """
+    cost = "cpu_s" if device == "cpu" else "seconds"
+    return {name: round(sum(e[key] for e in epochs), 3) for name, key in (("train_s", "seconds"), ("cost_s", cost))}
 
 
 def train_chain(arguments: dict[str, Any]) -> list[Path]:
