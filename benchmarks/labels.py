@@ -1,0 +1,237 @@
+"""How much do unlabelled images teach? Accuracy against the share of labels kept, with yolo-mkd compare.
+
+    python benchmarks/labels.py data=bccd.yaml model=student.pt teacher=teacher.pt imgsz=160 steps=600 out=DIR
+
+For each of `shares=` the labels of some train images are kept, the other images go into the unlabelled pool, a teacher
+is trained on what is kept, and the methods are compared. Plain training on all labels is what they are held against.
+Every run takes the same number of batches of labelled images, `steps=`. A run that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from ultralytics import YOLO
+
+from yolo_mkd import compare, host, report
+from yolo_mkd.comparing.statistics import interval, paired
+from yolo_mkd.comparing.tables import change
+from yolo_mkd.settings import parse
+from yolo_mkd.unlabelled import listed
+
+BATCH = 16
+SAME = {"batch": BATCH, "nbs": BATCH, "optimizer": "AdamW", "lr0": 0.002, "patience": 0, "val": False, "plots": False}
+SAME |= {"cache": "ram", "verbose": False, "device": "cpu"}
+QUIET = {"plots": False, "verbose": False, "device": "cpu"}
+GIVEN = {"shares": "0.1,0.25,0.5", "steps": 600, "seeds": 3, "imgsz": 160, "parallel": 1, "split": 0}
+COLOURS = {
+    "plain": "#E69F00",
+    "longer": "#F0C36D",
+    "pseudo": "#000000",
+    "mkd": "#56B4E9",
+    "mkd + unlabelled": "#0072B2",
+}
+
+
+def split(images: dict[str, set[int]], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Keep a share of the images so that each class keeps its share too: iterative stratification.
+
+    Args:
+        images: the classes that each one shows.
+        share: of the images to keep.
+        seed: of the choice.
+
+    Returns:
+        The images kept, and the others.
+    """
+    left = sorted(images)
+    random.Random(seed).shuffle(left)
+    total = Counter(c for classes in images.values() for c in classes)
+    wanted = {c: share * n for c, n in total.items()}
+    room = round(share * len(images))
+    kept: list[str] = []
+    while left:
+        counts = Counter(c for image in left for c in images[image])
+        rarest = min(counts, key=lambda c: (counts[c], c)) if counts else None
+        for image in [i for i in left if rarest is None or rarest in images[i]]:
+            left.remove(image)
+            short = rarest is None or wanted[rarest] >= 0.5
+            if short and len(kept) < room:
+                kept.append(image)
+                for c in images[image]:
+                    wanted[c] -= 1
+    return sorted(kept), sorted(set(images) - set(kept))
+
+
+def classes_of(data: dict[str, Any]) -> dict[str, set[int]]:
+    """The classes that each train image of a data set shows, by its file."""
+    found = {}
+    for image in (i for place in listed(data["train"]) for i in host.images_in(Path(place))):
+        labels = Path(str(image.with_suffix(".txt")).replace("/images/", "/labels/"))
+        lines = labels.read_text(encoding="utf-8").splitlines() if labels.exists() else []
+        found[str(image)] = {int(line.split()[0]) for line in lines if line.strip()}
+    return found
+
+
+def keep(data: dict[str, Any], share: float, seed: int, folder: Path) -> int:
+    """Write a data set with a share of the labels, `data.yaml`, and the list of the other images, `pool.txt`.
+
+    Returns:
+        The number of images kept.
+    """
+    kept, others = split(classes_of(data), share, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.txt").write_text("\n".join(kept), encoding="utf-8")
+    (folder / "pool.txt").write_text("\n".join(others), encoding="utf-8")
+    described = {"path": str(folder.resolve()), "train": "train.txt", "val": data["val"], "names": data["names"]}
+    (folder / "data.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+    return len(kept)
+
+
+def rounds(images: int, steps: int) -> dict[str, int]:
+    """How long a run on so many labelled images is, in epochs: as many batches for every share of the labels."""
+    epochs = max(1, round(steps / math.ceil(images / BATCH)))
+    return {"epochs": epochs, "close_mosaic": epochs // 10}
+
+
+def teach(start: str, data: Path, imgsz: int, length: dict[str, int]) -> Path:
+    """Train a teacher on a data set, beside it, once; its last weights, so that val chooses nothing."""
+    weights = data.parent / "teacher" / "weights" / "last.pt"
+    if not (data.parent / "teacher.done").exists():
+        place = {"project": str(data.parent.resolve()), "name": "teacher", "exist_ok": True}
+        YOLO(start).train(data=str(data), imgsz=imgsz, seed=0, **length, **SAME, **place)
+        (data.parent / "teacher.done").touch()
+    return weights
+
+
+def methods_for(pool: Path) -> dict[str, str]:
+    """The methods by the names that the tables use."""
+    return {
+        "plain": "plain",
+        "longer": "longer",
+        "pseudo": f"pseudo:unlabelled={pool}",
+        "mkd": "mkd",
+        "mkd + unlabelled": f"mkd:unlabelled={pool}",
+    }
+
+
+def compared(folder: Path, **arguments: Any) -> dict[str, Any]:
+    """Run a comparison or go on with it."""
+    if (folder / "compare.yaml").exists():
+        return compare(resume=str(folder))
+    return compare(project=str(folder.parent), name=folder.name, **arguments)
+
+
+def accuracy(document: dict[str, Any], method: str) -> dict[int, float]:
+    """A method's mAP50-95 by seed."""
+    row = next(r for r in document["rows"] if r["method"] == method)
+    return {int(seed): value for seed, value in row["map50_95"]["by_seed"].items()}
+
+
+def findings(by_share: dict[float, dict[str, dict[int, float]]], whole: dict[int, float]) -> list[dict[str, Any]]:
+    """One row a share and method: the accuracies, and how they differ from plain and from pseudo.
+
+    Args:
+        by_share: mAP50-95 by share, method and seed.
+        whole: of plain training on all labels, by seed.
+    """
+    rows = []
+    for share, methods in by_share.items():
+        plain = methods["plain"]
+        gap = fmean(whole.values()) - fmean(plain.values())
+        for method, own in methods.items():
+            gain = fmean(own.values()) - fmean(plain.values())
+            rows.append(
+                {
+                    "share": share,
+                    "method": method,
+                    "by_seed": own,
+                    "mean": round(fmean(own.values()), 4),
+                    "to_plain": None if method == "plain" else paired(own, plain),
+                    "to_pseudo": None if method == "pseudo" else paired(own, methods["pseudo"]),
+                    "closed": round(gain / gap, 3),
+                }
+            )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], whole: dict[int, float], teachers: dict[float, float]) -> str:
+    """The findings in Markdown."""
+    lines = ["| labels | method | mAP50-95 | to plain [95 %] | to pseudo [95 %] | of the gap |", "|---" * 6 + "|"]
+    for row in rows:
+        closed = "" if row["method"] == "plain" else f"{row['closed']:.0%}"
+        lines.append(
+            f"| {row['share']:.0%} | {row['method']} | {row['mean']:.3f} | {change(row['to_plain'])} | "
+            f"{change(row['to_pseudo'])} | {closed} |"
+        )
+    lines += [f"| {share:.0%} | the teacher | {found:.3f} | | | |" for share, found in teachers.items()]
+    return "\n".join([*lines, f"| 100% | plain | {fmean(whole.values()):.3f} | | | 100% |"])
+
+
+def picture(rows: Sequence[dict[str, Any]], whole: dict[int, float], title: str, path: Path) -> None:
+    """Accuracy against the share of labels, a line a method, with 95 % t intervals over the seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for i, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
+        own = [r for r in rows if r["method"] == method]
+        around = [interval(list(r["by_seed"].values())) or {} for r in own]
+        reach = [0 if a["low"] is None else a["high"] - a["mean"] for a in around]
+        shares = [100 * r["share"] + 0.35 * (i - 2) for r in own]  # beside each other, so that intervals can be read
+        axes.errorbar(
+            shares, [r["mean"] for r in own], reach, marker="o", capsize=3, color=COLOURS[method], label=method
+        )
+    axes.axhline(fmean(whole.values()), color="#767676", linestyle="--", label="plain, all labels")
+    axes.set_xlabel("share of labels kept [%]")
+    axes.set_ylabel("mAP50-95, mean and 95 % interval over seeds")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(color="#e6e6e6")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def main(words: Sequence[str]) -> None:
+    """Run everything and write labels-NAME.json, .md and .png into out=, NAME being the data set's."""
+    given = {**GIVEN, **parse(words)}
+    out, data = Path(given["out"]), host.check_data(given["data"])
+    imgsz, steps, name = given["imgsz"], given["steps"], Path(given["data"]).stem
+    same = {**SAME, "model": given["model"], "imgsz": imgsz, "seeds": given["seeds"], "parallel": given["parallel"]}
+    length = rounds(len(classes_of(data)), steps)
+    document = compared(out / "all", data=given["data"], methods="plain", **same, **length)
+    whole, by_share, teachers = accuracy(document, "plain"), {}, {}
+    for share in [float(s) for s in str(given["shares"]).split(",")]:
+        folder = (out / f"{share:g}").resolve()
+        length = rounds(keep(data, share, given["split"], folder), steps)
+        teacher = teach(given["teacher"], folder / "data.yaml", imgsz, length)
+        teachers[share] = round(
+            float(YOLO(teacher).val(data=given["data"], imgsz=imgsz, rect=False, **QUIET).box.map), 4
+        )
+        methods = methods_for(folder / "pool.txt")
+        document = compared(
+            folder / "compare", data=str(folder / "data.yaml"), teacher=str(teacher), assistant="none",
+            methods=",".join(methods.values()), **same, **length,
+        )  # fmt: skip
+        by_share[share] = {short: accuracy(document, method) for short, method in methods.items()}
+    rows = findings(by_share, whole)
+    found = {"command": " ".join(words), "rows": rows, "all_labels": whole, "teachers": teachers}
+    report.write(out / f"labels-{name}.json", "labels", found)
+    text = table(rows, whole, teachers)
+    (out / f"labels-{name}.md").write_text(text + "\n", encoding="utf-8")
+    picture(rows, whole, name, out / f"labels-{name}.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,59 @@
+"""The benchmark of unlabelled images: which labels it keeps, how long it trains, what it concludes."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def labels() -> Any:
+    spec = importlib.util.spec_from_file_location("labels", Path(__file__).parents[1] / "benchmarks" / "labels.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pictures(count: int) -> dict[str, set[int]]:
+    """Images with one frequent, one middling and one rare class, some with none."""
+    chance = random.Random(1)
+    odds = (0.9, 0.4, 0.08)
+    return {f"{i:04}.jpg": {c for c, odd in enumerate(odds) if chance.random() < odd} for i in range(count)}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_each_class_keeps_its_share(labels: Any, share: float) -> None:
+    images = pictures(400)
+    kept, others = labels.split(images, share, seed=0)
+    assert len(kept) == round(400 * share)
+    assert sorted(kept + others) == sorted(images)
+    total, left = (Counter(c for i in group for c in images[i]) for group in (images, kept))
+    for c, n in total.items():
+        assert left[c] / n == pytest.approx(share, abs=0.05), c
+
+
+def test_seed_chooses_and_repeats(labels: Any) -> None:
+    images = pictures(200)
+    assert labels.split(images, 0.25, seed=3) == labels.split(images, 0.25, seed=3)
+    assert labels.split(images, 0.25, seed=3) != labels.split(images, 0.25, seed=4)
+
+
+def test_every_share_trains_for_as_many_batches(labels: Any) -> None:
+    assert labels.rounds(205, 600) == {"epochs": 46, "close_mosaic": 4}  # 13 batches an epoch
+    assert labels.rounds(51, 600) == {"epochs": 150, "close_mosaic": 15}  # 4
+
+
+def test_gap_closed_and_differences_are_those_of_the_seeds(labels: Any) -> None:
+    methods = {"plain": {0: 0.20, 1: 0.22}, "pseudo": {0: 0.25, 1: 0.25}, "mkd + unlabelled": {0: 0.28, 1: 0.30}}
+    rows = {r["method"]: r for r in labels.findings({0.25: methods}, {0: 0.30, 1: 0.32})}
+    assert rows["mkd + unlabelled"]["closed"] == pytest.approx(0.8)
+    assert rows["mkd + unlabelled"]["to_plain"]["mean"] == pytest.approx(0.08)
+    assert rows["mkd + unlabelled"]["to_pseudo"]["mean"] == pytest.approx(0.04)
+    assert rows["mkd + unlabelled"]["to_pseudo"]["verdict"] == "not distinguishable"  # 0.03 and 0.05, two seeds
+    assert rows["pseudo"]["to_pseudo"] is None
