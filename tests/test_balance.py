@@ -21,7 +21,7 @@ def balance(**options: bool) -> Balance:
 
 def heard(b: Balance, *strengths: float, remaining: float = 1.0) -> Balance:
     for strength in strengths:
-        b.hear({"a": Reading(strength, 0.1)}, remaining)
+        b.hear({"a": Reading(strength, 0.1)}, {"a": remaining})
     return b
 
 
@@ -118,20 +118,20 @@ def test_an_epoch_reports_the_mean_share_as_the_gain_has_it_and_starts_anew() ->
 
 def test_a_shut_gate_gives_no_weight_and_keeps_the_gain() -> None:
     b = heard(balance(gate=True), 0.25)
-    b.hear({"a": Reading(0.25, -0.2)}, 1.0)
+    b.hear({"a": Reading(0.25, -0.2)}, {"a": 1.0})
     assert b.gain("a") == 0
     assert b.gains["a"] == 2.0
-    b.hear({"a": Reading(0.25, 0.0)}, 1.0)
+    b.hear({"a": Reading(0.25, 0.0)}, {"a": 1.0})
     assert b.gain("a") == 2.0
     b = balance()  # no gate was asked for
-    b.hear({"a": Reading(0.25, -0.2)}, 1.0)
+    b.hear({"a": Reading(0.25, -0.2)}, {"a": 1.0})
     assert b.gain("a") == 2.0
 
 
 def test_a_resumed_run_goes_on_with_the_same_gains_and_gate() -> None:
     b = heard(balance(gate=True), 0.1, 0.2)
     b.freeze()
-    b.hear({"a": Reading(0.2, -1.0)}, 1.0)
+    b.hear({"a": Reading(0.2, -1.0)}, {"a": 1.0})
     other = balance(gate=True)
     other.restore(b.state())
     assert (other.gains, other.frozen, other.history, other.shut) == (b.gains, True, b.history, {"a"})

@@ -11,7 +11,7 @@ from ultralytics.cfg import get_cfg
 
 from yolo_mkd import host
 from yolo_mkd.balance import Balance, Wish
-from yolo_mkd.criterion import PATIENCE, Criterion, Moment, Source
+from yolo_mkd.criterion import PATIENCE, Criterion, Moment, Source, truth_of
 from yolo_mkd.knowledge import Truth
 from yolo_mkd.lesson import TERMS, Lesson
 from yolo_mkd.schedule import Schedule
@@ -211,7 +211,7 @@ def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() ->
     batch = bench.batch()
     preds = bench.student(batch["img"])
     kt = bench.criterion.sources[0].teacher.speak(batch["img"])
-    losses = lesson.losses(bench.criterion.student.knowledge(preds), kt, Truth(batch["bboxes"], batch["batch_idx"]))
+    losses = lesson.losses(bench.criterion.student.knowledge(preds), kt, truth_of(batch, bench.criterion.detection))
     for name, value in losses.items():
         share = balance.gains[name] * of_the_trunk(bench, value).norm() * 2 / task  # losses are per image
         if name not in balance.limited():
@@ -228,14 +228,31 @@ def test_a_term_a_thousand_times_as_large_ends_with_the_same_contribution(monkey
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
 
 
-def test_the_knowledge_falls_with_the_dual_heads_loss_on_the_trunk_so_that_its_share_stays() -> None:
-    bench = Bench()
+def test_what_hidden_layers_are_taught_falls_with_the_dual_heads_loss_on_the_trunk() -> None:
+    bench = Bench(**{**dict.fromkeys(TERMS, 0.0), "attention": 1.0, "relation": 1.0})
     first, _ = bench.loss()
     detection: Any = bench.criterion.detection
     detection.o2m, detection.o2o = 0.1, 0.9
-    last, items = bench.loss()
-    assert items["kd/weight"] == pytest.approx(0.125)
+    last, _ = bench.loss()
     assert last[3].item() == pytest.approx(first[3].item() / 8, rel=0.02)
+
+
+@pytest.mark.parametrize("branch", ["cv3", "one2one_cv3"])  # one2many's and one2one's class scores
+def test_soft_targets_keep_their_share_in_each_branch_while_the_detection_loss_moves_to_the_other(branch: str) -> None:
+    bench = Bench(**{**dict.fromkeys(TERMS, 0.0), "soft": 1.0})
+    detection: Any = bench.criterion.detection
+    head = [p for n, p in bench.student.named_parameters() if n.startswith(f"model.23.{branch}.")]
+    shares = []
+    for weights in ((0.8, 0.2), (0.1, 0.9)):
+        detection.o2m, detection.o2o = weights
+        loss, _ = bench.loss()
+        norms = []
+        for part in (loss[3], loss[:3].sum()):
+            found = torch.autograd.grad(part, head, retain_graph=True)
+            norms.append(torch.cat([g.flatten() for g in found]).norm().item())
+        shares.append(norms[0] / norms[1])
+    assert shares[0] > 0
+    assert shares[1] == pytest.approx(shares[0], rel=0.02)
 
 
 def test_at_the_end_of_a_dual_heads_run_the_measured_share_is_still_the_one_asked_for() -> None:

@@ -111,22 +111,21 @@ class Balance:
         wish = self.wishes[name]
         return wish.gain * wish.asked / wish.share
 
-    def hear(self, readings: dict[str, Reading], remaining: float) -> None:
+    def hear(self, readings: dict[str, Reading], stays: dict[str, float]) -> None:
         """Take in one batch's readings: adjust gains that are not final, set the gate, note the shares.
 
         Args:
             readings: by term.
-            remaining: what is left of the detection loss's first weight on the trunk, by which the knowledge is
-                multiplied as well.
+            stays: what is left of each term, by which it is multiplied as well.
         """
         for name, r in readings.items():
             sound = 0 < r.strength < float("inf")  # neither dead nor NaN
             if sound and not self.frozen:
-                self.history.setdefault(name, []).append(r.strength * remaining)
+                self.history.setdefault(name, []).append(r.strength * stays[name])
                 late = self.history[name][len(self.history[name]) // 2 :]  # the first readings are of another student
                 low, high = (limit * self.usual(name) for limit in LIMITS)
                 self.gains[name] = min(max(self.wishes[name].asked / median(late), low), high)
-            share = r.strength * remaining * self.gains[name]
+            share = r.strength * stays[name] * self.gains[name]
             self.epoch.setdefault(name, []).append(Reading(share, r.cosine))
             if self.gate:
                 (self.shut.add if r.cosine < 0 else self.shut.discard)(name)

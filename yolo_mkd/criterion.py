@@ -91,8 +91,8 @@ class Criterion:
 
     @property
     def weight(self) -> float:
-        """The knowledge's weight for the next batch: the schedule's, times what is left of the task on the trunk."""
-        return self.schedule.weight(self.moment.now) * host.remaining(self.detection)
+        """The schedule's weight for the next batch."""
+        return self.schedule.weight(self.moment.now)
 
     @property
     def source(self) -> Source:
@@ -138,13 +138,14 @@ class Criterion:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Each term's loss, and their weighted sum per image."""
         lesson, balance = source.lesson, source.balance
-        ks, truth = self.student.knowledge(preds), Truth(batch["bboxes"][:, :4].float(), batch["batch_idx"])
+        ks, truth = self.student.knowledge(preds), truth_of(batch, self.detection)
         if "labelled" in batch:
             truth = replace(truth, labelled=batch["labelled"], weight=trust(kt, batch["labelled"], len(batch["img"])))
+        stays = lesson.staying(host.remaining(self.detection))
         steer = self.moment.now >= self.schedule.fitted
         if self._due(balance):
             full = lesson.losses(ks, kt, truth)
-            balance.hear(read(task, full, self.weights), host.remaining(self.detection))
+            balance.hear(read(task, full, self.weights), stays)
             values = full if steer else {**full, **lesson.losses(ks, kt, truth, steer)}
         else:
             values = lesson.losses(ks, kt, truth, steer)
@@ -152,7 +153,7 @@ class Criterion:
         apart = set() if steer else set(lesson.parts)  # while only the parts of a term learn, they do so at full weight
         total = task.new_zeros(())
         for name, value in values.items():
-            total = total + balance.gain(name) * value * (1.0 if name in apart else self.weight)
+            total = total + balance.gain(name) * value * (1.0 if name in apart else self.weight * stays[name])
         return values, total
 
     def _due(self, balance: Balance) -> bool:
@@ -176,6 +177,11 @@ class Criterion:
                     f"switch it off ({name}=0), lower the learning rate, or train without half precision (amp=False)"
                 )
         return {name: v for (name, v), fine in zip(values.items(), good, strict=True) if fine}
+
+
+def truth_of(batch: dict[str, Any], detection: Any) -> Truth:
+    """A batch's labels and a detection loss's weights, as the terms take them."""
+    return Truth(batch["bboxes"][:, :4].float(), batch["batch_idx"], branches=host.branch_weights(detection))
 
 
 def trust(kt: Knowledge, labelled: int, images: int) -> Tensor | None:

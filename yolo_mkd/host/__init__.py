@@ -31,7 +31,7 @@ from yolo_mkd.host.models import (
     task,
     write_architecture,
 )
-from yolo_mkd.host.reading import anatomy, first, keep_graphs, outputs, remaining, shared_weights
+from yolo_mkd.host.reading import anatomy, branch_weights, first, keep_graphs, outputs, remaining, shared_weights
 from yolo_mkd.host.runs import (
     annotate,
     augmentation,
@@ -56,6 +56,7 @@ __all__ = [
     "architecture_name",
     "arguments",
     "augmentation",
+    "branch_weights",
     "build",
     "check_arguments",
     "check_data",

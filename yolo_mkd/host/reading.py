@@ -123,6 +123,13 @@ def shared_weights(model: DetectionModel, anatomy: Anatomy) -> list[nn.Parameter
     return next(group for group in groups if group)
 
 
+def branch_weights(detection: Any) -> dict[str, float]:
+    """How much a detection loss weighs each branch of the head now; 1 together."""
+    if isinstance(detection, E2ELoss):
+        return {"one2many": detection.o2m, "one2one": detection.o2o}
+    return {"one2many": 1.0}
+
+
 def remaining(detection: Any) -> float:
     """What is left of the detection loss's first weight on the trunk, in (0, 1].
 

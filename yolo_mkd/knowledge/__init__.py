@@ -80,19 +80,21 @@ class Knowledge:
 
 @dataclass
 class Truth:
-    """The labels of a batch, for terms that look where the objects are, and how much its images count.
+    """The labels of a batch, for terms that look where the objects are, and how much images and branches count.
 
     Attributes:
         boxes: N 4, centre x, centre y, width and height as shares of the image.
         image: N, which image of the batch each box belongs to.
         labelled: how many of the images have labels, the first ones; None is all.
         weight: B, how much each image counts to a mean over images; None is 1 each.
+        branches: how much the detection loss weighs each branch of the head; None is 1 each.
     """
 
     boxes: Tensor
     image: Tensor
     labelled: int | None = None
     weight: Tensor | None = None
+    branches: dict[str, float] | None = None
 
 
 def mean_over_images(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -31,9 +31,9 @@ class Kind:
 
 
 TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trunk; rivals: as published
-    "soft": Kind(terms.soft, 1.0, 0.5),
-    "soft_box": Kind(terms.soft_box, 1.0, 0.25),
-    "soft_dfl": Kind(terms.soft_dfl, 0.02, 0.1),
+    "soft": Kind(terms.soft, 1.0, 0.8),
+    "soft_box": Kind(terms.soft_box, 1.0, 0.4),
+    "soft_dfl": Kind(terms.soft_dfl, 0.02, 0.16),
     "attention": Kind(terms.attention, 1.0, 0.25),
     "relation": Kind(terms.relation, 1.0, 0.1),
     "guidance": Kind(terms.guidance, 6.0, 1.0),
@@ -119,6 +119,16 @@ class Lesson:
                 f"record= keeps no teacher's features, which {' '.join(names)} need: "
                 f"switch them off ({off}, or preset=recorded), or leave record= out to ask the teacher each time"
             )
+
+    def staying(self, remaining: float) -> dict[str, float]:
+        """What is to be left of each acting term as the detection loss leaves the trunk.
+
+        Terms that weigh the head's branches as the detection loss does follow it by themselves.
+
+        Args:
+            remaining: what is left of the detection loss's first weight on the trunk.
+        """
+        return {t.name: 1.0 if t.branched else remaining for t in self.acting}
 
     def losses(self, ks: Knowledge, kt: Knowledge, truth: Truth, steer: bool = True) -> dict[str, Tensor]:
         """Each acting term's loss, without its gain, as a mean over the images of the batch.

@@ -32,6 +32,7 @@ class Term:
         replayable: whether a record of the teacher holds all that it reads.
         head: whether it reads the head's outputs.
         labels: whether it reads the labels, so that images without any are not for it.
+        branched: whether it weighs the head's branches as the detection loss does.
         name: as in `TERMS`, and as its argument.
         asked: the share of the detection gradient, or the plain gain, that the user asks for.
     """
@@ -44,6 +45,7 @@ class Term:
     replayable: bool = False
     head: bool = False
     labels: bool = False
+    branched: bool = False
     name: str = ""
     asked: float = 0.0
 
@@ -56,24 +58,33 @@ def mean(losses: Sequence[Tensor]) -> Tensor:
 # Soft targets
 
 
+def as_detection(losses: Sequence[Tensor], match: Match, truth: Truth) -> Tensor:
+    """The sum of the branches' losses, each weighed as the detection loss weighs that branch now."""
+    weights = [1.0 if truth.branches is None else truth.branches[branch] for branch in match.branches]
+    return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+
+
 def soft(match: Match) -> Term:
     """Soft targets: the teacher's class scores."""
     ours = [s for s, _ in match.classes]
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        return mean([class_loss(s.logits[:, ours], zt) for s, _, zt in match.heads(ks, kt)])
+        losses = [class_loss(s.logits[:, ours], zt) for s, _, zt in match.heads(ks, kt)]
+        return as_detection(losses, match, truth)
 
     classes = f"{len(ours)} of the student's {len(match.student.names)} classes, "
-    return Term(classes + heads_read(match), heads_apart(match), loss, replayable=True, head=True)
+    return Term(classes + heads_read(match), heads_apart(match), loss, replayable=True, head=True, branched=True)
 
 
 def soft_box(match: Match) -> Term:
     """Soft targets: the teacher's boxes."""
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        return mean([box_loss(s.distances, t.distances, zt) for s, t, zt in match.heads(ks, kt)])
+        losses = [box_loss(s.distances, t.distances, zt) for s, t, zt in match.heads(ks, kt)]
+        return as_detection(losses, match, truth)
 
-    return Term(heads_read(match), heads_apart(match) or rotated(match), loss, replayable=True, head=True)
+    why = heads_apart(match) or rotated(match)
+    return Term(heads_read(match), why, loss, replayable=True, head=True, branched=True)
 
 
 def soft_dfl(match: Match) -> Term:
@@ -81,9 +92,11 @@ def soft_dfl(match: Match) -> Term:
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
         pairs = [(s.bins, t.bins, zt) for s, t, zt in match.heads(ks, kt)]
-        return mean([dfl_loss(s, t, zt) for s, t, zt in pairs if s is not None and t is not None])
+        losses = [dfl_loss(s, t, zt) for s, t, zt in pairs if s is not None and t is not None]
+        return as_detection(losses, match, truth)
 
-    return Term(heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss, head=True)
+    why = heads_apart(match) or rotated(match) or bins_apart(match)
+    return Term(heads_read(match), why, loss, head=True, branched=True)
 
 
 def heads_read(match: Match) -> str:

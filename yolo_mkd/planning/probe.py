@@ -15,9 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from yolo_mkd import host
 from yolo_mkd.balance import Reading, read
-from yolo_mkd.criterion import Source
+from yolo_mkd.criterion import Source, truth_of
 from yolo_mkd.host.dry import disk, precision
-from yolo_mkd.knowledge import Truth
 from yolo_mkd.teachers import Teacher
 
 HEARD = (2, 8)  # batches at least and at most on which gradients are measured
@@ -96,11 +95,6 @@ def prepared(trainer: Any) -> Iterator[tuple[Batch, float]]:
             yield batch, clock(trainer) - started
 
 
-def truth_of(batch: Batch) -> Truth:
-    """A batch's labels, as the terms take them."""
-    return Truth(batch["bboxes"][:, :4].float(), batch["batch_idx"])
-
-
 def hear(trainer: Any, batch: Batch, sources: list[Source]) -> tuple[list[dict[str, Reading]], float]:
     """Let each source's balance hear one batch's gradients as in training, and return them and the time it took [s]."""
     criterion = host.unwrap_model(trainer.model).criterion
@@ -112,8 +106,9 @@ def hear(trainer: Any, batch: Batch, sources: list[Source]) -> tuple[list[dict[s
     ks, task, found = criterion.student.knowledge(preds), loss.sum() / len(batch["img"]), []
     started = clock(trainer)
     for source, kt in zip(sources, taught, strict=True):
-        found.append(read(task, source.lesson.losses(ks, kt, truth_of(batch)), criterion.weights))
-        source.balance.hear(found[-1], host.remaining(criterion.detection))
+        losses = source.lesson.losses(ks, kt, truth_of(batch, criterion.detection))
+        found.append(read(task, losses, criterion.weights))
+        source.balance.hear(found[-1], source.lesson.staying(host.remaining(criterion.detection)))
     return found, clock(trainer) - started
 
 
@@ -135,7 +130,7 @@ def forward(trainer: Any, batch: Batch, source: Source | None) -> tuple[Tensor, 
             kt = source.teacher.answer(batch)
             marks.append(clock(trainer))
     if source:
-        losses = source.lesson.losses(criterion.student.knowledge(preds), kt, truth_of(batch))
+        losses = source.lesson.losses(criterion.student.knowledge(preds), kt, truth_of(batch, criterion.detection))
         total = total + len(images) * torch.stack([source.balance.gains[n] * v for n, v in losses.items()]).sum()
         marks.append(clock(trainer))
     return total, {part: end - begin for part, (begin, end) in zip(PARTS, pairwise(marks), strict=False)}
