@@ -88,7 +88,7 @@ def test_gradients_are_read_once_in_50_batches_eight_times_an_epoch_at_most_and_
     # 1600 images in batches of 16: 100 batches, 2 readings in each of the 90 epochs, and 12 before the gains freeze
     assert readings_per_step(1600, 16, 100, {}) == pytest.approx((2 * 90 + 12) / (100 * 90))
     assert readings_per_step(16_000, 16, 100, {}) == pytest.approx((8 * 90 + 12) / (1000 * 90))
-    assert readings_per_step(160, 16, 20, {"close_mosaic": 0}) == pytest.approx((1 * 20 + 12) / (10 * 20))
+    assert readings_per_step(160, 16, 20, {"close_mosaic": 0}) == pytest.approx((200 / 50 + 12) / (10 * 20))
 
 
 @pytest.fixture(scope="module")

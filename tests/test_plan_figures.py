@@ -42,7 +42,7 @@ def test_a_run_takes_its_steps_readings_loading_updates_and_validations() -> Non
         50 * 2.0 + 50 * 0.2 + 25 * 0.2 + 11 * 1.0
     )  # 5 batches x 10 epochs; an update every other; 10 + 1 validations
     assert found["hours_plain"] == pytest.approx(plain / 3600)
-    assert found["hours"] == pytest.approx((plain + 40 * 1.0 + 20 * 1.0) / 3600)  # taught for 8 epochs; 12 + 8 readings
+    assert found["hours"] == pytest.approx((plain + 40 * 1.0 + 12.8 * 1.0) / 3600)  # 40 taught: 12 readings, one in 50
     assert found["extra_percent"] == pytest.approx(50)
 
 
@@ -56,7 +56,7 @@ def test_a_recorded_teacher_is_paid_for_in_the_epochs_that_ask_it() -> None:
 def test_unlabelled_images_lengthen_the_taught_steps_only() -> None:
     found, alone = duration(run_of(joined=1.5), PROBED), duration(run_of(), PROBED)
     assert found["hours_plain"] == alone["hours_plain"]
-    taught, readings, loads = 40 * 1.5 * 2 * 0.5, 20 * 0.5 * 2 * 0.5, 40 * 0.5 * 0.1 * 2
+    taught, readings, loads = 40 * 1.5 * 2 * 0.5, 12.8 * 0.5 * 2 * 0.5, 40 * 0.5 * 0.1 * 2
     assert found["hours"] - alone["hours"] == pytest.approx((taught + readings + loads) / 3600)
     assert memory(run_of(joined=1.5), PROBED)["activations_taught"] == 600
 

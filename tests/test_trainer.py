@@ -149,8 +149,9 @@ def test_the_checkpoint_is_the_plain_students(train: Any, tiny_detector: Any) ->
 
 
 def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
-    train: Any, tiny_detector: Any, tmp_path: Path
+    train: Any, tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("yolo_mkd.criterion.EVERY", 1)  # shares of each epoch
     kept: dict[str, torch.Tensor] = {}
     gains: dict[str, float] = {}
     found: dict[str, Any] = {}
@@ -296,7 +297,11 @@ def test_a_compiled_student_hears_and_learns_the_same(
     assert gains[1] == pytest.approx(gains[0], rel=0.05)
 
 
-def test_a_recovery_from_nan_keeps_parts_gains_and_the_table_of_shares(train: Any, tiny_detector: Any) -> None:
+def test_a_recovery_from_nan_keeps_parts_gains_and_the_table_of_shares(
+    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yolo_mkd.criterion.EVERY", 1)  # shares of each epoch
+
     class Stumbling(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
         def _handle_nan_recovery(self, epoch: int) -> bool:
             if epoch == 1 and not self.nan_recovery_attempts:

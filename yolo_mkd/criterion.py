@@ -18,7 +18,8 @@ from yolo_mkd.schedule import Schedule
 from yolo_mkd.teachers import Listener, Speaker, Teacher, draw
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
-EVERY = 50  # batches between two measurements of the gradients, which cost about one more step; at least one an epoch
+EVERY = 50  # batches between two measurements of the gradients, which cost about one more step
+MOST = 8  # of them in a long epoch, unless the gate hangs on them
 
 
 @dataclass
@@ -79,6 +80,7 @@ class Criterion:
         self.schedule, self.moment, self.weights = schedule, moment, weights
         self.columns = list(dict.fromkeys(t.name for s in sources for t in s.lesson.acting))
         self.step = 0
+        self.measured: dict[str, int] = {}  # the step at which each teacher's gradients were last measured
         self.skipped: Counter[str] = Counter()
         self.in_a_row: Counter[str] = Counter()
         if hasattr(detection, "update"):  # the dual heads' epoch counter, which the trainer looks for
@@ -143,7 +145,8 @@ class Criterion:
             truth = replace(truth, labelled=batch["labelled"], weight=trust(kt, batch["labelled"], len(batch["img"])))
         stays = lesson.staying(host.remaining(self.detection))
         steer = self.moment.now >= self.schedule.fitted
-        if self._due(balance):
+        if self._due(source):
+            self.measured[source.teacher.name] = self.step
             full = lesson.losses(ks, kt, truth)
             balance.hear(read(task, full, self.weights), stays)
             values = full if steer else {**full, **lesson.losses(ks, kt, truth, steer)}
@@ -156,14 +159,14 @@ class Criterion:
             total = total + balance.gain(name) * value * (1.0 if name in apart else self.weight * stays[name])
         return values, total
 
-    def _due(self, balance: Balance) -> bool:
-        """Whether this batch's gradients are measured: evenly over the epoch, more often until the gains are frozen."""
-        moment = self.moment
-        often = moment.batches if balance.gate else 8 * EVERY
-        wanted = max(1, min(moment.batches, often) // EVERY)
-        if not balance.frozen:
-            wanted = max(wanted, math.ceil(READINGS / self.schedule.fitted))
-        return balance.heard < wanted and moment.batch / moment.batches >= balance.heard / wanted
+    def _due(self, source: Source) -> bool:
+        """Whether this batch's gradients are measured: evenly, and more often until the gains are frozen."""
+        moment, balance = self.moment, source.balance
+        last = self.measured.get(source.teacher.name, -math.inf)
+        if self.step - last >= spacing(moment.batches, balance.gate):
+            return True
+        wanted = math.ceil(READINGS / self.schedule.fitted)  # in an epoch
+        return not balance.frozen and balance.heard < wanted and moment.batch / moment.batches >= balance.heard / wanted
 
     def _finite(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Leave out terms that are NaN or infinite and count them, so that they never reach the optimiser."""
@@ -177,6 +180,16 @@ class Criterion:
                     f"switch it off ({name}=0), lower the learning rate, or train without half precision (amp=False)"
                 )
         return {name: v for (name, v), fine in zip(values.items(), good, strict=True) if fine}
+
+
+def spacing(batches: int, gate: bool = False) -> int:
+    """How far apart gradients are measured once gains are frozen [batches].
+
+    Args:
+        batches: of an epoch.
+        gate: whether a term may be left out on what is measured.
+    """
+    return EVERY if gate else max(EVERY, batches // MOST)
 
 
 def truth_of(batch: dict[str, Any], detection: Any) -> Truth:

@@ -13,7 +13,7 @@ COLUMNS = ("epoch", "teacher", "term", "weight", "share", "cosine")
 
 
 class Shares:
-    """A run's table of shares, one row for each epoch, teacher and term.
+    """A run's table of shares, one row for each epoch in which they were measured, teacher and term.
 
     `share` is the term's gradient over the detection loss's as the gain has it, `weight` the schedule's factor on top,
     `cosine` that of the angle between the two gradients: below 0 the term pulls against the task. Terms with parts of

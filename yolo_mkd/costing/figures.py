@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from yolo_mkd.balance import READINGS
-from yolo_mkd.criterion import EVERY
+from yolo_mkd.criterion import spacing
 from yolo_mkd.schedule import Schedule
 
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 97.5 %, 1 to 10 degrees
@@ -39,8 +39,7 @@ def readings_per_step(images: int, batch: int, epochs: int, arguments: dict[str,
     """
     batches = math.ceil(images / batch)
     schedule = Schedule.of(epochs, arguments.get("warmup_epochs", 3), arguments.get("close_mosaic", 10))
-    an_epoch = max(1, min(batches, 8 * EVERY) // EVERY)
-    return (an_epoch * schedule.end + READINGS) / (batches * schedule.end)
+    return 1 / spacing(batches) + READINGS / (batches * schedule.end)
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ class Paced:
         attach(self.watch, trainer)
         if isinstance(trainer, MKDTrainer) and trainer.listener is not None:
             criterion = host.unwrap_model(trainer.model).criterion
-            criterion._due = lambda balance: bool(self.order.get("reading"))
+            criterion._due = lambda source: bool(self.order.get("reading"))
         self.tell({"ready": True, "batches": len(trainer.train_loader)})
         self.next_order(trainer)
 
