@@ -160,6 +160,17 @@ def test_the_detection_loss_sees_the_labelled_images_only(train: Any, heard: lis
         assert torch.equal(call["loss"][:-1], call["alone"])
 
 
+def test_the_nominal_batch_counts_all_images_of_an_update(train: Any, pool: Path) -> None:
+    gathered, decays = [], []
+    for knowledge in ({}, {"unlabelled": str(pool)}):
+        trainer = train(knowledge=knowledge, nbs=16, warmup_epochs=0, epochs=1)
+        gathered.append(trainer.accumulate * (2 if knowledge else 1))
+        decays.append({g["weight_decay"] for g in trainer.optimizer.param_groups})
+        assert trainer.args.nbs == 16
+    assert gathered == [2, 2]  # batches of 8: 16 labelled images an update, or 8 and 8
+    assert decays[0] == decays[1] != {0.0}
+
+
 def test_the_labelled_images_are_those_of_a_run_without_others(train: Any, heard: list[Any], pool: Path) -> None:
     train("with", {"unlabelled": str(pool), "unlabelled_ratio": 0.5, "calibrate": False})
     joined = list(heard)

@@ -154,11 +154,13 @@ class MKDTrainer(host.DetectionTrainer):
             return super().build_dataset(img_path, mode, batch)
 
     def _build_train_pipeline(self) -> None:
-        super()._build_train_pipeline()
+        joined = 1 + self.knowledge["unlabelled_ratio"] if self.sources and self.knowledge["unlabelled"] else 1
+        with host.override_configs(self.args, {"nbs": self.args.nbs / joined}):  # nbs counts all images of an update
+            super()._build_train_pipeline()
         if self.sources and self.knowledge["record"]:  # let the loader show views that can come back
             views = Views(self.train_loader.dataset, self.knowledge["views"], seed=0)
             views.install(self.train_loader, self._next_epoch)
-        if self.sources and self.knowledge["unlabelled"]:
+        if joined > 1:
             self.pool = Pool(self, self._unlabelled, self.knowledge, self._next_epoch)
 
     def _close_dataloader_mosaic(self) -> None:

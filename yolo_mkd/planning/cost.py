@@ -49,7 +49,7 @@ class Run:
     @property
     def updates(self) -> int:
         """Optimizer updates in the whole run, about: the warm-up has some more."""
-        gathered = min(max(round(self.nbs / self.batch), 1), self.batches * self.epochs)
+        gathered = min(max(round(self.nbs / self.joined / self.batch), 1), self.batches * self.epochs)
         return math.ceil(self.batches * self.epochs / gathered)
 
 
