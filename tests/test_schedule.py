@@ -27,20 +27,13 @@ def test_cosine_falls_from_1_to_a_tenth_as_damo_yolo_has_it(share: float, weight
     assert Schedule(warmup=0, fitted=1, end=100, epochs=100).weight(100 - 1e-6) == pytest.approx(0.1, abs=1e-4)
 
 
-def test_with_unlabelled_images_it_neither_falls_nor_ends() -> None:
-    schedule = Schedule.of(100, 3, close_mosaic=10, unlabelled=True)
-    assert schedule.end == 100
-    assert [schedule.weight(e) for e in (3, 50, 99.9)] == [1, 1, 1]
-    assert str(schedule) == "weight 0 to 1 in 3 of 100 epochs, and stays there"
-
-
 def test_warm_up_is_linear_and_meets_the_cosine() -> None:
     schedule = Schedule.of(epochs=100, warmup_epochs=4, close_mosaic=0)
     assert [schedule.weight(e) for e in (0, 1, 2, 4)] == pytest.approx([0, 0.25, 0.5, 1])
 
 
 def test_it_says_when_the_knowledge_is_off() -> None:
-    assert str(Schedule.of(100, 3, 10)).endswith("of 100 epochs, then falling to 0.1, off for the last 10")
+    assert str(Schedule.of(100, 3, 10)).endswith("off for the last 10 of 100 epochs")
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "fitted"), [(100, 3, 3), (100, 0, 1), (100, 0.2, 1), (2, 3, 2 / 3)])

@@ -1,8 +1,7 @@
 """When the knowledge speaks: up, down, and off before the end.
 
 The field's shipped recipes agree: YOLOv6 and DAMO-YOLO let it fall on a cosine, RTMDet drops it when mosaic
-closes; constant to the last epoch, knowledge turns against a student that has become good. Images without labels have
-nothing but the teacher's word, so with them it stays to the end.
+closes; constant to the last epoch, knowledge turns against a student that has become good.
 """
 
 from __future__ import annotations
@@ -15,32 +14,29 @@ FLOOR = 0.1  # DAMO-YOLO
 
 @dataclass(frozen=True)
 class Schedule:
-    """The weight of all knowledge by epoch: linear warm-up, cosine from 1 to the floor, then off.
+    """The weight of all knowledge by epoch: linear warm-up, cosine from 1 to 0.1, then off.
 
     Attributes:
         warmup: end of the warm-up [epochs].
         fitted: until here the guidance layers learn and do not yet steer the student, and gains are measured [epochs].
         end: from here on the knowledge is off and the teacher is not asked [epochs].
         epochs: length of the run [epochs].
-        floor: the weight at the end; 1 is no fall at all.
     """
 
     warmup: float
     fitted: float
     end: int
     epochs: int
-    floor: float = FLOOR
 
     @classmethod
-    def of(cls, epochs: int, warmup_epochs: float, close_mosaic: int, unlabelled: bool = False) -> Schedule:
-        """The schedule of a run with these Ultralytics arguments, and with unlabelled images or without.
+    def of(cls, epochs: int, warmup_epochs: float, close_mosaic: int) -> Schedule:
+        """The schedule of a run with these Ultralytics arguments.
 
         The knowledge ends when mosaic closes, but never before half of the run, so that a short run is not silently
         plain; the warm-up takes at most a third of the rest. Guidance layers need an epoch even without a warm-up.
         """
-        end = epochs if unlabelled else epochs - min(close_mosaic, epochs // 2)
-        floor = 1.0 if unlabelled else FLOOR
-        return cls(min(warmup_epochs, end / 3), min(max(warmup_epochs, 1), end / 3), end, epochs, floor)
+        end = epochs - min(close_mosaic, epochs // 2)
+        return cls(min(warmup_epochs, end / 3), min(max(warmup_epochs, 1), end / 3), end, epochs)
 
     def weight(self, epoch: float) -> float:
         """The weight at a moment of the run, `epoch` counted in epochs with fractions: in [0, 1]."""
@@ -49,11 +45,8 @@ class Schedule:
         if epoch < self.warmup:
             return epoch / self.warmup
         done = (epoch - self.warmup) / (self.end - self.warmup)
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+        return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * done)) / 2
 
     def __str__(self) -> str:
-        rise = f"weight 0 to 1 in {self.warmup:.3g} of {self.epochs} epochs, "
-        if self.floor == 1:
-            return rise + "and stays there"
         off = f", off for the last {self.epochs - self.end}" if self.end < self.epochs else ""
-        return f"{rise}then falling to {self.floor}{off}"
+        return f"weight 0 to 1 in {self.warmup:.3g} epochs, then falling to {FLOOR}{off} of {self.epochs} epochs"

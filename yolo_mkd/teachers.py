@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -133,9 +132,3 @@ def within(k: Knowledge, height: int, width: int) -> Knowledge:
 def draw(seed: int, step: int, count: int) -> int:
     """Which of `count` teachers speaks at a step; the same on every rank, since only seed and step decide."""
     return random.Random((seed << 40) + step).randrange(count)
-
-
-def short_name(path: str) -> str:
-    """A teacher's file as people tell it from another: `yolo26m.pt`, or `assistant/weights/best.pt`."""
-    parts = Path(path).parts
-    return "/".join(parts[-3:]) if parts[-2:-1] == ("weights",) else parts[-1]

@@ -23,7 +23,7 @@ from yolo_mkd.record.views import Views, refuse, shown
 from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, settle
 from yolo_mkd.shares import Shares
-from yolo_mkd.teachers import Listener, Teacher, short_name
+from yolo_mkd.teachers import Listener, Teacher
 from yolo_mkd.unlabelled import Joint, Pool
 
 WIDTH = 11  # of a column in Ultralytics' progress bar
@@ -245,8 +245,7 @@ class MKDTrainer(host.DetectionTrainer):
     # While training
 
     def _schedule(self) -> Schedule:
-        args = self.args
-        return Schedule.of(self.epochs, args.warmup_epochs, args.close_mosaic, bool(self.knowledge["unlabelled"]))
+        return Schedule.of(self.epochs, self.args.warmup_epochs, self.args.close_mosaic)
 
     def _start_epoch(self) -> None:
         self.moment.epoch, self.moment.batch, self.moment.batches = self.epoch, 0, len(self.train_loader)
@@ -288,7 +287,7 @@ class MKDTrainer(host.DetectionTrainer):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Preprocess as Ultralytics does; where the teacher sees a size of its own, scale to the student's."""
         criterion = None if self.listener is None else unwrap_model(self.model).criterion
-        if self.pool is not None and criterion is not None:
+        if self.pool is not None and criterion is not None and criterion.on:
             batch = self.pool.join(batch)
         loaded = batch["img"]
         batch = super().preprocess_batch(batch)
@@ -393,3 +392,9 @@ TRAINERS: dict[str, type[MKDTrainer]] = {
     "pose": MKDPoseTrainer,
     "obb": MKDOBBTrainer,
 }
+
+
+def short_name(path: str) -> str:
+    """A teacher's file as people tell it from another: `yolo26m.pt`, or `assistant/weights/best.pt`."""
+    parts = Path(path).parts
+    return "/".join(parts[-3:]) if parts[-2:-1] == ("weights",) else parts[-1]
