@@ -112,14 +112,17 @@ def teach(start: str, data: Path, imgsz: int, length: dict[str, int]) -> Path:
     return weights
 
 
-def methods_for(pool: Path) -> dict[str, str]:
-    """The methods by the names that the tables use."""
+def methods_for(pool: Path, epochs: int) -> dict[str, str]:
+    """The methods by the names that the tables use; each sees as many images in an update of the weights.
+
+    longer, pseudo and mkd + unlabelled see twice the images of the others; those of longer all have labels.
+    """
     return {
         "plain": "plain",
-        "longer": "longer",
+        "longer": f"plain:epochs={2 * epochs}",
         "pseudo": f"pseudo:unlabelled={pool}",
         "mkd": "mkd",
-        "mkd + unlabelled": f"mkd:unlabelled={pool}",
+        "mkd + unlabelled": f"mkd:unlabelled={pool}:batch={BATCH // 2}",
     }
 
 
@@ -218,7 +221,7 @@ def main(words: Sequence[str]) -> None:
         teachers[share] = round(
             float(YOLO(teacher).val(data=given["data"], imgsz=imgsz, rect=False, **QUIET).box.map), 4
         )
-        methods = methods_for(folder / "pool.txt")
+        methods = methods_for(folder / "pool.txt", length["epochs"])
         document = compared(
             folder / "compare", data=str(folder / "data.yaml"), teacher=str(teacher), assistant="none",
             methods=",".join(methods.values()), **same, **length,
