@@ -28,6 +28,7 @@ from yolo_mkd.settings import parse
 from yolo_mkd.unlabelled import listed
 
 BATCH = 16
+VIEWS = 24  # of each image in the teacher's record
 SAME = {"batch": BATCH, "nbs": BATCH, "optimizer": "AdamW", "lr0": 0.002, "patience": 0, "val": False, "plots": False}
 SAME |= {"cache": "ram", "verbose": False, "device": "cpu"}
 QUIET = {"plots": False, "verbose": False, "device": "cpu"}
@@ -121,8 +122,8 @@ def methods_for(pool: Path, epochs: int) -> dict[str, str]:
         "plain": "plain",
         "longer": f"plain:epochs={2 * epochs}",
         "pseudo": f"pseudo:unlabelled={pool}",
-        "mkd": "mkd",
-        "mkd + unlabelled": f"mkd:unlabelled={pool}:batch={BATCH // 2}",
+        "mkd": "recorded",
+        "mkd + unlabelled": f"recorded:unlabelled={pool}:batch={BATCH // 2}",
     }
 
 
@@ -223,7 +224,7 @@ def main(words: Sequence[str]) -> None:
         )
         methods = methods_for(folder / "pool.txt", length["epochs"])
         document = compared(
-            folder / "compare", data=str(folder / "data.yaml"), teacher=str(teacher), assistant="none",
+            folder / "compare", data=str(folder / "data.yaml"), teacher=str(teacher), assistant="none", views=VIEWS,
             methods=",".join(methods.values()), **same, **length,
         )  # fmt: skip
         by_share[share] = {short: accuracy(document, method) for short, method in methods.items()}
