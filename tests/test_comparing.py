@@ -119,7 +119,7 @@ def test_an_ablation_takes_one_term_away_and_shows_each_alone() -> None:
     assert methods.ablation(["soft", "guidance"], "mkd") == [
         *("plain", "mkd", "mkd-soft", "mkd-guidance", "only:soft=0.5", "only:guidance=1.0")
     ]
-    assert methods.ablation(["soft"], "recorded") == ["plain", "recorded", "only:soft=0.5"]
+    assert methods.ablation(["soft"], "recorded") == ["plain", "recorded", "only:soft=2.0"]
 
 
 # Cells

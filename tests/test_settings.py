@@ -84,10 +84,6 @@ def test_without_calibration_what_nobody_set_has_its_nominal_gain() -> None:
     assert {n: own[n] for n in TERMS} == {**expected, "attention": 0.5}
 
 
-def test_the_usual_share_of_a_nominal_gain_is_the_share_that_the_defaults_ask_for() -> None:
-    assert {n: TERMS[n].share for n in set(TERMS) - set(RIVALS)} == {n: defaults()[n] for n in set(TERMS) - set(RIVALS)}
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [

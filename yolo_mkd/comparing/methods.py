@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolo_mkd.lesson import TERMS
-from yolo_mkd.settings import BadInput, defaults, shipped, value_of
+from yolo_mkd.settings import BadInput, defaults, preset, shipped, value_of
 
 STOCK = {  # trained by Ultralytics alone
     "plain": "stock Ultralytics, without a teacher",
@@ -131,6 +131,6 @@ def ablation(acting: Sequence[str], whole: str) -> list[str]:
         acting: terms that act between these models.
         whole: the method that is taken apart, `mkd` or `recorded`.
     """
-    shares = defaults()
+    shares = {**defaults(), **({} if whole == "mkd" else preset(whole))}
     without = [f"{whole}-{term}" for term in acting] if len(acting) > 1 else []
     return ["plain", whole, *without, *(f"only:{term}={shares[term]}" for term in acting)]
