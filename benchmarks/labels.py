@@ -1,10 +1,11 @@
 """How much do unlabelled images teach? Accuracy against the share of labels kept, with yolo-mkd compare.
 
-    python benchmarks/labels.py data=bccd.yaml model=student.pt teacher=teacher.pt imgsz=160 steps=600 out=DIR
+    python benchmarks/labels.py data=bccd.yaml model=yolo26n-w125.yaml teacher=yolo26s.yaml pretrain=voc6.yaml out=DIR
 
 For each of `shares=` the labels of some train images are kept, the other images go into the unlabelled pool, a teacher
 is trained on what is kept, and the methods are compared. Plain training on all labels is what they are held against.
-Every run takes the same number of batches of labelled images, `steps=`. A run that was cut off goes on where it was.
+A plain run takes the same number of batches for every share, `steps=`. A model given as .yaml is trained on
+`pretrain=` first. What was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from yolo_mkd.unlabelled import listed
 
 BATCH = 16
 VIEWS = 24  # of each image in the teacher's record
+TEACHER_EPOCHS, STUDENT_EPOCHS = 20, 30  # of pretraining
 SAME = {"batch": BATCH, "nbs": BATCH, "optimizer": "AdamW", "lr0": 0.002, "patience": 0, "val": False, "plots": False}
 SAME |= {"cache": "ram", "verbose": False, "device": "cpu"}
 QUIET = {"plots": False, "verbose": False, "device": "cpu"}
-GIVEN = {"shares": "0.1,0.25,0.5", "steps": 600, "seeds": 3, "imgsz": 160, "parallel": 1, "split": 0}
+GIVEN = {"pretrain": None, "shares": "0.1,0.25,0.5", "steps": 600, "seeds": 3, "imgsz": 160, "parallel": 1, "split": 0}
 COLOURS = {
     "plain": "#E69F00",
     "longer": "#F0C36D",
@@ -103,14 +105,23 @@ def rounds(images: int, steps: int) -> dict[str, int]:
     return {"epochs": epochs, "close_mosaic": epochs // 10}
 
 
-def teach(start: str, data: Path, imgsz: int, length: dict[str, int]) -> Path:
-    """Train a teacher on a data set, beside it, once; its last weights, so that val chooses nothing."""
-    weights = data.parent / "teacher" / "weights" / "last.pt"
-    if not (data.parent / "teacher.done").exists():
-        place = {"project": str(data.parent.resolve()), "name": "teacher", "exist_ok": True}
-        YOLO(start).train(data=str(data), imgsz=imgsz, seed=0, **length, **SAME, **place)
-        (data.parent / "teacher.done").touch()
-    return weights
+def trained(start: str, folder: Path, **arguments: Any) -> str:
+    """Train a model in a folder, once; its last weights, so that val chooses nothing."""
+    if not (folder / "done").exists():
+        place = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
+        YOLO(start).train(seed=0, **{**SAME, **arguments}, **place)
+        (folder / "done").touch()
+    return str((folder / "weights" / "last.pt").resolve())
+
+
+def pretrained(model: str, data: str, epochs: int, out: Path) -> str:
+    """A model to start from: a .pt as it is; a .yaml after training on another data set, at 160 px."""
+    if model.endswith(".pt"):
+        return model
+    out.mkdir(parents=True, exist_ok=True)
+    start = host.write_architecture(host.find_model("model", model), out)
+    arguments = {"data": data, "imgsz": 160, "epochs": epochs, "close_mosaic": 5, "cos_lr": True}
+    return trained(start, out / Path(model).stem, **arguments)
 
 
 def methods_for(pool: Path, epochs: int) -> dict[str, str]:
@@ -211,20 +222,22 @@ def main(words: Sequence[str]) -> None:
     given = {**GIVEN, **parse(words)}
     out, data = Path(given["out"]), host.check_data(given["data"])
     imgsz, steps, name = given["imgsz"], given["steps"], Path(given["data"]).stem
-    same = {**SAME, "model": given["model"], "imgsz": imgsz, "seeds": given["seeds"], "parallel": given["parallel"]}
+    larger = pretrained(given["teacher"], given["pretrain"], TEACHER_EPOCHS, out.parent / "pretrained")
+    student = pretrained(given["model"], given["pretrain"], STUDENT_EPOCHS, out.parent / "pretrained")
+    same = {**SAME, "model": student, "imgsz": imgsz, "seeds": given["seeds"], "parallel": given["parallel"]}
     length = rounds(len(classes_of(data)), steps)
     document = compared(out / "all", data=given["data"], methods="plain", **same, **length)
     whole, by_share, teachers = accuracy(document, "plain"), {}, {}
     for share in [float(s) for s in str(given["shares"]).split(",")]:
         folder = (out / f"{share:g}").resolve()
         length = rounds(keep(data, share, given["split"], folder), steps)
-        teacher = teach(given["teacher"], folder / "data.yaml", imgsz, length)
+        teacher = trained(larger, folder / "teacher", data=str(folder / "data.yaml"), imgsz=imgsz, **length)
         teachers[share] = round(
             float(YOLO(teacher).val(data=given["data"], imgsz=imgsz, rect=False, **QUIET).box.map), 4
         )
         methods = methods_for(folder / "pool.txt", length["epochs"])
         document = compared(
-            folder / "compare", data=str(folder / "data.yaml"), teacher=str(teacher), assistant="none", views=VIEWS,
+            folder / "compare", data=str(folder / "data.yaml"), teacher=teacher, assistant="none", views=VIEWS,
             methods=",".join(methods.values()), **same, **length,
         )  # fmt: skip
         by_share[share] = {short: accuracy(document, method) for short, method in methods.items()}
