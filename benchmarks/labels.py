@@ -237,7 +237,7 @@ def main(words: Sequence[str]) -> None:
         )
         methods = methods_for(folder / "pool.txt", length["epochs"])
         document = compared(
-            folder / "compare", data=str(folder / "data.yaml"), teacher=teacher, assistant="none", views=VIEWS,
+            folder / "compare", data=str(folder / "data.yaml"), teacher=teacher, assistant=None, views=VIEWS,
             methods=",".join(methods.values()), **same, **length,
         )  # fmt: skip
         by_share[share] = {short: accuracy(document, method) for short, method in methods.items()}
