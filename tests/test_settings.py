@@ -78,6 +78,10 @@ def test_a_rivals_preset_is_that_rival_alone_at_its_published_gain(name: str) ->
     assert own["calibrate"] is False
 
 
+def test_none_as_a_word_means_one_hop_from_python_too() -> None:
+    assert settle({"assistant": "none"})["assistant"] is settle({"assistant": None})["assistant"] is None
+
+
 def test_without_calibration_what_nobody_set_has_its_nominal_gain() -> None:
     own = settle({"calibrate": False, "attention": 0.5})
     expected = {n: TERMS[n].gain for n in set(TERMS) - set(RIVALS)} | dict.fromkeys(RIVALS, 0)

@@ -72,6 +72,7 @@ def settle(given: dict[str, Any]) -> dict[str, Any]:
     """
     chosen = {**preset(given.get("preset")), **given}
     own = {**defaults(), **({} if chosen.get("calibrate", True) else preset("nominal")), **chosen}
+    own["assistant"] = None if own["assistant"] == "none" else own["assistant"]  # the command line's word, from Python
     for name in ("calibrate", "gate"):
         if not isinstance(own[name], bool):
             raise BadInput(f"{name}={own[name]} is neither true nor false")

@@ -74,7 +74,7 @@ def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]
         methods = read_all(ablation(everywhere, whole), host.arguments())
     if any(m.hears for m in methods):
         baseline["teacher"] = teacher_of(arguments)
-    if baseline.get("assistant") not in {None, "auto"}:
+    if baseline.get("assistant") not in {None, "none", "auto"}:
         baseline["assistant"] = ",".join(map(chain.absolute, listed(baseline["assistant"])))
     root = host.run_folder(arguments.get("project"), arguments.get("name") or verb, exist_ok=False).resolve()
     shared = {"plots": False, "verbose": False, **baseline}
