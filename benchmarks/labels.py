@@ -151,17 +151,19 @@ def accuracy(document: dict[str, Any], method: str) -> dict[int, float]:
     return {int(seed): value for seed, value in row["map50_95"]["by_seed"].items()}
 
 
-def findings(by_share: dict[float, dict[str, dict[int, float]]], whole: dict[int, float]) -> list[dict[str, Any]]:
+def findings(
+    by_share: dict[float, dict[str, dict[int, float]]], whole: dict[str, dict[int, float]]
+) -> list[dict[str, Any]]:
     """One row a share and method: the accuracies, and how they differ from plain and from pseudo.
 
     Args:
         by_share: mAP50-95 by share, method and seed.
-        whole: of plain training on all labels, by seed.
+        whole: of training on all labels, plain and longer, by seed; `closed` is the part of plain's gap to each.
     """
     rows = []
     for share, methods in by_share.items():
         plain = methods["plain"]
-        gap = fmean(whole.values()) - fmean(plain.values())
+        gaps = {name: fmean(own.values()) - fmean(plain.values()) for name, own in whole.items()}
         for method, own in methods.items():
             gain = fmean(own.values()) - fmean(plain.values())
             rows.append(
@@ -172,26 +174,30 @@ def findings(by_share: dict[float, dict[str, dict[int, float]]], whole: dict[int
                     "mean": round(fmean(own.values()), 4),
                     "to_plain": None if method == "plain" else paired(own, plain),
                     "to_pseudo": None if method == "pseudo" else paired(own, methods["pseudo"]),
-                    "closed": round(gain / gap, 3),
+                    "closed": {name: round(gain / gap, 3) for name, gap in gaps.items()},
                 }
             )
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]], whole: dict[int, float], teachers: dict[float, float]) -> str:
+def table(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], teachers: dict[float, float]) -> str:
     """The findings in Markdown."""
-    lines = ["| labels | method | mAP50-95 | to plain [95 %] | to pseudo [95 %] | of the gap |", "|---" * 6 + "|"]
+    head = ["labels", "method", "mAP50-95", "to plain [95 %]", "to pseudo [95 %]"]
+    head += [f"of the gap to {name} on all labels" for name in whole]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        closed = "" if row["method"] == "plain" else f"{row['closed']:.0%}"
+        closed = ["" if row["method"] == "plain" else f"{part:.0%}" for part in row["closed"].values()]
         lines.append(
             f"| {row['share']:.0%} | {row['method']} | {row['mean']:.3f} | {change(row['to_plain'])} | "
-            f"{change(row['to_pseudo'])} | {closed} |"
+            f"{change(row['to_pseudo'])} | {' | '.join(closed)} |"
         )
-    lines += [f"| {share:.0%} | the teacher | {found:.3f} | | | |" for share, found in teachers.items()]
-    return "\n".join([*lines, f"| 100% | plain | {fmean(whole.values()):.3f} | | | 100% |"])
+    found = [(f"{share:.0%}", "the teacher", own) for share, own in teachers.items()]
+    found += [("100%", name, fmean(own.values())) for name, own in whole.items()]
+    empty = " |" * (len(head) - 3)
+    return "\n".join([*lines, *(f"| {share} | {name} | {own:.3f} |{empty}" for share, name, own in found)])
 
 
-def picture(rows: Sequence[dict[str, Any]], whole: dict[int, float], title: str, path: Path) -> None:
+def picture(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], title: str, path: Path) -> None:
     """Accuracy against the share of labels, a line a method, with 95 % t intervals over the seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -207,7 +213,8 @@ def picture(rows: Sequence[dict[str, Any]], whole: dict[int, float], title: str,
         axes.errorbar(
             shares, [r["mean"] for r in own], reach, marker="o", capsize=3, color=COLOURS[method], label=method
         )
-    axes.axhline(fmean(whole.values()), color="#767676", linestyle="--", label="plain, all labels")
+    for name, own in whole.items():
+        axes.axhline(fmean(own.values()), color=COLOURS[name], linestyle="--", label=f"{name}, all labels")
     axes.set_xlabel("share of labels kept [%]")
     axes.set_ylabel("mAP50-95, mean and 95 % interval over seeds")
     axes.set_title(title, fontsize=10, loc="left")
@@ -225,9 +232,11 @@ def main(words: Sequence[str]) -> None:
     larger = pretrained(given["teacher"], given["pretrain"], TEACHER_EPOCHS, out.parent / "pretrained")
     student = pretrained(given["model"], given["pretrain"], STUDENT_EPOCHS, out.parent / "pretrained")
     same = {**SAME, "model": student, "imgsz": imgsz, "seeds": given["seeds"], "parallel": given["parallel"]}
-    length = rounds(len(classes_of(data)), steps)
-    document = compared(out / "all", data=given["data"], methods="plain", **same, **length)
-    whole, by_share, teachers = accuracy(document, "plain"), {}, {}
+    whole, by_share, teachers = {}, {}, {}
+    for kind, batches in (("plain", steps), ("longer", 2 * steps)):
+        length = rounds(len(classes_of(data)), batches)
+        document = compared(out / f"all-{kind}", data=given["data"], methods="plain", **same, **length)
+        whole[kind] = accuracy(document, "plain")
     for share in [float(s) for s in str(given["shares"]).split(",")]:
         folder = (out / f"{share:g}").resolve()
         length = rounds(keep(data, share, given["split"], folder), steps)

@@ -33,7 +33,7 @@ def student_of(detector: Any, folder: Path, width: float = 0.0625) -> str:
 def asked_of(detector: Any, folder: Path) -> dict[str, Any]:
     return {
         "data": str(detector.data), "model": student_of(detector, folder), "teacher": str(detector.pt),
-        "assistant": None, "imgsz": 32, "epochs": 2, "batch": 8, "fraction": 0.25, "device": "cpu", "seeds": 1,
+        "assistant": "none", "imgsz": 32, "epochs": 2, "batch": 8, "fraction": 0.25, "device": "cpu", "seeds": 1,
         "project": str(folder / "runs"),
     }  # fmt: skip
 

@@ -51,8 +51,10 @@ def test_every_share_trains_for_as_many_batches(labels: Any) -> None:
 
 def test_gap_closed_and_differences_are_those_of_the_seeds(labels: Any) -> None:
     methods = {"plain": {0: 0.20, 1: 0.22}, "pseudo": {0: 0.25, 1: 0.25}, "mkd + unlabelled": {0: 0.28, 1: 0.30}}
-    rows = {r["method"]: r for r in labels.findings({0.25: methods}, {0: 0.30, 1: 0.32})}
-    assert rows["mkd + unlabelled"]["closed"] == pytest.approx(0.8)
+    rows = {
+        r["method"]: r for r in labels.findings({0.25: methods}, {"plain": {0: 0.30, 1: 0.32}, "longer": {0: 0.40}})
+    }
+    assert rows["mkd + unlabelled"]["closed"] == pytest.approx({"plain": 0.8, "longer": 0.421})  # of 0.10 and 0.19
     assert rows["mkd + unlabelled"]["to_plain"]["mean"] == pytest.approx(0.08)
     assert rows["mkd + unlabelled"]["to_pseudo"]["mean"] == pytest.approx(0.04)
     assert rows["mkd + unlabelled"]["to_pseudo"]["verdict"] == "not distinguishable"  # 0.03 and 0.05, two seeds
