@@ -191,10 +191,10 @@ def table(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], te
             f"| {row['share']:.0%} | {row['method']} | {row['mean']:.3f} | {change(row['to_plain'])} | "
             f"{change(row['to_pseudo'])} | {' | '.join(closed)} |"
         )
-    found = [(f"{share:.0%}", "the teacher", own) for share, own in teachers.items()]
-    found += [("100%", name, fmean(own.values())) for name, own in whole.items()]
+    beside = [(f"{share:.0%}", "the teacher", figure) for share, figure in teachers.items()]
+    beside += [("100%", name, fmean(own.values())) for name, own in whole.items()]
     empty = " |" * (len(head) - 3)
-    return "\n".join([*lines, *(f"| {share} | {name} | {own:.3f} |{empty}" for share, name, own in found)])
+    return "\n".join([*lines, *(f"| {share} | {name} | {figure:.3f} |{empty}" for share, name, figure in beside)])
 
 
 def picture(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], title: str, path: Path) -> None:
