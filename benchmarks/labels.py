@@ -213,8 +213,8 @@ def picture(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], 
         axes.errorbar(
             shares, [r["mean"] for r in own], reach, marker="o", capsize=3, color=COLOURS[method], label=method
         )
-    for name, own in whole.items():
-        axes.axhline(fmean(own.values()), color=COLOURS[name], linestyle="--", label=f"{name}, all labels")
+    for name, all_labels in whole.items():
+        axes.axhline(fmean(all_labels.values()), color=COLOURS[name], linestyle="--", label=f"{name}, all labels")
     axes.set_xlabel("share of labels kept [%]")
     axes.set_ylabel("mAP50-95, mean and 95 % interval over seeds")
     axes.set_title(title, fontsize=10, loc="left")
