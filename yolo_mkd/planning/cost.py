@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from yolo_mkd.balance import READINGS
@@ -72,8 +72,12 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
     reading = min(wanted, on) * probed["reading_s"] * scale * run.joined
     validation = probed["val_s_per_image"] * run.val_images * (run.epochs + 1 if run.validates else 2)
     more = (run.joined - 1) * on  # loads of unlabelled images, in batches
-    beside = probed["load_s"] * scale * (steps + more) + probed["update_s"] * run.updates + validation
-    alone = steps * plain + beside - probed["load_s"] * scale * more
+
+    def around(loads: float, updates: int) -> float:
+        return probed["load_s"] * scale * loads + probed["update_s"] * updates + validation
+
+    beside = around(steps + more, run.updates)
+    alone = steps * plain + around(steps, replace(run, joined=1).updates)
     replayed = taught - probed["taught"].get("teacher_s", 0.0) * scale * run.joined
     asked = on if run.asked is None else min(on, run.batches * run.asked)
     rest = (steps - on) * plain + reading + beside
