@@ -202,7 +202,7 @@ def picture(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for i, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
@@ -220,7 +220,8 @@ def picture(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], 
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="#e6e6e6")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_xticks(sorted({100 * r["share"] for r in rows}))
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
