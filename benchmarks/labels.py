@@ -158,7 +158,7 @@ def findings(
 
     Args:
         by_share: mAP50-95 by share, method and seed.
-        whole: of training on all labels, plain and longer, by seed; `closed` is the part of plain's gap to each.
+        whole: of training on all labels, plain and longer, by seed; `closed` is the part of the gap to each.
     """
     rows = []
     for share, methods in by_share.items():
@@ -174,7 +174,7 @@ def findings(
                     "mean": round(fmean(own.values()), 4),
                     "to_plain": None if method == "plain" else paired(own, plain),
                     "to_pseudo": None if method == "pseudo" else paired(own, methods["pseudo"]),
-                    "closed": {name: round(gain / gap, 3) for name, gap in gaps.items()},
+                    "closed": {name: round(gain / gap, 3) if gap > 0 else None for name, gap in gaps.items()},
                 }
             )
     return rows
@@ -186,7 +186,7 @@ def table(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], te
     head += [f"of the gap to {name} on all labels" for name in whole]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        closed = ["" if row["method"] == "plain" else f"{part:.0%}" for part in row["closed"].values()]
+        closed = ["" if row["method"] == "plain" or part is None else f"{part:.0%}" for part in row["closed"].values()]
         lines.append(
             f"| {row['share']:.0%} | {row['method']} | {row['mean']:.3f} | {change(row['to_plain'])} | "
             f"{change(row['to_pseudo'])} | {' | '.join(closed)} |"

@@ -59,3 +59,10 @@ def test_gap_closed_and_differences_are_those_of_the_seeds(labels: Any) -> None:
     assert rows["mkd + unlabelled"]["to_pseudo"]["mean"] == pytest.approx(0.04)
     assert rows["mkd + unlabelled"]["to_pseudo"]["verdict"] == "not distinguishable"  # 0.03 and 0.05, two seeds
     assert rows["pseudo"]["to_pseudo"] is None
+
+
+def test_where_all_labels_bring_nothing_there_is_no_gap_to_close(labels: Any) -> None:
+    methods = {"plain": {0: 0.3}, "pseudo": {0: 0.2}}
+    rows = labels.findings({0.5: methods}, {"plain": {0: 0.3}})
+    assert [row["closed"] for row in rows] == [{"plain": None}, {"plain": None}]
+    assert labels.table(rows, {"plain": {0: 0.3}}, {}).count("%") == 5  # of labels and intervals, none of a gap
