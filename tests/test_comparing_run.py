@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -71,7 +72,7 @@ def test_all_is_written_into_the_folder(compared: tuple[Path, dict[str, Any]]) -
     assert {"compare.yaml", "compare.json", "compare.md", "compare.csv", "cost.png", "differences.png"} <= {
         p.name for p in root.iterdir()
     }
-    assert document["schema"] == asking.SCHEMA
+    assert document["schema"] == "yolo-mkd/compare/1"
     assert json.loads((root / "compare.json").read_text()) == document == json.loads((folder / "copy.json").read_text())
     with open(root / "compare.csv", newline="") as f:
         raw = {r["method"]: r for r in csv.DictReader(f)}
@@ -114,9 +115,46 @@ def test_going_on_runs_again_what_failed_and_nothing_else(
     assert run == ["plain_optimizer=Nope-s0"]
     assert by_method(document)["plain:optimizer=Nope"]["failed"] == {"0": "still broken"}
     assert by_method(document)["native"] == by_method(compared[1])["native"]
-    for change, message in (({"seeds": 5}, "seeds= cannot change"), ({"resume": "nowhere"}, r"no compare\.yaml there")):
+    for change, message in (
+        ({"epochs": 5}, "epochs= cannot change"),
+        ({"resume": "nowhere"}, r"no compare\.yaml there"),
+        ({"methods": "mkd-none"}, "mkd has no term none"),
+    ):
         with pytest.raises(BadInput, match=message):
             compare(**{"resume": str(root), **change})
+
+
+def test_methods_and_seeds_can_be_added_later(
+    compared: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = tmp_path / "compare"
+    shutil.copytree(compared[0] / "runs" / "compare", root)
+    run: list[str] = []
+    monkeypatch.setattr(running, "run_cell", lambda folder, *_: (run.append(Path(folder).name), "broken")[1])
+    monkeypatch.chdir(tmp_path)
+    document = compare(resume="compare", methods="mkd:lr0=0.1,native", seeds="1")
+    everywhere = ["plain", "native", "mkd-guidance", "plain_optimizer=Nope", "mkd_lr0=0.1"]
+    assert run == ["plain_optimizer=Nope-s0", "mkd_lr0=0.1-s0", *(f"{m}-s1" for m in everywhere)]
+    assert document["seeds"] == [0, 1]
+    assert f"methods={METHODS},mkd:lr0=0.1 " in document["command"] + " "
+    assert by_method(document)["native"]["map50_95"] == by_method(compared[1])["native"]["map50_95"]
+    added = yaml.safe_load((root / "data" / "studentn" / "mkd_lr0=0.1-s1" / "cell.yaml").read_text())
+    first = yaml.safe_load((root / "data" / "studentn" / "mkd-guidance-s0" / "cell.yaml").read_text())
+    assert {**first["arguments"], "guidance": 1, "lr0": 0.1, "seed": 1, "project": added["arguments"]["project"]} == {
+        **added["arguments"],
+        "guidance": 1,
+    }
+    run.clear()
+    compare(resume="compare")
+    assert len(run) == 7  # what was added is still asked for
+
+
+def test_what_longer_is_given_does_not_change(tiny_detector: Any, tmp_path: Path) -> None:
+    asked = {**asked_of(tiny_detector, tmp_path), "methods": "plain,longer,native"}
+    root, plan = asking.lay_out(asked, "compare")
+    assert len(asking.extend(root, plan, {"methods": "native:dis=2"})["cells"]) == 4
+    with pytest.raises(BadInput, match="methods=mkd would change what longer is given"):
+        asking.extend(root, plan, {"methods": "mkd"})
 
 
 def test_a_cell_goes_on_from_its_last_checkpoint(tiny_detector: Any, tmp_path: Path) -> None:

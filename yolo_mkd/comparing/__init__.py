@@ -15,13 +15,13 @@ import yaml
 
 from yolo_mkd import chain, host, report
 from yolo_mkd.comparing import latency, plots, running, tables
-from yolo_mkd.comparing.asking import SCHEMA, establish, lay_out
+from yolo_mkd.comparing.asking import SCHEMA, establish, extend, lay_out
 from yolo_mkd.comparing.cells import RESULT, Cell, result
 from yolo_mkd.comparing.findings import FIGURES, mean_rows, notes, rows_of
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput
 
-ON_RESUME = {"resume", "parallel", "ray", "json"}
+ON_RESUME = {"resume", "methods", "seeds", "parallel", "ray", "json"}
 PLAN = "compare.yaml"
 
 
@@ -40,7 +40,7 @@ def compare(**arguments: Any) -> dict[str, Any]:
             parallel: cells at a time.
             ray: a Ray cluster's address, or auto.
             project, name: where the comparison's folder is; json: a copy of its report.
-            resume: the folder of an interrupted comparison.
+            resume: the folder of an interrupted comparison, or of a finished one that methods= and seeds= add to.
 
     Returns:
         What `compare.json` says: `rows`, one for each data set, student and method; `mean` over them; `cells`; `notes`.
@@ -79,7 +79,7 @@ def carry_out(arguments: dict[str, Any], verb: str) -> dict[str, Any]:
     pool = running.Cluster(str(ray), parallel) if ray else running.Here(parallel or 1)
     if not resumed:
         establish(root, plan)
-        save(root, plan)
+    save(root, plan)
     cells = [Cell(**cell) for cell in plan["cells"]]
     LOGGER.info(f"M-KD: {len(cells)} cells in {chain.shortest(root)}, each with its log.txt")
     for method, why in plan["live"].items():
@@ -100,7 +100,7 @@ def carry_out(arguments: dict[str, Any], verb: str) -> dict[str, Any]:
 
 
 def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Open an interrupted comparison; cells that failed are to run again.
+    """Open a comparison to go on with it or to add to it; cells that failed are to run again.
 
     Raises:
         BadInput: there is none, its teacher is another now, or an argument cannot change.
@@ -124,6 +124,9 @@ def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     if teacher and (not Path(teacher["file"]).is_file() or chain.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is gone or has changed: put the same file back")
     root = file.parent.resolve()
+    more: dict[str, Any] = {k: arguments[k] for k in ("methods", "seeds") if k in arguments}
+    if more:
+        plan = extend(root, plan, more)
     for cell in (Cell(**c) for c in plan["cells"]):
         found = result(root, cell)
         if found and found["status"] != "done":

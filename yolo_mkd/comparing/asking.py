@@ -14,10 +14,11 @@ from yolo_mkd.host.dry import silent
 from yolo_mkd.lesson import TERMS, Lesson
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown
 
-SCHEMA = "yolo-mkd/compare/1"
+SCHEMA = "yolo-mkd/comparison/1"
 OWN = {"methods", "seeds", "record", "latency", "parallel", "ray", "json"}
 REFERENCES = {"compare": ("plain", "native"), "ablate": ("plain", "mkd", "recorded")}  # what a method is compared with
 NOT_SHARED = OWN | {"data", "model", "project", "name"}  # what is not an argument of every cell's training
+MODELS = ("teacher", "assistant")  # besides the students
 REFUSED = {
     **dict.fromkeys(
         (*TERMS, "preset", "calibrate", "gate"), "belongs to a method: write for example methods=plain,mkd:"
@@ -32,15 +33,16 @@ REFUSED = {
 }
 
 
-def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]:
+def lay_out(arguments: dict[str, Any], verb: str, root: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """Check all that is asked for, and plan its cells.
 
     Args:
         arguments: the user's.
         verb: compare or ablate.
+        root: the comparison's folder, if it is there already.
 
     Returns:
-        The folder that is to be, and what its `compare.yaml` is to say.
+        The folder, and what its `compare.yaml` is to say.
 
     Raises:
         BadInput: a cell could not train, or an argument is unknown or not the comparison's.
@@ -76,14 +78,18 @@ def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]
         baseline["teacher"] = teacher_of(arguments)
     if baseline.get("assistant") not in {None, "none", "auto"}:
         baseline["assistant"] = ",".join(map(chain.absolute, listed(baseline["assistant"])))
-    root = host.run_folder(arguments.get("project"), arguments.get("name") or verb, exist_ok=False).resolve()
+    if root is None:
+        root = host.run_folder(arguments.get("project"), arguments.get("name") or verb, exist_ok=False).resolve()
     shared = {"plots": False, "verbose": False, **baseline}
     cells, live = build(root, labels("data", data), labels("model", students), methods, seeds, shared, record)
     teacher = baseline.get("teacher")
     return root, {
         "schema": SCHEMA,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": " ".join(["yolo-mkd", verb, *(f"{k}={joined(v)}" for k, v in arguments.items())]),
+        "verb": verb,
+        "asked": arguments,
+        "command": command(verb, arguments),
+        "files": {"data": data, "model": students, **{k: baseline[k] for k in MODELS if k in baseline}},
         "versions": report.versions(),
         "methods": {m.name: m.changes for m in methods},
         "references": [n for n in REFERENCES[verb] if n in {m.name for m in methods}],
@@ -95,6 +101,32 @@ def lay_out(arguments: dict[str, Any], verb: str) -> tuple[Path, dict[str, Any]]
         "latency": arguments.get("latency", False),
         "cells": [asdict(c) for c in cells],
     }
+
+
+def extend(root: Path, plan: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Plan more methods and seeds for a comparison; the cells that are there stay as they are.
+
+    Args:
+        root: its folder.
+        plan: what its `compare.yaml` says.
+        more: `methods` and `seeds` to add, as the user gives them.
+
+    Raises:
+        BadInput: one of them cannot train, or `longer` would no longer be paced by the same method.
+    """
+    asked = {**plan["asked"], "seeds": sorted({*plan["seeds"], *seeds_of(more.get("seeds", plan["seeds"]))})}
+    if plan["verb"] == "compare" or "methods" in more:
+        asked["methods"] = list(dict.fromkeys([*plan["methods"], *listed(more.get("methods", []))]))
+    _, whole = lay_out({**asked, **plan["files"]}, plan["verb"], root)
+    there = {cell["name"]: cell for cell in plan["cells"]}
+    for cell in whole["cells"]:
+        cell["arguments"]["model"] = host.write_architecture(cell["arguments"]["model"], root / "models")
+        before = there.get(cell["name"], {}).get("longer")
+        if before and list(before) != list(cell["longer"]):
+            named = joined(more["methods"])
+            raise BadInput(f"methods={named} would change what longer is given: start a new comparison")
+    kept = {"started": plan["started"], "asked": asked, "command": command(plan["verb"], asked)}
+    return {**whole, **kept, "cells": [there.get(cell["name"], cell) for cell in whole["cells"]]}
 
 
 def establish(root: Path, plan: dict[str, Any]) -> None:
@@ -159,6 +191,11 @@ def seeds_of(given: Any) -> list[int]:
     if not words or not all(w.isdecimal() for w in words) or len(set(words)) < len(words):
         raise BadInput(f"seeds={joined(given)}: give how many, such as seeds=3, or which, such as seeds=0,1,5")
     return [int(w) for w in words]
+
+
+def command(verb: str, arguments: dict[str, Any]) -> str:
+    """The command line of these arguments."""
+    return " ".join(["yolo-mkd", verb, *(f"{k}={joined(v)}" for k, v in arguments.items())])
 
 
 def listed(given: Any) -> list[str]:
