@@ -10,7 +10,6 @@ A plain run takes the same number of batches for every share, `steps=`. A model 
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 from collections import Counter
@@ -20,20 +19,14 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from ultralytics import YOLO
+from starting import BATCH, SAME, accuracy_of, classes_of, compared, pretrained, rounds, trained
 
-from yolo_mkd import compare, host, report
+from yolo_mkd import host, report
 from yolo_mkd.comparing.statistics import interval, paired
 from yolo_mkd.comparing.tables import change
 from yolo_mkd.settings import parse
-from yolo_mkd.unlabelled import listed
 
-BATCH = 16
 VIEWS = 24  # of each image in the teacher's record
-TEACHER_EPOCHS, STUDENT_EPOCHS = 20, 30  # of pretraining
-SAME = {"batch": BATCH, "nbs": BATCH, "optimizer": "AdamW", "lr0": 0.002, "patience": 0, "val": False, "plots": False}
-SAME |= {"cache": "ram", "verbose": False, "device": "cpu"}
-QUIET = {"plots": False, "verbose": False, "device": "cpu"}
 GIVEN = {"pretrain": None, "shares": "0.1,0.25,0.5", "steps": 600, "seeds": 3, "imgsz": 160, "parallel": 1, "split": 0}
 COLOURS = {
     "plain": "#E69F00",
@@ -74,16 +67,6 @@ def split(images: dict[str, set[int]], share: float, seed: int) -> tuple[list[st
     return sorted(kept), sorted(set(images) - set(kept))
 
 
-def classes_of(data: dict[str, Any]) -> dict[str, set[int]]:
-    """The classes that each train image of a data set shows, by its file."""
-    found = {}
-    for image in (i for place in listed(data["train"]) for i in host.images_in(Path(place))):
-        labels = Path(str(image.with_suffix(".txt")).replace("/images/", "/labels/"))
-        lines = labels.read_text(encoding="utf-8").splitlines() if labels.exists() else []
-        found[str(image)] = {int(line.split()[0]) for line in lines if line.strip()}
-    return found
-
-
 def keep(data: dict[str, Any], share: float, seed: int, folder: Path) -> int:
     """Write a data set with a share of the labels, `data.yaml`, and the list of the other images, `pool.txt`.
 
@@ -99,31 +82,6 @@ def keep(data: dict[str, Any], share: float, seed: int, folder: Path) -> int:
     return len(kept)
 
 
-def rounds(images: int, steps: int) -> dict[str, int]:
-    """How long a run on so many labelled images is, in epochs: as many batches for every share of the labels."""
-    epochs = max(1, round(steps / math.ceil(images / BATCH)))
-    return {"epochs": epochs, "close_mosaic": epochs // 10}
-
-
-def trained(start: str, folder: Path, **arguments: Any) -> str:
-    """Train a model in a folder, once; its last weights, so that val chooses nothing."""
-    if not (folder / "done").exists():
-        place = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
-        YOLO(start).train(seed=0, **{**SAME, **arguments}, **place)
-        (folder / "done").touch()
-    return str((folder / "weights" / "last.pt").resolve())
-
-
-def pretrained(model: str, data: str, epochs: int, out: Path) -> str:
-    """A model to start from: a .pt as it is; a .yaml after training on another data set, at 160 px."""
-    if model.endswith(".pt"):
-        return model
-    out.mkdir(parents=True, exist_ok=True)
-    start = host.write_architecture(host.find_model("model", model), out)
-    arguments = {"data": data, "imgsz": 160, "epochs": epochs, "close_mosaic": 5, "cos_lr": True}
-    return trained(start, out / Path(model).stem, **arguments)
-
-
 def methods_for(pool: Path, epochs: int) -> dict[str, str]:
     """The methods by the names that the tables use; each sees as many images in an update of the weights.
 
@@ -136,13 +94,6 @@ def methods_for(pool: Path, epochs: int) -> dict[str, str]:
         "mkd": "recorded",
         "mkd + unlabelled": f"recorded:unlabelled={pool}:batch={BATCH // 2}",
     }
-
-
-def compared(folder: Path, **arguments: Any) -> dict[str, Any]:
-    """Run a comparison or go on with it."""
-    if (folder / "compare.yaml").exists():
-        return compare(resume=str(folder))
-    return compare(project=str(folder.parent), name=folder.name, **arguments)
 
 
 def accuracy(document: dict[str, Any], method: str) -> dict[int, float]:
@@ -230,8 +181,8 @@ def main(words: Sequence[str]) -> None:
     given = {**GIVEN, **parse(words)}
     out, data = Path(given["out"]), host.check_data(given["data"])
     imgsz, steps, name = given["imgsz"], given["steps"], Path(given["data"]).stem
-    larger = pretrained(given["teacher"], given["pretrain"], TEACHER_EPOCHS, out.parent / "pretrained")
-    student = pretrained(given["model"], given["pretrain"], STUDENT_EPOCHS, out.parent / "pretrained")
+    larger = pretrained("teacher", given, out.parent / "pretrained")
+    student = pretrained("model", given, out.parent / "pretrained")
     same = {**SAME, "model": student, "imgsz": imgsz, "seeds": given["seeds"], "parallel": given["parallel"]}
     whole, by_share, teachers = {}, {}, {}
     for kind, batches in (("plain", steps), ("longer", 2 * steps)):
@@ -242,9 +193,7 @@ def main(words: Sequence[str]) -> None:
         folder = (out / f"{share:g}").resolve()
         length = rounds(keep(data, share, given["split"], folder), steps)
         teacher = trained(larger, folder / "teacher", data=str(folder / "data.yaml"), imgsz=imgsz, **length)
-        teachers[share] = round(
-            float(YOLO(teacher).val(data=given["data"], imgsz=imgsz, rect=False, **QUIET).box.map), 4
-        )
+        teachers[share] = accuracy_of(teacher, given["data"], imgsz)
         methods = methods_for(folder / "pool.txt", length["epochs"])
         document = compared(
             folder / "compare", data=str(folder / "data.yaml"), teacher=teacher, assistant=None, views=VIEWS,

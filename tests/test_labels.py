@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
+import labels
 import pytest
-
-
-@pytest.fixture(scope="module")
-def labels() -> Any:
-    spec = importlib.util.spec_from_file_location("labels", Path(__file__).parents[1] / "benchmarks" / "labels.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from starting import rounds
 
 
 def pictures(count: int) -> dict[str, set[int]]:
@@ -28,7 +18,7 @@ def pictures(count: int) -> dict[str, set[int]]:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
-def test_each_class_keeps_its_share(labels: Any, share: float) -> None:
+def test_each_class_keeps_its_share(share: float) -> None:
     images = pictures(400)
     kept, others = labels.split(images, share, seed=0)
     assert len(kept) == round(400 * share)
@@ -38,18 +28,18 @@ def test_each_class_keeps_its_share(labels: Any, share: float) -> None:
         assert left[c] / n == pytest.approx(share, abs=0.05), c
 
 
-def test_seed_chooses_and_repeats(labels: Any) -> None:
+def test_seed_chooses_and_repeats() -> None:
     images = pictures(200)
     assert labels.split(images, 0.25, seed=3) == labels.split(images, 0.25, seed=3)
     assert labels.split(images, 0.25, seed=3) != labels.split(images, 0.25, seed=4)
 
 
-def test_every_share_trains_for_as_many_batches(labels: Any) -> None:
-    assert labels.rounds(205, 600) == {"epochs": 46, "close_mosaic": 4}  # 13 batches an epoch
-    assert labels.rounds(51, 600) == {"epochs": 150, "close_mosaic": 15}  # 4
+def test_every_share_trains_for_as_many_batches() -> None:
+    assert rounds(205, 600) == {"epochs": 46, "close_mosaic": 4}  # 13 batches an epoch
+    assert rounds(51, 600) == {"epochs": 150, "close_mosaic": 15}  # 4
 
 
-def test_gap_closed_and_differences_are_those_of_the_seeds(labels: Any) -> None:
+def test_gap_closed_and_differences_are_those_of_the_seeds() -> None:
     methods = {"plain": {0: 0.20, 1: 0.22}, "pseudo": {0: 0.25, 1: 0.25}, "mkd + unlabelled": {0: 0.28, 1: 0.30}}
     rows = {
         r["method"]: r for r in labels.findings({0.25: methods}, {"plain": {0: 0.30, 1: 0.32}, "longer": {0: 0.40}})
@@ -61,7 +51,7 @@ def test_gap_closed_and_differences_are_those_of_the_seeds(labels: Any) -> None:
     assert rows["pseudo"]["to_pseudo"] is None
 
 
-def test_where_all_labels_bring_nothing_there_is_no_gap_to_close(labels: Any) -> None:
+def test_where_all_labels_bring_nothing_there_is_no_gap_to_close() -> None:
     methods = {"plain": {0: 0.3}, "pseudo": {0: 0.2}}
     rows = labels.findings({0.5: methods}, {"plain": {0: 0.3}})
     assert [row["closed"] for row in rows] == [{"plain": None}, {"plain": None}]

@@ -1,0 +1,54 @@
+"""Does distillation help a student that begins, as people begin, from another data set's weights?
+
+    python benchmarks/finetune.py data=bccd.yaml model=yolo26n-w125.yaml teacher=yolo26s.yaml pretrain=voc6.yaml out=DIR
+
+Student and teacher given as .yaml are trained on `pretrain=` first; the teacher then learns `data=` for
+`teacher_steps=` batches; then yolo-mkd compare trains the student for `steps=` batches by each of `methods=`. Other
+arguments go through to it. What was cut off goes on where it was, and more methods or seeds add to what is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from starting import SAME, accuracy_of, classes_of, compared, pretrained, rounds, trained
+
+from yolo_mkd import host, report
+from yolo_mkd.comparing.tables import markdown
+from yolo_mkd.settings import parse
+
+GIVEN = {"pretrain": None, "imgsz": 160, "steps": 600, "teacher_steps": 900, "seeds": 3, "assistant": "none"}
+GIVEN |= {"methods": "plain,longer,native,mkd"}
+OWN = {"data", "model", "teacher", "pretrain", "steps", "teacher_steps", "out"}
+
+
+def main(words: Sequence[str]) -> None:
+    """Run everything and write finetune-NAME.json, .md and .png into out=, NAME being the data set's."""
+    given = {**GIVEN, **parse(words)}
+    out, data, imgsz = Path(given["out"]).resolve(), host.check_data(given["data"]), given["imgsz"]
+    images, name = len(classes_of(data)), Path(given["data"]).stem
+    student = pretrained("model", given, out.parent / "pretrained")
+    larger = pretrained("teacher", given, out.parent / "pretrained")
+    theirs = {"data": given["data"], "imgsz": imgsz, **rounds(images, given["teacher_steps"])}
+    teacher = trained(larger, out / "teacher", **theirs)
+    through = {k: v for k, v in given.items() if k not in OWN}
+    found = compared(
+        out / "compare", data=given["data"], model=student, teacher=teacher,
+        **{**SAME, **rounds(images, given["steps"]), **through},
+    )  # fmt: skip
+    figure = accuracy_of(teacher, given["data"], imgsz)
+    found |= {"command": " ".join(["python benchmarks/finetune.py", *words]), "teacher": {"map50_95": figure}}
+    found["notes"] = [f"The teacher: {Path(given['teacher']).stem}, mAP50-95 {figure:.3f}.", *found["notes"]]
+    report.write(out / f"finetune-{name}.json", "compare", found)
+    page = markdown(found)
+    for picture in ("differences", "cost"):
+        page = page.replace(f"({picture}.png)", f"({picture}-{name}.png)")
+        shutil.copy(out / "compare" / f"{picture}.png", out / f"{picture}-{name}.png")
+    (out / f"finetune-{name}.md").write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

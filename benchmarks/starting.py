@@ -1,0 +1,74 @@
+"""Where the benchmarks start: models that know another data set, and what all their trainings share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ultralytics import YOLO
+
+from yolo_mkd import compare, host
+from yolo_mkd.unlabelled import listed
+
+BATCH = 16
+EPOCHS = {"teacher": 20, "model": 30}  # of pretraining
+SAME = {"batch": BATCH, "nbs": BATCH, "optimizer": "AdamW", "lr0": 0.002, "patience": 0, "val": False, "plots": False}
+SAME |= {"cache": "ram", "verbose": False, "device": "cpu"}
+
+
+def classes_of(data: dict[str, Any]) -> dict[str, set[int]]:
+    """The classes that each train image of a data set shows, by its file."""
+    found = {}
+    for image in (i for place in listed(data["train"]) for i in host.images_in(Path(place))):
+        labels = Path(str(image.with_suffix(".txt")).replace("/images/", "/labels/"))
+        lines = labels.read_text(encoding="utf-8").splitlines() if labels.exists() else []
+        found[str(image)] = {int(line.split()[0]) for line in lines if line.strip()}
+    return found
+
+
+def rounds(images: int, steps: int) -> dict[str, int]:
+    """How long a run on so many labelled images is, in epochs: as many batches for every share of the labels."""
+    epochs = max(1, round(steps / math.ceil(images / BATCH)))
+    return {"epochs": epochs, "close_mosaic": epochs // 10}
+
+
+def trained(start: str, folder: Path, **arguments: Any) -> str:
+    """Train a model in a folder, once; its last weights, so that val chooses nothing."""
+    if not (folder / "done").exists():
+        place = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
+        YOLO(start).train(seed=0, **{**SAME, **arguments}, **place)
+        (folder / "done").touch()
+    return str((folder / "weights" / "last.pt").resolve())
+
+
+def pretrained(role: str, given: Mapping[str, Any], out: Path) -> str:
+    """A model to start from: a .pt as it is; a .yaml after training on `pretrain=`, at 160 px.
+
+    Args:
+        role: teacher or model.
+        given: the words of the command line, by argument.
+        out: where it is trained, once for all benchmarks that name this folder.
+    """
+    model = str(given[role])
+    if model.endswith(".pt"):
+        return model
+    out.mkdir(parents=True, exist_ok=True)
+    start = host.write_architecture(host.find_model(role, model), out)
+    arguments = {"data": given["pretrain"], "imgsz": 160, "epochs": EPOCHS[role], "close_mosaic": 5, "cos_lr": True}
+    return trained(start, out / Path(model).stem, **arguments)
+
+
+def compared(folder: Path, methods: str, seeds: Any, **arguments: Any) -> dict[str, Any]:
+    """Run a comparison, go on with it, or add methods and seeds to it."""
+    if (folder / "compare.yaml").exists():
+        return compare(resume=str(folder), methods=methods, seeds=seeds)
+    place = {"project": str(folder.parent), "name": folder.name}
+    return compare(methods=methods, seeds=seeds, **place, **arguments)
+
+
+def accuracy_of(model: str, data: str, imgsz: int) -> float:
+    """A trained model's mAP50-95 on val."""
+    box = YOLO(model).val(data=data, imgsz=imgsz, rect=False, plots=False, verbose=False, device="cpu").box
+    return round(float(box.map), 4)
