@@ -32,7 +32,7 @@ def test_help_answers_without_heavy_imports(words: list[str], capsys: pytest.Cap
 
 def test_the_help_of_train_is_the_comments_of_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["help", "train"]) == 0
-    assert "attention: 0.25" in capsys.readouterr().out
+    assert "attention: 0.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
