@@ -117,7 +117,7 @@ def test_longer_is_given_the_cost_of_mkd_or_what_comes_next_to_it(names: str, re
 
 def test_an_ablation_takes_one_term_away_and_shows_each_alone() -> None:
     assert methods.ablation(["soft", "guidance"], "mkd") == [
-        *("plain", "mkd", "mkd-soft", "mkd-guidance", "only:soft=0.5", "only:guidance=1.0")
+        *("plain", "mkd", "mkd-soft", "mkd-guidance", "only:soft=2.0", "only:guidance=0.25")
     ]
     assert methods.ablation(["soft"], "recorded") == ["plain", "recorded", "only:soft=2.0"]
 
