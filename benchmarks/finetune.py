@@ -5,10 +5,15 @@
 Student and teacher given as .yaml are trained on `pretrain=` first; the teacher then learns `data=` for
 `teacher_steps=` batches; then yolo-mkd compare trains the student for `steps=` batches by each of `methods=`. Other
 arguments go through to it. What was cut off goes on where it was, and more methods or seeds add to what is there.
+
+    python benchmarks/finetune.py mean=finetune-bccd.json,finetune-neudet.json
+
+prints the mean over several sets of what was found.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,7 +22,8 @@ from pathlib import Path
 from starting import SAME, accuracy_of, classes_of, compared, pretrained, rounds, trained
 
 from yolo_mkd import host, report
-from yolo_mkd.comparing.tables import markdown
+from yolo_mkd.comparing.findings import mean_rows
+from yolo_mkd.comparing.tables import markdown, mean_table, piped
 from yolo_mkd.settings import parse
 
 GIVEN = {"pretrain": None, "imgsz": 160, "steps": 600, "teacher_steps": 900, "seeds": 3, "assistant": "none"}
@@ -25,9 +31,19 @@ GIVEN |= {"methods": "plain,longer,native,mkd"}
 OWN = {"data", "model", "teacher", "pretrain", "steps", "teacher_steps", "out"}
 
 
+def mean(files: str) -> str:
+    """The mean over the reports of several sets, in Markdown; of the methods that all of them have."""
+    reports = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files.split(",")]
+    rows, references = [row for found in reports for row in found["rows"]], reports[0]["references"]
+    return "\n".join(piped(mean_table({"references": references, "mean": mean_rows(rows, references)})))
+
+
 def main(words: Sequence[str]) -> None:
     """Run everything and write finetune-NAME.json, .md and .png into out=, NAME being the data set's."""
     given = {**GIVEN, **parse(words)}
+    if "mean" in given:
+        print(mean(given["mean"]))
+        return
     out, data, imgsz = Path(given["out"]).resolve(), host.check_data(given["data"]), given["imgsz"]
     images, name = len(classes_of(data)), Path(given["data"]).stem
     student = pretrained("model", given, out.parent / "pretrained")
