@@ -149,10 +149,30 @@ def test_methods_and_seeds_can_be_added_later(
     assert len(run) == 7  # what was added is still asked for
 
 
+def test_what_is_added_needs_no_file_that_was_named_from_elsewhere_and_leaves_cells_alone(
+    tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_detector.data.parent)
+    asked = {**asked_of(tiny_detector, tmp_path), "data": tiny_detector.data.name, "methods": "plain"}
+    root, plan = asking.lay_out(asked, "compare")
+    plan["cells"][0]["arguments"]["epochs"] = 7  # as it was trained, whatever would be planned today
+    monkeypatch.chdir(tmp_path)
+    cells = asking.extend(root, plan, {"methods": "native:dis=2"})["cells"]
+    assert [c["method"] for c in cells] == ["plain", "native:dis=2"]
+    assert cells[0] == plan["cells"][0]
+    assert cells[1]["arguments"]["data"] == str(tiny_detector.data)
+
+
+def test_cells_of_other_versions_are_not_mixed(tiny_detector: Any, tmp_path: Path) -> None:
+    root, plan = asking.lay_out({**asked_of(tiny_detector, tmp_path), "methods": "plain"}, "compare")
+    plan["versions"]["ultralytics"] = "8.4.0"
+    with pytest.raises(BadInput, match=r"was begun with ultralytics 8\.4\.0: install that, or start a new comparison"):
+        asking.extend(root, plan, {"seeds": 2})
+
+
 def test_what_longer_is_given_does_not_change(tiny_detector: Any, tmp_path: Path) -> None:
     asked = {**asked_of(tiny_detector, tmp_path), "methods": "plain,longer,native"}
     root, plan = asking.lay_out(asked, "compare")
-    assert len(asking.extend(root, plan, {"methods": "native:dis=2"})["cells"]) == 4
     with pytest.raises(BadInput, match="methods=mkd would change what longer is given"):
         asking.extend(root, plan, {"methods": "mkd"})
 

@@ -112,8 +112,11 @@ def extend(root: Path, plan: dict[str, Any], more: dict[str, Any]) -> dict[str, 
         more: `methods` and `seeds` to add, as the user gives them.
 
     Raises:
-        BadInput: one of them cannot train, or `longer` would no longer be paced by the same method.
+        BadInput: one of them cannot train, `longer` would no longer be paced by the same method, or the packages are
+            others than those that the cells that are there were trained with.
     """
+    if changed := [f"{k} {v}" for k, v in plan["versions"].items() if report.versions().get(k) != v]:
+        raise BadInput(f"resume={root} was begun with {', '.join(changed)}: install that, or start a new comparison")
     asked = {**plan["asked"], "seeds": sorted({*plan["seeds"], *seeds_of(more.get("seeds", plan["seeds"]))})}
     if plan["verb"] == "compare" or "methods" in more:
         asked["methods"] = list(dict.fromkeys([*plan["methods"], *listed(more.get("methods", []))]))
