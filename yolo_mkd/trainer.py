@@ -196,10 +196,10 @@ class MKDTrainer(host.DetectionTrainer):
 
     def _setup_train(self) -> None:
         super()._setup_train()
-        if self.amp:  # known only now; the teachers speak in the precision that the student trains in
-            for source in self.sources:
-                assert isinstance(source.teacher, Teacher)
-                source.teacher.model.to(torch.bfloat16 if self.args.amp == "bf16" else torch.float16)
+        precision = host.frozen_precision(self)  # known only now
+        for source in self.sources:
+            assert isinstance(source.teacher, Teacher)
+            source.teacher.model.to(precision)
         if self.pool is not None:
             self.pool.introduce([s.teacher for s in self.sources], self.device)
         if self.sources and self.knowledge["record"]:
@@ -214,7 +214,7 @@ class MKDTrainer(host.DetectionTrainer):
             LOGGER.info(lesson_table(source.lesson, source.teacher.name, self.knowledge["calibrate"]))
         if self.sources:
             each = " (each batch hears one of the teachers)" if len(self.sources) > 1 else ""
-            LOGGER.info(f"M-KD: {self._schedule()}{each}\n")
+            LOGGER.info(f"M-KD: {self._schedule()}{each}, teachers speak in {precision}\n".replace("torch.", ""))
 
     def _attach(self) -> None:
         """Put taps on the student and the knowledge beside its criterion; Ultralytics' copies of it stay plain."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.nn.tasks import (
     DetectionModel,
@@ -183,3 +184,25 @@ def silence(model: DetectionModel) -> None:
     """Take out a head whose outputs nobody reads."""
     layers: Any = model.model
     layers[-1] = Silent(head(model))
+
+
+def frozen_precision(trainer: BaseTrainer) -> torch.dtype:
+    """The precision that a frozen model beside a trainer's own is to speak in.
+
+    On a GPU it is the one that Ultralytics trains in. A processor trains in float32 unless told otherwise, and there a
+    model without gradients still takes half the time where bfloat16 is native. `amp=False` keeps float32 everywhere.
+
+    Args:
+        trainer: one that is set up.
+    """
+    wanted = trainer.args.amp
+    if trainer.amp:
+        return torch.bfloat16 if wanted == "bf16" else torch.float16
+    gains = trainer.device.type == "cpu" and native_bfloat16()
+    return torch.bfloat16 if gains and wanted not in {False, "fp32"} else torch.float32
+
+
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16 itself (AVX-512 BF16, AMX); no where torch cannot tell."""
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
