@@ -249,8 +249,9 @@ def test_a_teacher_that_was_asked_ahead_has_looked_once_and_answers_that() -> No
     assert len(looked) == 4  # what it saw ahead was another batch
 
 
-def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_the_same() -> None:
-    t = model("yolo26n")
+@pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo12n", "yolo26n"])
+def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_the_same(name: str) -> None:
+    t = model(name)
     matched, images = lesson(t, t), torch.rand(2, 3, 64, 64)
     full = taught(t, matched, images)
     half = Teacher("t", t.to(torch.bfloat16), matched.match.teacher, matched.roles).speak(images)
