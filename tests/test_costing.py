@@ -13,6 +13,7 @@ from yolo_mkd.costing import cost
 from yolo_mkd.costing.figures import ratios, readings_per_step, table
 from yolo_mkd.costing.stopwatch import Stopwatch
 from yolo_mkd.costing.worker import PARTS
+from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import BadInput
 
 
@@ -86,9 +87,10 @@ def test_a_disturbance_that_meets_both_alike_changes_no_ratio() -> None:
 
 def test_gradients_are_read_once_in_50_batches_eight_times_an_epoch_at_most_and_twelve_times_more() -> None:
     # 1600 images in batches of 16: 100 batches, 2 readings in each of the 90 epochs, and 12 before the gains freeze
-    assert readings_per_step(1600, 16, 100, {}) == pytest.approx((2 * 90 + 12) / (100 * 90))
-    assert readings_per_step(16_000, 16, 100, {}) == pytest.approx((8 * 90 + 12) / (1000 * 90))
-    assert readings_per_step(160, 16, 20, {"close_mosaic": 0}) == pytest.approx((200 / 50 + 12) / (10 * 20))
+    schedule = Schedule.of(100, 3, 10, until=1)
+    assert readings_per_step(1600, 16, schedule) == pytest.approx((2 * 90 + 12) / (100 * 90))
+    assert readings_per_step(16_000, 16, schedule) == pytest.approx((8 * 90 + 12) / (1000 * 90))
+    assert readings_per_step(160, 16, Schedule.of(20, 3, 0, until=1)) == pytest.approx((200 / 50 + 12) / (10 * 20))
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,7 @@ def test_every_kind_of_training_takes_its_turns(measured: Any) -> None:
     kinds = figures["kinds"]
     assert list(kinds) == ["plain", "native", "live", "live, recorded's terms", "recording", "recorded"]
     assert figures["refused"] == {}
+    assert (figures["heard"], figures["epochs"]) == (2, 4)
     assert all(len(row["steps_s"]) == 3 for row in kinds.values())
     assert kinds["plain"]["ratio"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
 

@@ -69,11 +69,13 @@ def test_a_preset_goes_before_defaults_and_an_argument_before_a_preset() -> None
 def test_the_papers_preset_is_the_default_and_has_all_its_parts() -> None:
     assert {n: settle({"preset": "mkd"})[n] for n in TERMS} == {n: settle({})[n] for n in TERMS}
     assert all(settle({"preset": "mkd"})[n] > 0 for n in set(TERMS) - set(RIVALS))
+    assert settle({"preset": "mkd"})["until"] == settle({})["until"] == 0.5
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_rivals_preset_is_that_rival_alone_at_its_published_gain(name: str) -> None:
     own = settle({"preset": name})
+    assert own["until"] == 1
     assert {n: own[n] for n in TERMS if own[n]} == {name: TERMS[name].gain}
     assert own["calibrate"] is False
 
@@ -94,6 +96,10 @@ def test_without_calibration_what_nobody_set_has_its_nominal_gain() -> None:
         ({"preset": "saef"}, "preset=saef: no such preset: choose from channel_wise, "),
         ({"calibrate": "yes"}, "calibrate=yes is neither true nor false"),
         ({"gate": 1}, "gate=1 is neither true nor false"),
+        ({"until": 0}, "until=0 is no share of the epochs"),
+        ({"until": 1.5}, "until=1.5 is no share of the epochs"),
+        ({"until": True}, "until=True is no share of the epochs"),
+        ({"until": "end"}, "until=end is no share of the epochs"),
         ({"teacher_imgsz": "big"}, "teacher_imgsz=big is no number of pixels"),
         ({"views": 0}, "views=0 is no number of views"),
         ({"record": 3}, "give record=true or a folder"),

@@ -88,7 +88,7 @@ def test_a_distilled_run_sees_the_same_data_and_start_as_a_plain_one(
 
 
 def test_each_acting_term_has_a_column_with_values_and_no_validation_column(train: Any, tiny_detector: Any) -> None:
-    trainer = train(MKDTrainer.using(tiny_detector.pt))
+    trainer = train(MKDTrainer.using(tiny_detector.pt, until=1))
     columns = list(rows(trainer)[0])
     assert [c for c in columns if "kd/" in c] == [*(f"kd/{name}" for name in ACTING), "kd/weight"]
     for name in ACTING:
@@ -97,15 +97,16 @@ def test_each_acting_term_has_a_column_with_values_and_no_validation_column(trai
     assert set(map(len, rows(trainer))) == {len(columns)}
 
 
+@pytest.mark.parametrize(("close_mosaic", "until", "heard"), [(2, 1, 2), (0, 0.5, 2), (0, 0.75, 3)])
 def test_the_teacher_is_not_asked_once_the_knowledge_is_off(
-    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
+    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch, close_mosaic: int, until: float, heard: int
 ) -> None:
     asked: list[int] = []
     speak = Teacher.speak
     monkeypatch.setattr(Teacher, "speak", lambda self, images: (asked.append(len(images)), speak(self, images))[1])
-    trainer = train(MKDTrainer.using(tiny_detector.pt), epochs=4, close_mosaic=2)
-    assert sum(asked) == 2 * 24  # two of four epochs
-    assert [float(r["kd/soft"]) > 0 for r in rows(trainer)] == [True, True, False, False]
+    trainer = train(MKDTrainer.using(tiny_detector.pt, until=until), epochs=4, close_mosaic=close_mosaic)
+    assert sum(asked) == heard * 24
+    assert [float(r["kd/soft"]) > 0 for r in rows(trainer)] == [epoch < heard for epoch in range(4)]
 
 
 def test_a_head_that_no_term_reads_is_not_run_and_the_terms_find_the_same(train: Any, tiny_detector: Any) -> None:
@@ -201,7 +202,7 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
     gains: dict[str, float] = {}
     found: dict[str, Any] = {}
 
-    class Cut(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
+    class Cut(MKDTrainer.using(tiny_detector.pt, until=1)):  # type: ignore[misc]
         def save_model(self) -> bool:
             super().save_model()
             if self.epoch == 1:
@@ -210,7 +211,7 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
                 raise KeyboardInterrupt
             return True
 
-    class Watched(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
+    class Watched(MKDTrainer.using(tiny_detector.pt, until=1)):  # type: ignore[misc]
         def watch(self) -> None:
             if not found:
                 found.update(epoch=self.epoch, updates=self.model.criterion.detection.updates)
@@ -347,7 +348,7 @@ def test_a_recovery_from_nan_keeps_parts_gains_and_the_table_of_shares(
 ) -> None:
     monkeypatch.setattr("yolo_mkd.criterion.EVERY", 1)  # shares of each epoch
 
-    class Stumbling(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
+    class Stumbling(MKDTrainer.using(tiny_detector.pt, until=1)):  # type: ignore[misc]
         def _handle_nan_recovery(self, epoch: int) -> bool:
             if epoch == 1 and not self.nan_recovery_attempts:
                 self.loss = self.loss * float("nan")

@@ -1,7 +1,8 @@
 """When the knowledge speaks: up, down, and off before the end.
 
 The field's shipped recipes agree: YOLOv6 and DAMO-YOLO let it fall on a cosine, RTMDet drops it when mosaic
-closes; constant to the last epoch, knowledge turns against a student that has become good.
+closes; constant to the last epoch, knowledge turns against a student that has become good. A student far smaller than
+its teacher gains nothing by hearing it late (Cho and Hariharan, ICCV 2019), so by default half of a run pays for it.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ class Schedule:
     epochs: int
 
     @classmethod
-    def of(cls, epochs: int, warmup_epochs: float, close_mosaic: int) -> Schedule:
+    def of(cls, epochs: int, warmup_epochs: float, close_mosaic: int, until: float) -> Schedule:
         """The schedule of a run with these Ultralytics arguments.
 
-        The knowledge ends when mosaic closes, but never before half of the run, so that a short run is not silently
-        plain; the warm-up takes at most a third of the rest. Guidance layers need an epoch even without a warm-up.
+        The knowledge ends after the share `until` of the epochs, or when mosaic closes if that is sooner, though mosaic
+        never cuts it short before half of the run: so a short run is not silently plain. The warm-up takes at most a
+        third of the knowledge's time. Guidance layers need an epoch even without a warm-up.
         """
-        end = epochs - min(close_mosaic, epochs // 2)
+        end = min(epochs - min(close_mosaic, epochs // 2), max(1, math.ceil(until * epochs)))
         return cls(min(warmup_epochs, end / 3), min(max(warmup_epochs, 1), end / 3), end, epochs)
 
     def weight(self, epoch: float) -> float:

@@ -15,7 +15,7 @@ import yaml
 
 # what shapes the knowledge beside the terms themselves
 KNOWLEDGE = (
-    *("preset", "calibrate", "gate", "teacher_imgsz", "record", "views", "record_limit"),
+    *("preset", "calibrate", "gate", "until", "teacher_imgsz", "record", "views", "record_limit"),
     *("unlabelled", "unlabelled_ratio"),
 )
 
@@ -76,6 +76,9 @@ def settle(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("calibrate", "gate"):
         if not isinstance(own[name], bool):
             raise BadInput(f"{name}={own[name]} is neither true nor false")
+    until = own["until"]
+    if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
+        raise BadInput(f"until={until} is no share of the epochs: use for example until=0.5")
     for name, meaning, example in (("teacher_imgsz", "number of pixels", 640), ("views", "number of views", 8)):
         count = own[name]
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):

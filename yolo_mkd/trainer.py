@@ -245,7 +245,7 @@ class MKDTrainer(host.DetectionTrainer):
     # While training
 
     def _schedule(self) -> Schedule:
-        return Schedule.of(self.epochs, self.args.warmup_epochs, self.args.close_mosaic)
+        return Schedule.of(self.epochs, self.args.warmup_epochs, self.args.close_mosaic, self.knowledge["until"])
 
     def _start_epoch(self) -> None:
         self.moment.epoch, self.moment.batch, self.moment.batches = self.epoch, 0, len(self.train_loader)

@@ -21,6 +21,7 @@ from yolo_mkd.costing.figures import ratios, readings_per_step
 from yolo_mkd.host.dry import silent
 from yolo_mkd.lesson import TERMS
 from yolo_mkd.planning import sample, stand_in
+from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import KNOWLEDGE, BadInput, Failed, preset
 
 KINDS = {
@@ -236,8 +237,9 @@ def conclude(
     """From what the workers answered to the figures."""
     plain = [a["step_s"] for a in answers["plain"]["whole"]]
     images = len(sample.images_of(asked.data, "train", asked.theirs.get("fraction", 1.0)))
-    epochs = int(asked.theirs.get("epochs", 100))
-    often = readings_per_step(images, shared["batch"], epochs, asked.theirs)
+    epochs, theirs = int(asked.theirs.get("epochs", 100)), asked.theirs
+    schedule = Schedule.of(epochs, theirs.get("warmup_epochs", 3), theirs.get("close_mosaic", 10), asked.own["until"])
+    often = readings_per_step(images, shared["batch"], schedule)
     rows = {}
     for kind, found in answers.items():
         steps = [a["step_s"] for a in found["whole"]]
@@ -267,6 +269,8 @@ def conclude(
         "device": "cpu" if shared.get("device") == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "rounds": len(plain),
+        "epochs": epochs,
+        "heard": schedule.end,
         "refused": refused,
         "kinds": rows,
     }

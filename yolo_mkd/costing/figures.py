@@ -28,17 +28,15 @@ def ratios(steps: list[float], plain: list[float]) -> dict[str, float]:
     return {"mean": math.exp(fmean(logs)), "low": math.exp(fmean(logs) - wide), "high": math.exp(fmean(logs) + wide)}
 
 
-def readings_per_step(images: int, batch: int, epochs: int, arguments: dict[str, Any]) -> float:
+def readings_per_step(images: int, batch: int, schedule: Schedule) -> float:
     """How many of a run's steps have their gradients read, as a share of those in which the knowledge speaks.
 
     Args:
         images: in the training set.
         batch: images a step.
-        epochs: of the run.
-        arguments: Ultralytics', for its schedule.
+        schedule: when the knowledge speaks.
     """
     batches = math.ceil(images / batch)
-    schedule = Schedule.of(epochs, arguments.get("warmup_epochs", 3), arguments.get("close_mosaic", 10))
     return 1 / spacing(batches) + READINGS / (batches * schedule.end)
 
 
@@ -80,5 +78,8 @@ def table(figures: dict[str, Any]) -> str:
             f"The record holds {row['store_bytes'] / MB:.2f} MB, {row['store_bytes'] / row['formula_bytes']:.3f} x "
             "what its formula says."
         )
+    lines.append(
+        f"The teacher is heard in {figures['heard']} of {figures['epochs']} epochs; the others cost what plain ones do."
+    )
     lines.append("Readings: what measuring the gradients adds to a run of this length, mean over its steps.")
     return "\n".join(lines)

@@ -174,7 +174,7 @@ def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val:
 def run_of(asked: Asked, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
     """The whole run of a stage, with Ultralytics' defaults where nothing is asked for."""
     args = probe.args
-    schedule = Schedule.of(args.epochs, args.warmup_epochs, args.close_mosaic)
+    schedule = Schedule.of(args.epochs, args.warmup_epochs, args.close_mosaic, asked.own["until"])
     recorded = shown(asked.own["views"], 0, schedule.end, args.epochs - args.close_mosaic)
     return cost.Run(
         epochs=args.epochs,
