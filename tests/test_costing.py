@@ -163,9 +163,11 @@ def test_a_pair_that_native_cannot_have_is_a_line_in_the_table() -> None:
     }
     figures = {
         **{"student": "s", "teacher": "t", "classes": 3, "imgsz": 64, "batch": 8, "device": "cpu", "threads": 1},
-        **{"refused": {"native": "other levels"}, "kinds": {"plain": row}},
+        **{"refused": {"native": "other levels"}, "kinds": {"plain": row}, "heard": 50, "epochs": 100},
     }
-    assert "native cannot be had: other levels" in " ".join(table(figures).split())
+    said = " ".join(table(figures).split())
+    assert "native cannot be had: other levels" in said
+    assert "The teacher is heard in 50 of 100 epochs" in said
 
 
 def test_the_verb_prints_the_table(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

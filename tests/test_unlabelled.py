@@ -121,7 +121,7 @@ def test_knowledge_is_cut_and_put_together_along_the_images() -> None:
 @pytest.fixture
 def train(tiny_detector: Any, tmp_path: Path) -> Any:
     def run(name: str = "run", knowledge: dict[str, Any] | None = None, **arguments: Any) -> Any:
-        taught = MKDTrainer.using(tiny_detector.pt, **(knowledge or {}))
+        taught = MKDTrainer.using(tiny_detector.pt, **{"until": 1, **(knowledge or {})})
         student = YOLO(arguments.pop("model", tiny_detector.pt.parents[2] / "yolo26n.yaml"))
         common: dict[str, Any] = {
             "data": tiny_detector.data, "imgsz": 64, "epochs": 2, "batch": 8, "nbs": 8, "fraction": 0.25,
