@@ -114,7 +114,7 @@ def healthy() -> dict[str, Any]:
         "unknown_classes": [],
     }
     stage = {"name": "student", "hops": [hop], "updates": 900, "epochs": 60, "memory": {"total_taught": 2**30}}
-    stage["cost"] = {"extra_percent": 60.0, "hours_plain": 1.0}
+    stage["cost"] = {"hours": 1.5, "hours_plain": 1.0}
     scores = {"teacher": {"classes": [0, 1], "map50_95": 0.5}, "student": {"classes": [0, 1], "map50_95": 0.3}}
     return {
         "stages": [stage], "accuracy": scores, "batch": 16, "batch_is_automatic": False, "classes": 2, "gate": False,
@@ -145,7 +145,7 @@ CHANGES: list[tuple[str, tuple[Any, ...], Any]] = [
     ("limit", ("stages", 0, "hops", 0, "terms", 0, "at_limit"), True),
     ("against", ("stages", 0, "hops", 0, "terms", 0, "cosine", "mean"), -0.2),
     ("short", ("stages", 0, "updates"), 199),
-    ("costly", ("stages", 0, "cost", "extra_percent"), 101.0),
+    ("costly", ("stages", 0, "cost", "hours"), 1.51),
     ("memory", ("device_memory",), 2**30),
     ("batch", ("batch_is_automatic",), True),
 ]

@@ -10,7 +10,7 @@ FAR = 8.0  # times the parameters: further apart, a student follows badly (Mirza
 FEW_UPDATES = 200
 AGAINST = -0.05  # a cosine that matters, once it is clearly below 0
 LEVEL = 0.01  # mAP50-95 by which a teacher should lead at least
-COSTLY_PERCENT = 100
+COSTLY = 1.5  # times a plain run
 
 Figures = dict[str, Any]
 
@@ -121,11 +121,11 @@ def short(figures: Figures, stage: Figures) -> Found:
 
 
 def costly(figures: Figures, stage: Figures) -> Found:
-    """Teachers that take longer than the training itself."""
-    extra = stage["cost"]["extra_percent"]
-    if extra > COSTLY_PERCENT:
-        said = f"a step of the {stage['name']} takes {1 + extra / 100:.1f} x a plain one"
-        yield "costly", f"{said}: a plain training could run that much longer; a smaller teacher is faster"
+    """Runs that take so much longer than plain ones that a longer plain one is a rival."""
+    taught, plain = stage["cost"]["hours"], stage["cost"]["hours_plain"]
+    if taught > COSTLY * plain:
+        said = f"training the {stage['name']} takes {taught / plain:.1f} x a plain run"
+        yield "costly", f"{said}: that could be that much longer; a smaller teacher, or preset=recorded, costs less"
 
 
 def large(figures: Figures, stage: Figures) -> Found:
