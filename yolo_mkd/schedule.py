@@ -1,8 +1,8 @@
 """When the knowledge speaks: up, down, and off before the end.
 
 The field's shipped recipes agree: YOLOv6 and DAMO-YOLO let it fall on a cosine, RTMDet drops it when mosaic
-closes; constant to the last epoch, knowledge turns against a student that has become good. A student far smaller than
-its teacher gains nothing by hearing it late (Cho and Hariharan, ICCV 2019), so by default half of a run pays for it.
+closes; constant to the last epoch, knowledge turns against a student that has become good. By default it
+ends after half of the run, early stopping of distillation after Cho and Hariharan (ICCV 2019): see RESULTS.md.
 """
 
 from __future__ import annotations

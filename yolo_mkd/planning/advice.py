@@ -125,7 +125,7 @@ def costly(figures: Figures, stage: Figures) -> Found:
     taught, plain = stage["cost"]["hours"], stage["cost"]["hours_plain"]
     if taught > COSTLY * plain:
         said = f"training the {stage['name']} takes {taught / plain:.1f} x a plain run"
-        yield "costly", f"{said}: that could be that much longer; a smaller teacher, or preset=recorded, costs less"
+        yield "costly", f"{said}, which could be that much longer: a smaller teacher or a smaller until= costs less"
 
 
 def large(figures: Figures, stage: Figures) -> Found:
