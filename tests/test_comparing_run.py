@@ -163,11 +163,30 @@ def test_what_is_added_needs_no_file_that_was_named_from_elsewhere_and_leaves_ce
     assert cells[1]["arguments"]["data"] == str(tiny_detector.data)
 
 
-def test_cells_of_other_versions_are_not_mixed(tiny_detector: Any, tmp_path: Path) -> None:
-    root, plan = asking.lay_out({**asked_of(tiny_detector, tmp_path), "methods": "plain"}, "compare")
-    plan["versions"]["ultralytics"] = "8.4.0"
-    with pytest.raises(BadInput, match=r"was begun with ultralytics 8\.4\.0: install that, or start a new comparison"):
-        asking.extend(root, plan, {"seeds": 2})
+def test_cells_of_other_versions_or_defaults_are_not_mixed(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root = tmp_path / "compare"
+    shutil.copytree(compared[0] / "runs" / "compare", root)
+    plan = yaml.safe_load((root / "compare.yaml").read_text())
+    then = {"versions": {"ultralytics": "8.4.0"}, "settings": {"mkd-guidance": {"until": 0.9, "soft": 3}}}
+    messages = {
+        "versions": r"was begun with ultralytics 8\.4\.0: install that, or start a new comparison",
+        "settings": r"mkd-guidance meant soft=3, until=0\.9 then: start a new comparison",
+    }
+    assert plan["settings"]["mkd-guidance"]["guidance"] == 0
+    assert set(plan["settings"]) == {"mkd-guidance"}  # the others have no teacher, or Ultralytics' terms
+    for key, message in messages.items():
+        changed = yaml.safe_load((root / "compare.yaml").read_text())
+        for name, value in then[key].items():
+            changed[key][name] = {**changed[key][name], **value} if isinstance(value, dict) else value
+        asking_again = tmp_path / key
+        shutil.copytree(root, asking_again)
+        (asking_again / "compare.yaml").write_text(yaml.safe_dump(changed))
+        for more in ({}, {"seeds": 2}):  # one cell has failed, so it would be run again
+            with pytest.raises(BadInput, match=message):
+                compare(resume=str(asking_again), **more)
+        assert (asking_again / "data" / "studentn" / "plain_optimizer=Nope-s0" / "result.json").is_file()
 
 
 def test_what_longer_is_given_does_not_change(tiny_detector: Any, tmp_path: Path) -> None:

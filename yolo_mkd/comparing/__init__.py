@@ -15,7 +15,7 @@ import yaml
 
 from yolo_mkd import chain, host, report
 from yolo_mkd.comparing import latency, plots, running, tables
-from yolo_mkd.comparing.asking import SCHEMA, establish, extend, lay_out
+from yolo_mkd.comparing.asking import SCHEMA, establish, extend, lay_out, refuse_mixed
 from yolo_mkd.comparing.cells import RESULT, Cell, result
 from yolo_mkd.comparing.findings import FIGURES, mean_rows, notes, rows_of
 from yolo_mkd.host import LOGGER
@@ -103,7 +103,7 @@ def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Open a comparison to go on with it or to add to it; cells that failed are to run again.
 
     Raises:
-        BadInput: there is none, its teacher is another now, or an argument cannot change.
+        BadInput: there is none, its teacher, the packages or the defaults are others now, or an argument cannot change.
     """
     if extra := sorted(set(arguments) - ON_RESUME):
         raise BadInput(
@@ -125,12 +125,14 @@ def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is gone or has changed: put the same file back")
     root = file.parent.resolve()
     more: dict[str, Any] = {k: arguments[k] for k in ("methods", "seeds") if k in arguments}
+    results = {c["name"]: result(root, Cell(**c)) for c in plan["cells"]}
+    if more or any(r is None or r["status"] != "done" for r in results.values()):
+        refuse_mixed(root, plan)
     if more:
         plan = extend(root, plan, more)
-    for cell in (Cell(**c) for c in plan["cells"]):
-        found = result(root, cell)
+    for name, found in results.items():
         if found and found["status"] != "done":
-            (root / cell.name / RESULT).unlink()
+            (root / name / RESULT).unlink()
     return root, plan
 
 
@@ -147,7 +149,7 @@ def write(
     """Write the report: `compare.json`, and what is drawn from it."""
     rows = rows_of(cells, results, plan["references"])
     figures: dict[str, Any] = {
-        **{k: plan[k] for k in ("command", "started", "methods", "references", "seeds", "teacher")},
+        **{k: plan[k] for k in ("command", "started", "methods", "settings", "references", "seeds", "teacher")},
         **{k: plan[k] for k in ("live", "replayed", "latency")},
         "devices": sorted({r["device"] for r in results.values() if r["status"] == "done"}),
         "together": together,

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from yolo_mkd import chain, host, report
-from yolo_mkd.comparing.cells import build, labels
+from yolo_mkd.comparing.cells import Cell, build, labels
 from yolo_mkd.comparing.methods import ablation, read_all
 from yolo_mkd.host.dry import silent
 from yolo_mkd.lesson import TERMS, Lesson
-from yolo_mkd.settings import BadInput, defaults, refuse_unknown
+from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, settle
 
-SCHEMA = "yolo-mkd/comparison/1"
+SCHEMA = "yolo-mkd/comparison/2"
 OWN = {"methods", "seeds", "record", "latency", "parallel", "ray", "json"}
 REFERENCES = {"compare": ("plain", "native"), "ablate": ("plain", "mkd", "recorded")}  # what a method is compared with
 NOT_SHARED = OWN | {"data", "model", "project", "name"}  # what is not an argument of every cell's training
 MODELS = ("teacher", "assistant")  # besides the students
+SETTINGS = [*TERMS, *(k for k in KNOWLEDGE if k not in {"preset", "record", "record_limit"})]  # of what is learned
 REFUSED = {
     **dict.fromkeys(
         (*TERMS, "preset", "calibrate", "gate"), "belongs to a method: write for example methods=plain,mkd:"
@@ -92,6 +94,7 @@ def lay_out(arguments: dict[str, Any], verb: str, root: Path | None = None) -> t
         "files": {"data": data, "model": students, **{k: baseline[k] for k in MODELS if k in baseline}},
         "versions": report.versions(),
         "methods": {m.name: m.changes for m in methods},
+        "settings": settings_of(cells),
         "references": [n for n in REFERENCES[verb] if n in {m.name for m in methods}],
         "seeds": seeds,
         "device": baseline.get("device"),
@@ -112,11 +115,8 @@ def extend(root: Path, plan: dict[str, Any], more: dict[str, Any]) -> dict[str, 
         more: `methods` and `seeds` to add, as the user gives them.
 
     Raises:
-        BadInput: one of them cannot train, `longer` would no longer be paced by the same method, or the packages are
-            others than those that the cells that are there were trained with.
+        BadInput: one of them cannot train, or `longer` would no longer be paced by the same method.
     """
-    if changed := [f"{k} {v}" for k, v in plan["versions"].items() if report.versions().get(k) != v]:
-        raise BadInput(f"resume={root} was begun with {', '.join(changed)}: install that, or start a new comparison")
     asked = {**plan["asked"], "seeds": sorted({*plan["seeds"], *seeds_of(more.get("seeds", plan["seeds"]))})}
     if plan["verb"] == "compare" or "methods" in more:
         asked["methods"] = list(dict.fromkeys([*plan["methods"], *listed(more.get("methods", []))]))
@@ -130,6 +130,33 @@ def extend(root: Path, plan: dict[str, Any], more: dict[str, Any]) -> dict[str, 
             raise BadInput(f"methods={named} would change what longer is given: start a new comparison")
     kept = {"started": plan["started"], "asked": asked, "command": command(plan["verb"], asked)}
     return {**whole, **kept, "cells": [there.get(cell["name"], cell) for cell in whole["cells"]]}
+
+
+def settings_of(cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
+    """What each distilled method learns by, its preset and the defaults filled in."""
+    found = {}
+    for method, arguments in {c.method: c.arguments for c in cells if c.chain}.items():
+        own = settle(arguments)
+        found[method] = {name: own[name] for name in SETTINGS}
+    return found
+
+
+def refuse_mixed(root: Path, plan: dict[str, Any]) -> None:
+    """Refuse cells that would not compare with those that are there.
+
+    Args:
+        root: the comparison's folder.
+        plan: what its `compare.yaml` says.
+
+    Raises:
+        BadInput: the packages, or the defaults and presets of the methods, are others than when it began.
+    """
+    if changed := [f"{k} {v}" for k, v in plan["versions"].items() if report.versions().get(k) != v]:
+        raise BadInput(f"resume={root} was begun with {', '.join(changed)}: install that, or start a new comparison")
+    for method, now in settings_of(Cell(**c) for c in plan["cells"]).items():
+        before = plan["settings"][method]
+        if changed := [f"{k}={before[k]}" for k in now if now[k] != before[k]]:
+            raise BadInput(f"resume={root}: {method} meant {', '.join(changed)} then: start a new comparison")
 
 
 def establish(root: Path, plan: dict[str, Any]) -> None:
