@@ -347,7 +347,12 @@ def test_unlabelled_images_are_taught_or_labelled_and_both_see_as_many(tiny_dete
     images = sorted((tiny_detector.data.parent / "images" / "train").glob("*.png"))
     pool = tmp_path / "frames.txt"
     pool.write_text("\n".join(map(str, images[:48])))
-    asked = {**asked_of(tiny_detector, tmp_path), "epochs": 3, "imgsz": 96}  # the size that the teacher knows
+    asked = {
+        **asked_of(tiny_detector, tmp_path),
+        "epochs": 3,
+        "close_mosaic": 2,
+        "imgsz": 96,
+    }  # as the teacher knows it
     del asked["fraction"]
     ours = f"mkd:unlabelled={pool}"
     document = compare(**asked, methods=["plain", f"pseudo:unlabelled={pool}", ours])
@@ -357,6 +362,9 @@ def test_unlabelled_images_are_taught_or_labelled_and_both_see_as_many(tiny_dete
     assert rows[f"pseudo:unlabelled={pool}"]["epochs"] == round(3 * 192 / 144)
     found = next((tmp_path / "runs").rglob("labels.json"))
     assert json.loads(found.read_text())["boxes"] > 0
+    given = yaml.safe_load((found.parents[1] / "run" / "args.yaml").read_text())
+    assert given["warmup_epochs"] == 4  # three epochs of joined batches
+    assert given["close_mosaic"] == round(2 * 192 / 144)
 
 
 @pytest.mark.parametrize(

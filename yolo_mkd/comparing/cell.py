@@ -91,7 +91,8 @@ def labelled(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     """Label the unlabelled images with the teacher, once.
 
     Returns:
-        The data to train on, and the epochs in which as many images are seen as with joined batches.
+        The data to train on; and how long the run, its warm-up and its end without mosaic are in longer epochs, so that
+        each sees as many images as with joined batches.
     """
     asked, arguments = task["pseudo"], task["arguments"]
     data = host.check_data(arguments["data"])
@@ -101,8 +102,16 @@ def labelled(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         found = label(asked["teacher"], data, pool, folder, size, str(arguments.get("device") or ""))
         report.write(folder / "labels.json", "pseudo", {"confidence": found.confidence, "boxes": found.boxes})
     count = sum(len(host.images_in(Path(p))) for p in listed(data["train"]))
-    epochs = arguments.get("epochs", 100) * count * (1 + asked["ratio"]) / (count + len(pool))
-    return {"data": str(folder / "data.yaml"), "epochs": max(1, round(epochs))}
+    shorter = count * (1 + asked["ratio"]) / (count + len(pool))
+    epochs, warmup, end = (
+        shorter * arguments.get(k, host.arguments()[k]) for k in ("epochs", "warmup_epochs", "close_mosaic")
+    )
+    return {
+        "data": str(folder / "data.yaml"),
+        "epochs": max(1, round(epochs)),
+        "warmup_epochs": round(warmup, 4),
+        "close_mosaic": round(end),
+    }
 
 
 def scores(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, Any]:

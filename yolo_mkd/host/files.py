@@ -19,9 +19,9 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_as
 from yolo_mkd.settings import BadInput, shipped
 
 
-def arguments() -> set[str]:
-    """The names of Ultralytics' arguments."""
-    return {*DEFAULT_CFG_DICT, "augmentations", "save_dir"}
+def arguments() -> dict[str, Any]:
+    """Ultralytics' arguments with their defaults."""
+    return {"augmentations": None, "save_dir": None, **DEFAULT_CFG_DICT}
 
 
 def check_arguments(given: dict[str, Any]) -> None:
