@@ -82,14 +82,15 @@ def keep(data: dict[str, Any], share: float, seed: int, folder: Path) -> int:
     return len(kept)
 
 
-def methods_for(pool: Path, epochs: int) -> dict[str, str]:
+def methods_for(pool: Path, length: dict[str, int]) -> dict[str, str]:
     """The methods by the names that the tables use; each sees as many images in an update of the weights.
 
-    longer, pseudo and mkd + unlabelled see twice the images of the others; those of longer all have labels.
+    longer, pseudo and mkd + unlabelled see twice the images of the others, in the end without mosaic too; those of
+    longer all have labels.
     """
     return {
         "plain": "plain",
-        "longer": f"plain:epochs={2 * epochs}",
+        "longer": "plain:" + ":".join(f"{name}={2 * count}" for name, count in length.items()),
         "pseudo": f"pseudo:unlabelled={pool}",
         "mkd": "recorded",
         "mkd + unlabelled": f"recorded:unlabelled={pool}:batch={BATCH // 2}",
@@ -194,7 +195,7 @@ def main(words: Sequence[str]) -> None:
         length = rounds(keep(data, share, given["split"], folder), steps)
         teacher = trained(larger, folder / "teacher", data=str(folder / "data.yaml"), imgsz=imgsz, **length)
         teachers[share] = accuracy_of(teacher, given["data"], imgsz)
-        methods = methods_for(folder / "pool.txt", length["epochs"])
+        methods = methods_for(folder / "pool.txt", length)
         document = compared(
             folder / "compare", data=str(folder / "data.yaml"), teacher=teacher, assistant=None,
             views=min(VIEWS, length["epochs"]), methods=",".join(methods.values()), **same, **length,

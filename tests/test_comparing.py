@@ -131,6 +131,11 @@ def test_longer_has_the_epochs_that_cost_what_the_distilled_run_cost() -> None:
     assert cells.epochs_for(plain, {"cost_s": 0.1}) == 1
 
 
+def test_the_end_without_mosaic_grows_with_the_training() -> None:
+    assert cells.lengthened({"epochs": 30, "close_mosaic": 4}, 49) == {"epochs": 49, "close_mosaic": 7}
+    assert cells.lengthened({}, 150) == {"epochs": 150, "close_mosaic": 15}  # Ultralytics' own: 10 of 100
+
+
 @pytest.mark.parametrize(("given", "seeds"), [(3, [0, 1, 2]), ("0,1,5", [0, 1, 5]), ([7], [7]), ("4,", [4])])
 def test_seeds_are_a_count_or_a_list(given: Any, seeds: list[int]) -> None:
     assert asking.seeds_of(given) == seeds

@@ -221,7 +221,7 @@ def start(root: Path, cell: Cell, results: dict[str, dict[str, Any]]) -> str:
         plain, other = (results[name] for name in cell.longer)
         if missing := [n for n, r in zip(cell.longer, (plain, other), strict=True) if r["status"] != "done"]:
             return f"its epochs follow from the cost of {missing[0]}, which failed"
-        cell = replace(cell, arguments={**cell.arguments, "epochs": epochs_for(plain, other)})
+        cell = replace(cell, arguments={**cell.arguments, **lengthened(cell.arguments, epochs_for(plain, other))})
     if not (folder / TASK).exists():
         partial = folder / f"{TASK}.part"
         partial.write_text(yaml.safe_dump(asdict(cell), sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -232,6 +232,17 @@ def start(root: Path, cell: Cell, results: dict[str, dict[str, Any]]) -> str:
 def epochs_for(plain: dict[str, Any], other: dict[str, Any]) -> int:
     """How many epochs of plain training cost what the other training cost; one at least."""
     return max(1, round(other["cost_s"] / (plain["cost_s"] / plain["epochs"])))
+
+
+def lengthened(arguments: dict[str, Any], epochs: int) -> dict[str, int]:
+    """The length of a training, and of its end without mosaic in proportion: the end can decide what is learned.
+
+    Args:
+        arguments: of a training.
+        epochs: how many it is to have.
+    """
+    asked, end = (arguments.get(k, host.arguments()[k]) for k in ("epochs", "close_mosaic"))
+    return {"epochs": epochs, "close_mosaic": round(end * epochs / asked)}
 
 
 def result(root: Path, cell: Cell) -> dict[str, Any] | None:
