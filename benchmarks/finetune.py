@@ -4,7 +4,8 @@
 
 Student and teacher given as .yaml are trained on `pretrain=` first; the teacher then learns `data=` for
 `teacher_steps=` batches; then yolo-mkd compare trains the student for `steps=` batches by each of `methods=`. Other
-arguments go through to it. What was cut off goes on where it was, and more methods or seeds add to what is there.
+arguments go through to it, `mosaic=` to the teacher's training too. What was cut off goes on where it was, and more
+methods or seeds add to what is there.
 
     python benchmarks/finetune.py mean=finetune-bccd.json,finetune-neudet.json
 
@@ -48,9 +49,10 @@ def main(words: Sequence[str]) -> None:
     images, name = len(classes_of(data)), Path(given["data"]).stem
     student = pretrained("model", given, out.parent / "pretrained")
     larger = pretrained("teacher", given, out.parent / "pretrained")
-    theirs = {"data": given["data"], "imgsz": imgsz, **rounds(images, given["teacher_steps"])}
-    teacher = trained(larger, out / "teacher", **theirs)
     through = {k: v for k, v in given.items() if k not in OWN}
+    theirs = {"data": given["data"], "imgsz": imgsz, **rounds(images, given["teacher_steps"])}
+    theirs |= {k: through[k] for k in ("mosaic",) if k in through}
+    teacher = trained(larger, out / "teacher", **theirs)
     found = compared(
         out / "compare", data=given["data"], model=student, teacher=teacher,
         **{**SAME, **rounds(images, given["steps"]), **through},

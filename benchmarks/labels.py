@@ -22,12 +22,14 @@ import yaml
 from starting import BATCH, SAME, accuracy_of, classes_of, compared, pretrained, rounds, trained
 
 from yolo_mkd import host, report
+from yolo_mkd.comparing.findings import NMS_FREE
 from yolo_mkd.comparing.statistics import interval, paired
 from yolo_mkd.comparing.tables import change
 from yolo_mkd.settings import parse
 
 VIEWS = 75  # of each image in the teacher's record, at most: fewer hurt where a few images are seen for many epochs
 GIVEN = {"pretrain": None, "shares": "0.1,0.25,0.5", "steps": 600, "seeds": 3, "imgsz": 160, "parallel": 1, "split": 0}
+HEADS = {"through NMS": "map50_95", "without NMS": NMS_FREE}  # the figures of compare
 COLOURS = {
     "plain": "#E69F00",
     "longer": "#F0C36D",
@@ -97,10 +99,10 @@ def methods_for(pool: Path, length: dict[str, int]) -> dict[str, str]:
     }
 
 
-def accuracy(document: dict[str, Any], method: str) -> dict[int, float]:
-    """A method's mAP50-95 by seed."""
+def accuracy(document: dict[str, Any], method: str, figure: str) -> dict[int, float]:
+    """A method's mAP50-95 through one of the heads, by seed."""
     row = next(r for r in document["rows"] if r["method"] == method)
-    return {int(seed): value for seed, value in row["map50_95"]["by_seed"].items()}
+    return {int(seed): value for seed, value in row[figure]["by_seed"].items()}
 
 
 def findings(
@@ -149,14 +151,24 @@ def table(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], te
     return "\n".join([*lines, *(f"| {share} | {name} | {figure:.3f} |{empty}" for share, name, figure in beside)])
 
 
-def picture(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], title: str, path: Path) -> None:
-    """Accuracy against the share of labels, a line a method, with 95 % t intervals over the seeds."""
+def picture(found: dict[str, dict[str, Any]], title: str, path: Path) -> None:
+    """Accuracy against the share of labels, a panel a head and a line a method, with 95 % t intervals over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    panels = figure.subplots(1, len(found), sharey=True)
+    for axes, (head, figures) in zip(panels, found.items(), strict=True):
+        draw(axes, figures["rows"], figures["all_labels"])
+        axes.set_title(f"{title}, {head}", fontsize=10, loc="left")
+    panels[0].set_ylabel("mAP50-95, mean and 95 % interval over seeds")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def draw(axes: Any, rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]]) -> None:
+    """The panel of one head."""
     for i, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
         own = [r for r in rows if r["method"] == method]
         around = [interval(list(r["by_seed"].values())) or {} for r in own]
@@ -168,13 +180,9 @@ def picture(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], 
     for name, all_labels in whole.items():
         axes.axhline(fmean(all_labels.values()), color=COLOURS[name], linestyle="--", label=f"{name}, all labels")
     axes.set_xlabel("share of labels kept [%]")
-    axes.set_ylabel("mAP50-95, mean and 95 % interval over seeds")
-    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="#e6e6e6")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xticks(sorted({100 * r["share"] for r in rows}))
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
 
 
 def main(words: Sequence[str]) -> None:
@@ -185,29 +193,59 @@ def main(words: Sequence[str]) -> None:
     larger = pretrained("teacher", given, out.parent / "pretrained")
     student = pretrained("model", given, out.parent / "pretrained")
     same = {**SAME, "model": student, "imgsz": imgsz, "seeds": given["seeds"], "parallel": given["parallel"]}
-    whole, by_share, teachers = {}, {}, {}
+    whole: dict[str, Any] = {}
+    by_share: dict[float, Any] = {}
+    teachers: dict[float, Any] = {}
     for kind, batches in (("plain", steps), ("longer", 2 * steps)):
         length = rounds(len(classes_of(data)), batches)
         document = compared(out / f"all-{kind}", data=given["data"], methods="plain", **same, **length)
-        whole[kind] = accuracy(document, "plain")
+        whole[kind] = {head: accuracy(document, "plain", figure) for head, figure in HEADS.items()}
     for share in [float(s) for s in str(given["shares"]).split(",")]:
         folder = (out / f"{share:g}").resolve()
         length = rounds(keep(data, share, given["split"], folder), steps)
         teacher = trained(larger, folder / "teacher", data=str(folder / "data.yaml"), imgsz=imgsz, **length)
-        teachers[share] = accuracy_of(teacher, given["data"], imgsz)
+        figures = (accuracy_of(teacher, given["data"], imgsz, nms) for nms in (None, False))
+        teachers[share] = dict(zip(HEADS, figures, strict=True))
         methods = methods_for(folder / "pool.txt", length)
         document = compared(
             folder / "compare", data=str(folder / "data.yaml"), teacher=teacher, assistant=None,
             views=min(VIEWS, length["epochs"]), methods=",".join(methods.values()), **same, **length,
         )  # fmt: skip
-        by_share[share] = {short: accuracy(document, method) for short, method in methods.items()}
-    rows = findings(by_share, whole)
-    found = {"command": " ".join(words), "rows": rows, "all_labels": whole, "teachers": teachers}
-    report.write(out / f"labels-{name}.json", "labels", found)
-    text = table(rows, whole, teachers)
-    (out / f"labels-{name}.md").write_text(text + "\n", encoding="utf-8")
-    picture(rows, whole, name, out / f"labels-{name}.png")
-    print(text)
+        by_share[share] = {
+            head: {short: accuracy(document, method, figure) for short, method in methods.items()}
+            for head, figure in HEADS.items()
+        }
+    print(tell(name, " ".join(words), by_share, whole, teachers, out))
+
+
+def tell(
+    name: str, command: str, by_share: dict[float, Any], whole: dict[str, Any], teachers: dict[float, Any], out: Path
+) -> str:
+    """Write labels-NAME.json, .md and .png from the accuracies by share, head, method and seed.
+
+    Args:
+        name: of the data set.
+        command: that made them.
+        by_share: mAP50-95 by share, head, method and seed.
+        whole: the same of training on all labels, by method, head and seed.
+        teachers: the teachers' by share and head.
+        out: where to.
+
+    Returns:
+        The tables in Markdown.
+    """
+    found = {}
+    for head in HEADS:
+        own = {method: figures[head] for method, figures in whole.items()}
+        rows = findings({share: figures[head] for share, figures in by_share.items()}, own)
+        theirs = {share: figures[head] for share, figures in teachers.items()}
+        found[head] = {"rows": rows, "all_labels": own, "teachers": theirs}
+    report.write(out / f"labels-{name}.json", "labels", {"command": command, "heads": found})
+    pages = (f"mAP50-95 {head}:\n\n{table(f['rows'], f['all_labels'], f['teachers'])}\n" for head, f in found.items())
+    text = "\n".join(pages)
+    (out / f"labels-{name}.md").write_text(text, encoding="utf-8")
+    picture(found, name, out / f"labels-{name}.png")
+    return text
 
 
 if __name__ == "__main__":

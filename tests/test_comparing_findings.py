@@ -46,6 +46,47 @@ def test_a_row_is_compared_seed_by_seed() -> None:
     assert mkd["cost"] == 2.0
     assert plain["against"] == {}
     assert plain["cost"] == 1.0
+    assert findings.NMS_FREE not in mkd  # these students have one head
+
+
+def dual(nms_free: float) -> dict[str, Any]:
+    """What a student of two heads has besides."""
+    return {"map50_95": 0.4, "map50": 0.6, "classes": {}, "nms_free": {"map50_95": nms_free, "map50": 0.5}}
+
+
+def two_heads(data: str) -> list[dict[str, Any]]:
+    """Methods that are alike through NMS and differ by 0.1 and 0.2 without."""
+    scores = {("plain", 0): 0.2, ("plain", 1): 0.3, ("mkd", 0): 0.3, ("mkd", 1): 0.5}
+    own = [cell(m, s, data) for m, s in scores]
+    return findings.rows_of(own, {c.name: done(0.0, best=dual(scores[c.method, c.seed])) for c in own}, ["plain"])
+
+
+def test_without_nms_is_a_figure_of_its_own() -> None:
+    found = two_heads("one")
+    plain, mkd = found
+    assert (plain["map50_95"]["mean"], plain[findings.NMS_FREE]["mean"]) == (0.4, 0.25)
+    assert mkd[findings.NMS_FREE]["by_seed"] == {0: 0.3, 1: 0.5}
+    assert mkd["against"]["plain"][findings.NMS_FREE]["mean"] == 0.15
+    assert mkd["against"]["plain"]["map50_95"]["mean"] == 0.0
+    plain, mkd = findings.mean_rows(found + two_heads("two"), ["plain"])
+    assert mkd[findings.NMS_FREE] == 0.4
+    assert mkd["against"]["plain"][findings.NMS_FREE]["mean"] == 0.15
+    mixed = findings.mean_rows(found + rows({"plain": [0.1, 0.1], "mkd": [0.2, 0.2]}, "two"), ["plain"])
+    assert findings.NMS_FREE not in mixed[1]  # on one of two sets only
+    assert set(mixed[1]["against"]["plain"]) == {"map50_95"}
+
+
+def test_without_nms_has_its_table_and_its_panel(drawn: list[Any]) -> None:
+    told = document(THREE, rows=two_heads("one"))
+    for text in (tables.text(told), tables.markdown(told)):
+        lines = [" ".join(line.replace("|", " ").split()) for line in text.splitlines()]
+        begun = lines.index("without NMS mAP50-95 vs plain [95 %] vs native [95 %]")
+        assert "plain 0.250 ± 0.071" in lines[begun:]
+        assert any(line.startswith("mkd 0.400 ± 0.141 +0.150 [") for line in lines[begun:])
+    assert "without NMS" not in tables.text(document(THREE))
+    plots.differences(told, Path("d.png"))
+    titles = [axes.get_title("left") for axes in drawn[0].axes if axes.get_visible()]
+    assert titles == ["m on one: mAP50-95 less plain's", "m on one: mAP50-95 without NMS less plain's"]
 
 
 def test_a_failed_cell_is_named_and_leaves_its_pair_out() -> None:
@@ -178,12 +219,20 @@ def test_the_picture_of_cost_has_a_labelled_point_a_method(drawn: list[Any]) -> 
 
 
 def test_the_picture_of_latency_has_a_panel_a_data_set_and_is_left_out_without_times(drawn: list[Any]) -> None:
-    times = [{"data": d, "student": "m", "p50_ms": 4.0, "p90_ms": 5.0, "threads": 1} for d in ("one", "two")]
+    times = [{"data": d, "student": "m", "p50_ms": 4.0, "head": "one2many", "threads": 1} for d in ("one", "two")]
     plots.accuracy_latency(document(THREE, "one", "two"), Path("l.png"))
     plots.accuracy_latency(document(THREE, "one", "two", latency=times), Path("l.png"))
     assert len(drawn) == 1
     assert [axes.get_title("left") for axes in drawn[0].axes] == ["one", "two"]
     assert [t.get_text() for t in drawn[0].axes[0].get_legend().get_texts()] == ["plain", "native", "mkd"]
+
+
+@pytest.mark.parametrize(("head", "reached"), [("one2many", 0.4), ("one2one", 0.25)])
+def test_a_latency_stands_beside_the_accuracy_of_its_head(drawn: list[Any], head: str, reached: float) -> None:
+    times = [{"data": "one", "student": "m", "p50_ms": 4.0, "head": head, "threads": 1}]
+    plots.accuracy_latency(document(THREE, rows=two_heads("one"), latency=times), Path("l.png"))
+    plain = next(line for line in drawn[0].axes[0].lines if line.get_label() == "plain")
+    assert list(plain.get_ydata()) == [reached]
 
 
 def test_a_student_is_exported_and_timed_once_for_all_its_methods(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +245,11 @@ def test_a_student_is_exported_and_timed_once_for_all_its_methods(monkeypatch: p
         return weights
 
     monkeypatch.setattr(latency, "export", export)
-    segments = {"segments": {"end_to_end": {"p50_ms": 2.5, "p90_ms": 3.0}}, "drift": {"stable": False}}
+    segments = {
+        "segments": {"end_to_end": {"p50_ms": 2.5, "p90_ms": 3.0}},
+        "drift": {"stable": False},
+        "head": "one2one",
+    }
     monkeypatch.setattr(latency, "time", lambda file, data, duration, threads: segments)
     own = [
         Cell(f"{m}-{d}", d, "m", m, 0, False, {}, {"imgsz": 64, "data": f"{d}.yaml"})
@@ -207,7 +260,17 @@ def test_a_student_is_exported_and_timed_once_for_all_its_methods(monkeypatch: p
     results["a-one"] = {"status": "failed", "reason": "broke"}
     found = latency.measure(own, results)
     assert exported == ["b-one.pt", "a-two.pt"]
-    assert found[0] == {"data": "one", "student": "m", "p50_ms": 2.5, "p90_ms": 3.0, "threads": 1, "stable": False}
+    assert found[0] == {
+        **{
+            "data": "one",
+            "student": "m",
+            "p50_ms": 2.5,
+            "p90_ms": 3.0,
+            "head": "one2one",
+            "threads": 1,
+            "stable": False,
+        }
+    }
     assert found[1] == {"data": "two", "student": "m", "why_not": "no match"}
     lines = tables.latencies({"latency": found})
     assert lines[0].startswith("m on one: 2.50 ms")

@@ -88,12 +88,13 @@ def test_the_figures_are_those_of_one_validation_of_best_and_last(
     place = compared[0] / "runs" / "compare" / "data" / "studentn" / "native-s0"
     result = json.loads((place / cells.RESULT).read_text())
     for name in ("best", "last"):
-        box = YOLO(place / "run" / "weights" / f"{name}.pt").val(
-            data=str(tiny_detector.data), imgsz=32, batch=8, rect=False, plots=False, device="cpu",
-            project=str(tmp_path), verbose=False,
-        ).box  # fmt: skip
-        assert result[name]["map50_95"] == pytest.approx(box.map, abs=1e-5)
-        assert set(result[name]["classes"]) == {"red", "green", "blue"}
+        for figures, nms in ((result[name], None), (result[name]["nms_free"], False)):
+            box = YOLO(place / "run" / "weights" / f"{name}.pt").val(
+                data=str(tiny_detector.data), imgsz=32, batch=8, rect=False, plots=False, device="cpu",
+                project=str(tmp_path), verbose=False, nms=nms,
+            ).box  # fmt: skip
+            assert figures["map50_95"] == pytest.approx(box.map, abs=1e-5)
+            assert set(figures["classes"]) == {"red", "green", "blue"}
     epochs = clock.read(place / "run")
     assert [e["epoch"] for e in epochs] == [1, 2]
     assert {k: result[k] for k in ("train_s", "cost_s")} == cell.spent(epochs, "cpu")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import labels
 import pytest
@@ -56,3 +58,26 @@ def test_where_all_labels_bring_nothing_there_is_no_gap_to_close() -> None:
     rows = labels.findings({0.5: methods}, {"plain": {0: 0.3}})
     assert [row["closed"] for row in rows] == [{"plain": None}, {"plain": None}]
     assert labels.table(rows, {"plain": {0: 0.3}}, {}).count("%") == 5  # of labels and intervals, none of a gap
+
+
+def test_each_head_has_its_tables_and_its_panel(tmp_path: Path) -> None:
+    gains = {"through NMS": 0.0, "without NMS": 0.1}
+    methods = {"plain": 0.2, "pseudo": 0.3, "mkd + unlabelled": 0.3}
+    by_share = {
+        share: {
+            head: {m: {0: score + (gain if "mkd" in m else 0), 1: score} for m, score in methods.items()}
+            for head, gain in gains.items()
+        }
+        for share in (0.1, 0.5)
+    }
+    whole = {"plain": {"through NMS": {0: 0.4}, "without NMS": {0: 0.5}}}
+    teachers = {share: {"through NMS": 0.61, "without NMS": 0.62} for share in by_share}
+    text = labels.tell("set", "a=b", by_share, whole, teachers, tmp_path)
+    first, second = text.split("mAP50-95 without NMS:")
+    assert "| 50% | mkd + unlabelled | 0.300 | +0.100 [+0.100, +0.100] | +0.000 [+0.000, +0.000] | 50% |" in first
+    assert "| 50% | mkd + unlabelled | 0.350 | +0.150" in second
+    assert ("| 10% | the teacher | 0.610" in first, "| 10% | the teacher | 0.620" in second) == (True, True)
+    found = json.loads((tmp_path / "labels-set.json").read_text())
+    assert found["heads"]["without NMS"]["all_labels"] == {"plain": {"0": 0.5}}
+    assert (tmp_path / "labels-set.md").read_text() == text
+    assert (tmp_path / "labels-set.png").stat().st_size > 10_000

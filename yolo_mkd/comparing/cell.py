@@ -115,15 +115,23 @@ def labelled(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def scores(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The accuracy of a checkpoint: mAP50-95 and mAP50 of boxes, and mAP50-95 of each class that val has."""
+    """The accuracy of a checkpoint through NMS, as Ultralytics validates; `nms_free` holds that of a one2one head."""
+    found = validated(weights, protocol, folder)
+    if "one2one" in host.branches_of(host.head(YOLO(weights).model)):
+        found["nms_free"] = validated(weights, {**protocol, "nms": False}, folder)
+    return found
+
+
+def validated(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """mAP50-95 and mAP50 of boxes, and mAP50-95 of each class that val has."""
     place = {"project": str(folder), "name": "val", "exist_ok": True}
-    found = YOLO(weights).val(**protocol, rect=False, **QUIET, **place)
+    metrics = YOLO(weights).val(**protocol, rect=False, **QUIET, **place)
     shutil.rmtree(folder / "val", ignore_errors=True)  # Ultralytics leaves it empty
-    box = found.box
+    box = metrics.box
     return {
         "map50_95": round(float(box.map), 5),
         "map50": round(float(box.map50), 5),
-        "classes": {found.names[int(c)]: round(float(box.maps[c]), 5) for c in box.ap_class_index},
+        "classes": {metrics.names[int(c)]: round(float(box.maps[c]), 5) for c in box.ap_class_index},
     }
 
 

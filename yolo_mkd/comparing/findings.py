@@ -9,10 +9,12 @@ from typing import Any
 from yolo_mkd.comparing.cells import Cell
 from yolo_mkd.comparing.statistics import CONFIDENCE, DIGITS, interval, paired
 
-FIGURES = {  # of a result, by what the tables call them
+NMS_FREE = "nms_free_map50_95"
+FIGURES = {  # of a result, by what the tables call them; None where the student has no such head
     "map50_95": lambda r: r["best"]["map50_95"],
     "map50": lambda r: r["best"]["map50"],
     "last_map50_95": lambda r: r["last"]["map50_95"],
+    NMS_FREE: lambda r: r["best"].get("nms_free", {}).get("map50_95"),
 }
 ALIKE = "in each seed the same start and the same batches as plain, to the pixel"
 LEARNED = 0.01  # mAP50-95 below which a student has learned nothing
@@ -49,12 +51,12 @@ def row(method: str, methods: dict[str, dict[int, dict[str, Any]]], references: 
     if not own:
         return found
     for name, figure in FIGURES.items():
-        values = [figure(r) for r in own.values()]
-        found[name] = {
-            "mean": round(fmean(values), DIGITS),
-            "deviation": round(stdev(values), DIGITS) if len(values) > 1 else None,
-            "by_seed": {s: figure(r) for s, r in own.items()},
-        }
+        if values := by_seed(own, figure):
+            found[name] = {
+                "mean": round(fmean(values.values()), DIGITS),
+                "deviation": round(stdev(values.values()), DIGITS) if len(values) > 1 else None,
+                "by_seed": values,
+            }
     ratios = [r["cost_s"] / plain[s]["cost_s"] for s, r in own.items() if s in plain]
     classes = list(dict.fromkeys(c for r in own.values() for c in r["best"]["classes"]))
     return {
@@ -65,7 +67,9 @@ def row(method: str, methods: dict[str, dict[int, dict[str, Any]]], references: 
         "parameters": next(iter(own.values()))["parameters"],
         "against": {
             other: {
-                name: paired(by_seed(own, figure), by_seed(done[other], figure)) for name, figure in FIGURES.items()
+                name: paired(by_seed(own, figure), by_seed(done[other], figure))
+                for name, figure in FIGURES.items()
+                if name in found
             }
             for other in references
             if other in done and other != method
@@ -84,8 +88,8 @@ def row(method: str, methods: dict[str, dict[int, dict[str, Any]]], references: 
 
 
 def by_seed(runs: dict[int, dict[str, Any]], figure: Any) -> dict[int, float]:
-    """One figure of some runs, by seed."""
-    return {s: figure(r) for s, r in runs.items()}
+    """One figure of those runs that have it, by seed."""
+    return {s: value for s, r in runs.items() if (value := figure(r)) is not None}
 
 
 def scored(runs: dict[int, dict[str, Any]], name: str) -> dict[int, float]:
@@ -128,20 +132,19 @@ def mean_rows(rows: Sequence[dict[str, Any]], references: Sequence[str]) -> list
         if len(own) < len(groups):
             continue  # a mean over fewer sets is not comparable
         costs = [r["cost"] for r in own.values() if r["cost"] is not None]
+        figures = [name for name in ("map50_95", NMS_FREE) if all(name in r for r in own.values())]
         against = {}
         for other in references:
             base = {(r["data"], r["student"]): r for r in rows if r["method"] == other and r["seeds"]}
             if other == method or len(base) < len(groups):
                 continue
-            gained = [{s: v - theirs[s] for s, v in ours.items() if s in theirs} for ours, theirs in figures(own, base)]
-            seeds = set.intersection(*map(set, gained))
-            change = interval([fmean(g[s] for g in gained) for s in sorted(seeds)])
-            if change:
-                against[other] = {"map50_95": change}
+            changes = {name: mean_change(own, base, name) for name in figures if all(name in r for r in base.values())}
+            if changes["map50_95"]:
+                against[other] = changes
         found.append(
             {
                 "method": method,
-                "map50_95": round(fmean(r["map50_95"]["mean"] for r in own.values()), DIGITS),
+                **{name: round(fmean(r[name]["mean"] for r in own.values()), DIGITS) for name in figures},
                 "cost": round(fmean(costs), 3) if costs else None,
                 "against": against,
             }
@@ -149,9 +152,12 @@ def mean_rows(rows: Sequence[dict[str, Any]], references: Sequence[str]) -> list
     return found
 
 
-def figures(own: dict[Any, dict[str, Any]], base: dict[Any, dict[str, Any]]) -> list[tuple[dict, dict]]:
-    """The mAP50-95 of two methods by seed, for each data set and student."""
-    return [(own[group]["map50_95"]["by_seed"], base[group]["map50_95"]["by_seed"]) for group in own]
+def mean_change(own: dict[Any, dict[str, Any]], base: dict[Any, dict[str, Any]], figure: str) -> dict[str, Any] | None:
+    """A seed's differences in a figure averaged over data sets and students, with the interval over the seeds."""
+    pairs = [(own[group][figure]["by_seed"], base[group][figure]["by_seed"]) for group in own]
+    gained = [{s: v - theirs[s] for s, v in ours.items() if s in theirs} for ours, theirs in pairs]
+    seeds = set.intersection(*map(set, gained))
+    return interval([fmean(g[s] for g in gained) for s in sorted(seeds)])
 
 
 def notes(document: dict[str, Any]) -> list[str]:
@@ -159,8 +165,11 @@ def notes(document: dict[str, Any]) -> list[str]:
     rows, seeds = document["rows"], document["seeds"]
     said = [
         "mAP50-95 is that of best.pt, the checkpoint that Ultralytics picked by its own validation on the same images; "
-        "`last` is that of the last epoch's. Both are validated alike: rect=False, the rest Ultralytics' defaults."
+        "`last` is that of the last epoch's. Both are validated alike: rect=False, the rest Ultralytics' defaults, so "
+        "through NMS."
     ]
+    if any(NMS_FREE in r for r in rows):
+        said.append("Without NMS is the same best.pt through its one2one head, which `yolo-mkd export` prefers.")
     if len(seeds) == 1:
         said.append("One seed: there is no interval, and no difference here is evidence.")
     else:

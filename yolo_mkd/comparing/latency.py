@@ -23,7 +23,7 @@ def measure(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> list[d
         results: what became of each.
 
     Returns:
-        data, student, p50_ms, p90_ms, threads and stable of each; `why_not` where the export failed.
+        data, student, p50_ms, p90_ms, head, threads and stable of each; `why_not` where the export failed.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for cell in cells:
@@ -38,5 +38,6 @@ def measure(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> list[d
             continue
         timed = time(file, data=cell.val["data"], duration=TIMED_S, threads=1)
         figures = {name: timed["segments"]["end_to_end"][name] for name in ("p50_ms", "p90_ms")}
-        found[cell.data, cell.student] = {**place, **figures, "threads": 1, "stable": timed["drift"]["stable"]}
+        told = {"head": timed["head"], "threads": 1, "stable": timed["drift"]["stable"]}
+        found[cell.data, cell.student] = {**place, **figures, **told}
     return list(found.values())

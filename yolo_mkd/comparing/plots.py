@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_mkd.board import COLOURS as SEVERAL
 from yolo_mkd.board import spread
+from yolo_mkd.comparing.findings import NMS_FREE
 from yolo_mkd.comparing.tables import FIGURE, change, groups
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ COLOURS = {
     "not distinguishable": "#767676",
     "one seed, no interval": "#767676",
 }
+FIGURES = {FIGURE: "mAP50-95", NMS_FREE: "mAP50-95 without NMS"}
 KINDS = {"plain": ("o", "#E69F00"), "longer": ("o", "#F0C36D"), "native": ("s", "#000000")}
 OURS = ("D", "#0072B2")
 
 
 def differences(document: dict[str, Any], path: Path) -> None:
-    """Every method's difference to each reference, a panel for each data set, student and reference.
+    """Every method's difference to each reference, a panel for each data set, student, head and reference.
 
     Args:
         document: as `compare` returns it.
@@ -34,8 +36,9 @@ def differences(document: dict[str, Any], path: Path) -> None:
     """
     means = {f"mean of {len(groups(document))}": document["mean"]} if document["mean"] else {}
     panels = {
-        (title, other): [r for r in rows if other in r.get("against", {}) and r["against"][other][FIGURE]]
+        (f"{title}: {said}", other): differing(rows, other, figure)
         for title, rows in (means | groups(document)).items()
+        for figure, said in FIGURES.items()
         for other in document["references"]
     }
     panels = {place: rows for place, rows in panels.items() if rows}
@@ -51,19 +54,24 @@ def differences(document: dict[str, Any], path: Path) -> None:
         axes = grid[titles.index(title)][others.index(other)]
         axes.set_visible(True)
         axes.tick_params(labelbottom=True)
-        draw_intervals(axes, rows, other)
-        axes.set_title(f"{title}: mAP50-95 less {other}'s", fontsize=10, loc="left")
-    found = [r["against"][other][FIGURE] for (_, other), rows in panels.items() for r in rows]
+        draw_intervals(axes, rows)
+        axes.set_title(f"{title} less {other}'s", fontsize=10, loc="left")
+    found = [difference for rows in panels.values() for _, difference in rows]
     ends = [0.0, *(f[k] for f in found for k in ("mean", "low", "high") if f[k] is not None)]
     room = max(0.06 * (max(ends) - min(ends)), 0.002)
     grid[0][0].set_xlim(min(ends) - room, max(ends) + room)
     save(figure, path)
 
 
-def draw_intervals(axes: Axes, rows: list[dict[str, Any]], other: str) -> None:
+def differing(rows: list[dict[str, Any]], other: str, figure: str) -> list[tuple[str, dict[str, Any]]]:
+    """The methods that have a difference to a reference in a figure, and that."""
+    found = [(r["method"], r.get("against", {}).get(other, {}).get(figure)) for r in rows]
+    return [(method, difference) for method, difference in found if difference]
+
+
+def draw_intervals(axes: Axes, rows: list[tuple[str, dict[str, Any]]]) -> None:
     """One line a method, the first at the top, its figures beside it."""
-    for height, row in enumerate(reversed(rows)):
-        found = row["against"][other][FIGURE]
+    for height, (_, found) in enumerate(reversed(rows)):
         colour = COLOURS[found["verdict"]]
         if found["low"] is not None:
             axes.plot([found["low"], found["high"]], [height, height], color=colour, linewidth=2, zorder=2)
@@ -72,7 +80,7 @@ def draw_intervals(axes: Axes, rows: list[dict[str, Any]], other: str) -> None:
         text = f"{change(found)}  {found['verdict']}"
         axes.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=8.5, color=colour)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [short(r["method"]) for r in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [short(method) for method, _ in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", color="#e6e6e6")
@@ -150,7 +158,9 @@ def accuracy_latency(document: dict[str, Any], path: Path) -> None:
         document: as `compare` returns it.
         path: the picture to write.
     """
-    timed = {(f["data"], f["student"]): f["p50_ms"] for f in document["latency"] if f.get("p50_ms")}
+    found = [f for f in document["latency"] if "p50_ms" in f]
+    timed = {(f["data"], f["student"]): f["p50_ms"] for f in found}
+    scored = {(f["data"], f["student"]): NMS_FREE if f["head"] == "one2one" else FIGURE for f in found}
     rows = [r for r in document["rows"] if r["seeds"] and (r["data"], r["student"]) in timed]
     if not rows:
         return
@@ -164,8 +174,9 @@ def accuracy_latency(document: dict[str, Any], path: Path) -> None:
         for r in own:
             marker, colour = styles[r["method"]]
             beside = 0.016 * slowest * (methods.index(r["method"]) - (len(methods) - 1) / 2)
-            x, mean = timed[data, r["student"]] + beside, r[FIGURE]["mean"]
-            axes.errorbar(x, mean, r[FIGURE]["deviation"], color=colour, linewidth=1.2, capsize=2, zorder=2)
+            reached = r[scored[data, r["student"]]]
+            x, mean = timed[data, r["student"]] + beside, reached["mean"]
+            axes.errorbar(x, mean, reached["deviation"], color=colour, linewidth=1.2, capsize=2, zorder=2)
             label = short(r["method"]) if r["student"] == own[0]["student"] else None
             axes.plot(x, mean, marker, color=colour, markersize=7, markeredgecolor="white", zorder=3, label=label)
         for student in dict.fromkeys(r["student"] for r in own):
@@ -175,7 +186,7 @@ def accuracy_latency(document: dict[str, Any], path: Path) -> None:
         axes.margins(y=0.15)
         axes.set_title(data, fontsize=10, loc="left")
         axes.set_xlabel("latency as ONNX, one thread: p50 [ms]; methods side by side")
-        axes.set_ylabel("mAP50-95, mean ± standard deviation")
+        axes.set_ylabel("mAP50-95 of the head that was timed,\nmean ± standard deviation")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8.5)
         axes.grid(color="#e6e6e6")
         axes.set_axisbelow(True)

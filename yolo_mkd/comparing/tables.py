@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from yolo_mkd.comparing.findings import NMS_FREE
 from yolo_mkd.comparing.statistics import UNCLEAR
 
 FIGURE = "map50_95"
@@ -36,8 +37,10 @@ def cost(row: dict[str, Any]) -> str:
     return "-" if row["cost"] is None else f"{row['cost']:.2f}"
 
 
-def spread(figure: dict[str, Any]) -> str:
-    """A mean and its standard deviation over the seeds."""
+def spread(figure: dict[str, Any] | float) -> str:
+    """A mean, with its standard deviation over the seeds where there is one."""
+    if isinstance(figure, float):
+        return f"{figure:.3f}"
     return f"{figure['mean']:.3f}" + (f" ± {figure['deviation']:.3f}" if figure["deviation"] is not None else "")
 
 
@@ -50,18 +53,30 @@ def change(found: dict[str, Any] | None) -> str:
     return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
-def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
+def nms_free_table(document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The accuracy without NMS of the students that have such a head, with its head; nothing where none has."""
+    references, own = document["references"], [row for row in rows if NMS_FREE in row]
+    if not own:
+        return []
+    table = [["without NMS", "mAP50-95", *(f"vs {other} [95 %]" for other in references)]]
+    for row in own:
+        changes = [change(row["against"].get(other, {}).get(NMS_FREE)) for other in references]
+        table.append([row["method"], spread(row[NMS_FREE]), *changes])
+    return table
+
+
+def verdicts(rows: Sequence[dict[str, Any]], figure: str = FIGURE) -> list[str]:
     """What the intervals allow to say of each method, a line each; nothing where there are none."""
-    said = {row["method"]: verdict(row["against"]) for row in rows if row.get("against")}
+    said = {row["method"]: verdict(row["against"], figure) for row in rows if row.get("against")}
     return [f"{method}: {word}" for method, word in said.items() if word]
 
 
-def verdict(against: dict[str, dict[str, Any]]) -> str:
+def verdict(against: dict[str, dict[str, Any]], figure: str) -> str:
     """What a method's intervals allow to say: better or worse than a reference, or not distinguishable from it."""
     said: dict[str, list[str]] = {}
     for other, changes in against.items():
-        if changes[FIGURE] and changes[FIGURE]["low"] is not None:
-            said.setdefault(changes[FIGURE]["verdict"], []).append(other)
+        if (found := changes.get(figure)) and found["low"] is not None:
+            said.setdefault(found["verdict"], []).append(other)
     return ", ".join(
         f"{word} {'from' if word == UNCLEAR else 'than'} {' and '.join(others)}" for word, others in said.items()
     )
@@ -114,7 +129,8 @@ def latencies(document: dict[str, Any]) -> list[str]:
             said.append(f"{who}: not exported: {found['why_not']}")
         else:
             shaky = "" if found["stable"] else "; NOT STABLE: time it again on a quiet machine"
-            said.append(f"{who}: {found['p50_ms']:.2f} ms as ONNX, end to end, median on one thread{shaky}")
+            file = f"as ONNX, head {found['head']}, end to end, median on one thread"
+            said.append(f"{who}: {found['p50_ms']:.2f} ms {file}{shaky}")
     return said
 
 
@@ -123,16 +139,23 @@ def text(document: dict[str, Any]) -> str:
     lines = []
     for title, rows in groups(document).items():
         lines += ["", title, *aligned(main_table(document, rows)), *indented(verdicts(rows))]
+        lines += nms_free(document, rows)
         if len(classes := class_table(rows)) > MOST_CLASSES:
             lines += ["", f"  compare.md has what became of each of {len(classes) - 1} classes"]
         elif classes:
             lines += ["", *aligned(classes)]
     if document["mean"]:
         lines += ["", f"mean of {len(groups(document))}", *aligned(mean_table(document))]
-        lines += indented(verdicts(document["mean"]))
+        lines += indented(verdicts(document["mean"])) + nms_free(document, document["mean"])
     lines += ["", *latencies(document)] if document["latency"] else []
     told = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in document["notes"]]
     return "\n".join([*lines, "", *told])
+
+
+def nms_free(document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The accuracy without NMS and what it allows to say, for a terminal."""
+    table = nms_free_table(document, rows)
+    return ["", *aligned(table), *indented(verdicts(rows, NMS_FREE))] if table else []
 
 
 def indented(said: Sequence[str]) -> list[str]:
@@ -160,18 +183,25 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     for title, rows in groups(document).items():
         lines += [f"## {title}", "", *piped(main_table(document, rows)), ""]
-        lines += [*(f"- {said}" for said in verdicts(rows)), ""]
+        lines += [*(f"- {said}" for said in verdicts(rows)), "", *nms_free_page(document, rows)]
         if classes := class_table(rows):
             told = "mAP50-95 of each class: plain's, and each method's change, starred where its interval excludes 0."
             lines += [told, "", *piped(classes), ""]
     if document["mean"]:
         lines += [f"## Mean of {len(groups(document))}", "", *piped(mean_table(document)), ""]
         lines += [*(f"- {said}" for said in verdicts(document["mean"])), ""]
+        lines += nms_free_page(document, document["mean"])
     lines += ["![Differences](differences.png)", "", "![Accuracy against cost](cost.png)", ""]
     if document["latency"]:
         lines += ["## Latency", "", *(f"- {said}" for said in latencies(document)), ""]
         lines += ["![Accuracy against latency](latency.png)", ""]
     return "\n".join([*lines, *(f"- {note}" for note in document["notes"]), ""])
+
+
+def nms_free_page(document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The accuracy without NMS and what it allows to say, in Markdown."""
+    table = nms_free_table(document, rows)
+    return [*piped(table), "", *(f"- {said}" for said in verdicts(rows, NMS_FREE)), ""] if table else []
 
 
 def piped(table: Sequence[Sequence[str]]) -> list[str]:
@@ -182,7 +212,7 @@ def piped(table: Sequence[Sequence[str]]) -> list[str]:
 
 def write_csv(path: Path, document: dict[str, Any]) -> None:
     """One line a data set, student, method and seed: the raw figures, for tools of one's own."""
-    columns = ["data", "student", "method", "seed", "map50_95", "map50", "last_map50_95", "epochs"]
+    columns = ["data", "student", "method", "seed", "map50_95", "map50", "last_map50_95", NMS_FREE, "epochs"]
     columns += ["train_s", "cost_s", "failed"]
     with open(path, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, columns)

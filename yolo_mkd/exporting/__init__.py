@@ -113,7 +113,7 @@ def export(
     if sensitivity and quantize != 8:
         raise BadInput("sensitivity= lists what INT8 costs block by block: give quantize=8 too")
     trained = host.load_detector("model", str(source))
-    has_one2one = getattr(host.head(trained), "one2one_cv2", None) is not None
+    has_one2one = "one2one" in host.branches_of(host.head(trained))
     size = image_size(trained.args.get("imgsz", 640) if imgsz is None else imgsz, int(max(trained.stride)))
     passed_on = {**ultralytics_export_args}
     if format in {"onnx", "engine"}:

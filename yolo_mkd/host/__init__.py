@@ -32,7 +32,16 @@ from yolo_mkd.host.models import (
     task,
     write_architecture,
 )
-from yolo_mkd.host.reading import anatomy, branch_weights, first, keep_graphs, outputs, remaining, shared_weights
+from yolo_mkd.host.reading import (
+    anatomy,
+    branch_weights,
+    branches_of,
+    first,
+    keep_graphs,
+    outputs,
+    remaining,
+    shared_weights,
+)
 from yolo_mkd.host.runs import (
     annotate,
     augmentation,
@@ -58,6 +67,7 @@ __all__ = [
     "arguments",
     "augmentation",
     "branch_weights",
+    "branches_of",
     "build",
     "check_arguments",
     "check_data",
