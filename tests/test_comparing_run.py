@@ -55,7 +55,8 @@ def test_every_method_trains_and_is_given_what_plain_was_given(compared: tuple[P
     assert list(rows) == METHODS.split(",")
     for method in ("native", "mkd-guidance"):
         assert rows[method]["same"] == {"start": True, "epochs": 2, "images": 2, "pixels": 2}
-        assert rows[method]["cost"] > 1
+        (own,), (plain,) = ([c["cost_s"] for c in compared[1]["cells"] if c["method"] == m] for m in (method, "plain"))
+        assert rows[method]["cost"] == pytest.approx(own / plain, abs=1e-3)
         assert set(rows[method]["against"]) == {"plain", "native"} - {method}
     assert rows["plain"]["epochs"] == 2
 

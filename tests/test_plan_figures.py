@@ -113,7 +113,8 @@ def healthy() -> dict[str, Any]:
         "strides": strides,
         "unknown_classes": [],
     }
-    stage = {"name": "student", "hops": [hop], "updates": 900, "epochs": 60, "memory": {"total_taught": 2**30}}
+    stage = {"name": "student", "hops": [hop], "updates": 900, "epochs": 60, "mosaic_epochs": 45}
+    stage["memory"] = {"total_taught": 2**30}
     stage["cost"] = {"hours": 1.5, "hours_plain": 1.0}
     scores = {"teacher": {"classes": [0, 1], "map50_95": 0.5}, "student": {"classes": [0, 1], "map50_95": 0.3}}
     return {
@@ -145,6 +146,7 @@ CHANGES: list[tuple[str, tuple[Any, ...], Any]] = [
     ("limit", ("stages", 0, "hops", 0, "terms", 0, "at_limit"), True),
     ("against", ("stages", 0, "hops", 0, "terms", 0, "cosine", "mean"), -0.2),
     ("short", ("stages", 0, "updates"), 199),
+    ("mosaic", ("stages", 0, "mosaic_epochs"), 46),
     ("costly", ("stages", 0, "cost", "hours"), 1.51),
     ("memory", ("device_memory",), 2**30),
     ("batch", ("batch_is_automatic",), True),
@@ -180,6 +182,18 @@ def test_what_is_only_near_a_limit_is_no_warning(path: tuple[Any, ...], value: A
         target = target[key]
     target[path[-1]] = value
     assert warnings(figures) == []
+
+
+def test_only_a_short_run_is_advised_against_mosaic() -> None:
+    figures = copy.deepcopy(healthy())
+    stage = figures["stages"][0]
+    stage |= {"mosaic_epochs": 60, "updates": 1000}
+    assert warnings(figures) == []
+    stage["updates"] = 999
+    (found,) = warnings(figures)
+    assert found["text"].startswith(
+        "the student sees mosaics in 60 of 60 epochs: so short a run learns more with mosaic=0"
+    )
 
 
 def test_a_gate_silences_the_warning_of_a_term_that_pulls_against_the_task() -> None:

@@ -203,7 +203,7 @@ def stage_figures(
     stage: dict[str, Any], run: cost.Run, probe: Probe, hears: list[Speaker], imgsz: int
 ) -> dict[str, Any]:
     """What is known of a stage before it is trained."""
-    figures = probe.figures
+    figures, args = probe.figures, probe.args
     return {
         "name": stage["name"],
         "model": Path(stage["model"]).name,
@@ -212,6 +212,7 @@ def stage_figures(
         "epochs": run.epochs,
         "knowledge_epochs": run.schedule.end if probe.sources else 0,
         "updates": run.updates,
+        "mosaic_epochs": max(args.epochs - args.close_mosaic, 0) if args.mosaic else 0,
         "optimizer": figures["optimizer"],
         "hears": [h.name for h in hears],
         "hops": [hop(*each, imgsz) for each in zip(hears, probe.sources, probe.readings, strict=False)],

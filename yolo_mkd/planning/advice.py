@@ -8,6 +8,9 @@ from typing import Any
 
 FAR = 8.0  # times the parameters: further apart, a student follows badly (Mirzadeh et al., AAAI 2020)
 FEW_UPDATES = 200
+BRIEF_UPDATES = (
+    1000  # until here mosaic to the end cost plain training 0.02 to 0.03 mAP50-95 on two sets: see RESULTS.md
+)
 AGAINST = -0.05  # a cosine that matters, once it is clearly below 0
 LEVEL = 0.01  # mAP50-95 by which a teacher should lead at least
 COSTLY = 1.5  # times a plain run
@@ -27,7 +30,7 @@ def warnings(figures: Figures) -> list[dict[str, str]]:
     found = [
         {"what": what, "stage": stage["name"], "text": text}
         for stage in figures["stages"]
-        for check in (distant, level_teacher, unmatched, silent_terms, pulls, short, costly, large)
+        for check in (distant, level_teacher, unmatched, silent_terms, pulls, short, mosaic, costly, large)
         for what, text in check(figures, stage)
     ]
     if figures["batch_is_automatic"]:
@@ -118,6 +121,14 @@ def short(figures: Figures, stage: Figures) -> Found:
     if stage["updates"] < FEW_UPDATES:
         said = f"the {stage['name']} has about {stage['updates']} optimizer updates in {stage['epochs']} epochs"
         yield "short", f"{said}: more epochs, a smaller batch or nbs={figures['batch']} give it time to learn"
+
+
+def mosaic(figures: Figures, stage: Figures) -> Found:
+    """Short runs that see hardly a whole image."""
+    epochs, brief = stage["epochs"], FEW_UPDATES <= stage["updates"] < BRIEF_UPDATES
+    if brief and stage["mosaic_epochs"] > 0.75 * epochs:
+        said = f"the {stage['name']} sees mosaics in {stage['mosaic_epochs']} of {epochs} epochs"
+        yield "mosaic", f"{said}: so short a run learns more with mosaic=0 or close_mosaic={epochs // 2}"
 
 
 def costly(figures: Figures, stage: Figures) -> Found:
