@@ -89,16 +89,26 @@ def test_the_figures_are_those_of_one_validation_of_best_and_last(
     place = compared[0] / "runs" / "compare" / "data" / "studentn" / "native-s0"
     result = json.loads((place / cells.RESULT).read_text())
     for name in ("best", "last"):
-        for figures, nms in ((result[name], None), (result[name]["nms_free"], False)):
-            box = YOLO(place / "run" / "weights" / f"{name}.pt").val(
-                data=str(tiny_detector.data), imgsz=32, batch=8, rect=False, plots=False, device="cpu",
-                project=str(tmp_path), verbose=False, nms=nms,
-            ).box  # fmt: skip
-            assert figures["map50_95"] == pytest.approx(box.map, abs=1e-5)
-            assert set(figures["classes"]) == {"red", "green", "blue"}
+        box = YOLO(place / "run" / "weights" / f"{name}.pt").val(
+            data=str(tiny_detector.data), imgsz=32, batch=8, rect=False, plots=False, device="cpu",
+            project=str(tmp_path), verbose=False,
+        ).box  # fmt: skip
+        assert result[name]["map50_95"] == pytest.approx(box.map, abs=1e-5)
+        assert set(result[name]["classes"]) == {"red", "green", "blue"}
     epochs = clock.read(place / "run")
     assert [e["epoch"] for e in epochs] == [1, 2]
     assert {k: result[k] for k in ("train_s", "cost_s")} == cell.spent(epochs, "cpu")
+
+
+def test_both_heads_of_a_detector_are_scored_as_ultralytics_scores_them(tiny_detector: Any, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    protocol = {"data": str(tiny_detector.data), "imgsz": tiny_detector.imgsz, "batch": 8, "device": "cpu"}
+    found = cell.scores(tiny_detector.pt, protocol, tmp_path)
+    assert found["map50_95"] != found["nms_free"]["map50_95"]
+    for figures, nms in ((found, None), (found["nms_free"], False)):
+        box = YOLO(tiny_detector.pt).val(**protocol, rect=False, plots=False, project=str(tmp_path), nms=nms).box
+        assert (figures["map50_95"], figures["map50"]) == pytest.approx((box.map, box.map50), abs=1e-5)
 
 
 def test_cost_is_processor_time_on_a_cpu_and_wall_time_on_a_card() -> None:
