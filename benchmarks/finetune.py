@@ -24,7 +24,7 @@ from starting import SAME, accuracy_of, classes_of, compared, pretrained, rounds
 
 from yolo_mkd import host, report
 from yolo_mkd.comparing.findings import mean_rows
-from yolo_mkd.comparing.tables import markdown, mean_table, piped
+from yolo_mkd.comparing.tables import markdown, mean_table, nms_free_table, piped
 from yolo_mkd.settings import parse
 
 GIVEN = {"pretrain": None, "imgsz": 160, "steps": 600, "teacher_steps": 900, "seeds": 3, "assistant": "none"}
@@ -33,10 +33,12 @@ OWN = {"data", "model", "teacher", "pretrain", "steps", "teacher_steps", "out"}
 
 
 def mean(files: str) -> str:
-    """The mean over the reports of several sets, in Markdown; of the methods that all of them have."""
+    """The mean over the reports of several sets, in Markdown, through NMS and without; of the methods that all have."""
     reports = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files.split(",")]
     rows, references = [row for found in reports for row in found["rows"]], reports[0]["references"]
-    return "\n".join(piped(mean_table({"references": references, "mean": mean_rows(rows, references)})))
+    found = {"references": references, "mean": mean_rows(rows, references)}
+    tables = (mean_table(found), nms_free_table(found, found["mean"]))
+    return "\n\n".join("\n".join(piped(table)) for table in tables if table)
 
 
 def main(words: Sequence[str]) -> None:
