@@ -8,9 +8,7 @@ from typing import Any
 
 FAR = 8.0  # times the parameters: further apart, a student follows badly (Mirzadeh et al., AAAI 2020)
 FEW_UPDATES = 200
-BRIEF_UPDATES = (
-    1000  # until here mosaic to the end cost plain training 0.02 to 0.03 mAP50-95 on two sets: see RESULTS.md
-)
+BRIEF_UPDATES = 1000  # up to here mosaic to the end cost plain training 0.02 to 0.03 mAP50-95: see RESULTS.md
 AGAINST = -0.05  # a cosine that matters, once it is clearly below 0
 LEVEL = 0.01  # mAP50-95 by which a teacher should lead at least
 COSTLY = 1.5  # times a plain run
