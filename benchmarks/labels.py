@@ -5,7 +5,7 @@
 For each of `shares=` the labels of some train images are kept, the other images go into the unlabelled pool, a teacher
 is trained on what is kept, and the methods are compared. Plain training on all labels is what they are held against.
 A plain run takes the same number of batches for every share, `steps=`. A model given as .yaml is trained on
-`pretrain=` first. What was cut off goes on where it was.
+`pretrain=` first. What was cut off goes on where it was. The student has two heads (YOLO26, v10); both are scored.
 """
 
 from __future__ import annotations

@@ -235,6 +235,12 @@ def test_a_latency_stands_beside_the_accuracy_of_its_head(drawn: list[Any], head
     assert list(plain.get_ydata()) == [reached]
 
 
+def test_a_head_that_was_not_scored_has_no_picture_of_latency(drawn: list[Any]) -> None:
+    times = [{"data": "d", "student": "m", "p50_ms": 4.0, "head": "one2one", "threads": 1}]
+    plots.accuracy_latency(document(THREE, latency=times), Path("l.png"))
+    assert drawn == []
+
+
 def test_a_student_is_exported_and_timed_once_for_all_its_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     exported: list[str] = []
 

@@ -161,7 +161,7 @@ def accuracy_latency(document: dict[str, Any], path: Path) -> None:
     found = [f for f in document["latency"] if "p50_ms" in f]
     timed = {(f["data"], f["student"]): f["p50_ms"] for f in found}
     scored = {(f["data"], f["student"]): NMS_FREE if f["head"] == "one2one" else FIGURE for f in found}
-    rows = [r for r in document["rows"] if r["seeds"] and (r["data"], r["student"]) in timed]
+    rows = [r for r in document["rows"] if r["seeds"] and scored.get((r["data"], r["student"])) in r]
     if not rows:
         return
     sets, methods = (list(dict.fromkeys(r[key] for r in rows)) for key in ("data", "method"))
