@@ -74,6 +74,13 @@ def test_without_nms_is_a_figure_of_its_own() -> None:
     mixed = findings.mean_rows(found + rows({"plain": [0.1, 0.1], "mkd": [0.2, 0.2]}, "two"), ["plain"])
     assert findings.NMS_FREE not in mixed[1]  # on one of two sets only
     assert set(mixed[1]["against"]["plain"]) == {"map50_95"}
+    older = [
+        row if row["method"] == "mkd" else rows({"plain": [0.1, 0.1]}, data)[0]
+        for data in ("one", "two")
+        for row in two_heads(data)
+    ]
+    found = findings.mean_rows(older, ["plain"])[1]["against"]["plain"]
+    assert set(found) == {"map50_95"}  # plain's other head was not scored
 
 
 def test_without_nms_has_its_table_and_its_panel(drawn: list[Any]) -> None:

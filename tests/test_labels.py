@@ -57,6 +57,8 @@ def test_where_all_labels_bring_nothing_there_is_no_gap_to_close() -> None:
     methods = {"plain": {0: 0.3}, "pseudo": {0: 0.2}}
     rows = labels.findings({0.5: methods}, {"plain": {0: 0.3}})
     assert [row["closed"] for row in rows] == [{"plain": None}, {"plain": None}]
+    hardly = labels.findings({0.5: methods}, {"plain": {0: 0.3039}, "longer": {0: 0.3041}})
+    assert hardly[1]["closed"] == {"plain": None, "longer": pytest.approx(-24.4, abs=0.1)}
     assert labels.table(rows, {"plain": {0: 0.3}}, {}).count("%") == 5  # of labels and intervals, none of a gap
 
 

@@ -184,12 +184,14 @@ def test_the_text_says_what_was_measured_within_its_width(planned: dict[str, Any
 
 
 def test_an_untrained_teacher_leaves_open_what_its_knowledge_decides(arguments: dict[str, Any]) -> None:
-    found = planning.plan(**{**arguments, "teacher": "yolo26n.yaml", "teacher_epochs": 5, "assistant": None})
+    asked = {"teacher": "yolo26n.yaml", "teacher_epochs": 5, "assistant": None, "close_mosaic": 2}
+    found = planning.plan(**{**arguments, **asked})
     teacher, student = found["stages"]
     assert (teacher["name"], teacher["epochs"], teacher["hops"], teacher["memory"]["teachers"]) == ("teacher", 5, [], 0)
     assert not student["hops"][0]["known"] and "share" not in terms(found)["soft"] and terms(found)["soft"]["acts"]
     assert student["cost"]["probe"]["taught"]  # the stand-in's steps were timed all the same
     assert student["hops"][0]["parameters"] == teacher["parameters"]
+    assert (teacher["mosaic_epochs"], student["mosaic_epochs"]) == (3, 0)
     assert found["accuracy"] == {}
     assert "cannot be known before the teacher is trained" in found["answer"]
     assert plan_text.text(found)

@@ -192,7 +192,7 @@ def test_only_a_short_run_is_advised_against_mosaic() -> None:
     stage["updates"] = 999
     (found,) = warnings(figures)
     assert found["text"].startswith(
-        "the student sees mosaics in 60 of 60 epochs: so short a run learns more with mosaic=0"
+        "the student sees mosaics in 60 of 60 epochs: on two sets so short a run learned more with mosaic=0"
     )
 
 

@@ -126,7 +126,7 @@ def mosaic(figures: Figures, stage: Figures) -> Found:
     epochs, brief = stage["epochs"], FEW_UPDATES <= stage["updates"] < BRIEF_UPDATES
     if brief and stage["mosaic_epochs"] > 0.75 * epochs:
         said = f"the {stage['name']} sees mosaics in {stage['mosaic_epochs']} of {epochs} epochs"
-        yield "mosaic", f"{said}: so short a run learns more with mosaic=0 or close_mosaic={epochs // 2}"
+        yield "mosaic", f"{said}: on two sets so short a run learned more with mosaic=0 or close_mosaic={epochs // 2}"
 
 
 def costly(figures: Figures, stage: Figures) -> Found:
