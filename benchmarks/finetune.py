@@ -3,9 +3,9 @@
     python benchmarks/finetune.py data=bccd.yaml model=yolo26n-w125.yaml teacher=yolo26s.yaml pretrain=voc6.yaml out=DIR
 
 Student and teacher given as .yaml are trained on `pretrain=` first; the teacher then learns `data=` for
-`teacher_steps=` batches; then yolo-mkd compare trains the student for `steps=` batches by each of `methods=`. Other
-arguments go through to it, `mosaic=` to the teacher's training too. What was cut off goes on where it was, and more
-methods or seeds add to what is there.
+`teacher_steps=` batches; then yolo-mkd compare trains the student for `steps=` batches by each of `methods=`. A batch
+is of `batch=` images, before the comparison of `start_batch=`. Other arguments go through to it, `mosaic=` to the
+teacher's training too. What was cut off goes on where it was, and more methods or seeds add to what is there.
 
     python benchmarks/finetune.py mean=finetune-bccd.json,finetune-neudet.json
 
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starting import SAME, accuracy_of, classes_of, compared, pretrained, rounds, trained
+from starting import BATCH, SAME, accuracy_of, classes_of, compared, of_start, pretrained, rounds, trained
 
 from yolo_mkd import host, report
 from yolo_mkd.comparing.findings import mean_rows
@@ -28,8 +28,8 @@ from yolo_mkd.comparing.tables import markdown, mean_table, nms_free_table, pipe
 from yolo_mkd.settings import parse
 
 GIVEN = {"pretrain": None, "imgsz": 160, "steps": 600, "teacher_steps": 900, "seeds": 3, "assistant": "none"}
-GIVEN |= {"methods": "plain,longer,native,mkd"}
-OWN = {"data", "model", "teacher", "pretrain", "steps", "teacher_steps", "out"}
+GIVEN |= {"methods": "plain,longer,native,mkd", "batch": BATCH, "start_batch": BATCH, "device": "cpu"}
+OWN = {"data", "model", "teacher", "pretrain", "steps", "teacher_steps", "start_batch", "out"}
 
 
 def mean(files: str) -> str:
@@ -52,14 +52,14 @@ def main(words: Sequence[str]) -> None:
     student = pretrained("model", given, out.parent / "pretrained")
     larger = pretrained("teacher", given, out.parent / "pretrained")
     through = {k: v for k, v in given.items() if k not in OWN}
-    theirs = {"data": given["data"], "imgsz": imgsz, **rounds(images, given["teacher_steps"])}
-    theirs |= {k: through[k] for k in ("mosaic",) if k in through}
+    theirs = {"data": given["data"], "imgsz": imgsz, **rounds(images, given["teacher_steps"], given["start_batch"])}
+    theirs |= {**of_start(given), **{k: through[k] for k in ("mosaic",) if k in through}}
     teacher = trained(larger, out / "teacher", **theirs)
     found = compared(
         out / "compare", data=given["data"], model=student, teacher=teacher,
-        **{**SAME, **rounds(images, given["steps"]), **through},
+        **{**SAME, **rounds(images, given["steps"], given["batch"]), "nbs": given["batch"], **through},
     )  # fmt: skip
-    figure = accuracy_of(teacher, given["data"], imgsz)
+    figure = accuracy_of(teacher, given["data"], imgsz, device=given["device"])
     found |= {"command": " ".join(["python benchmarks/finetune.py", *words]), "teacher": {"map50_95": figure}}
     found["notes"] = [f"The teacher: {Path(given['teacher']).stem}, mAP50-95 {figure:.3f}.", *found["notes"]]
     report.write(out / f"finetune-{name}.json", "compare", found)

@@ -28,9 +28,9 @@ def classes_of(data: dict[str, Any]) -> dict[str, set[int]]:
     return found
 
 
-def rounds(images: int, steps: int) -> dict[str, int]:
+def rounds(images: int, steps: int, batch: int = BATCH) -> dict[str, int]:
     """How long a run on so many labelled images is, in epochs: as many batches for every share of the labels."""
-    epochs = max(1, round(steps / math.ceil(images / BATCH)))
+    epochs = max(1, round(steps / math.ceil(images / batch)))
     return {"epochs": epochs, "close_mosaic": epochs // 10}
 
 
@@ -41,6 +41,12 @@ def trained(start: str, folder: Path, **arguments: Any) -> str:
         YOLO(start).train(seed=0, **{**SAME, **arguments}, **place)
         (folder / "done").touch()
     return str((folder / "weights" / "last.pt").resolve())
+
+
+def of_start(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Batch and device of all training before a comparison, from the words of the command line."""
+    batch = given.get("start_batch", BATCH)
+    return {"batch": batch, "nbs": batch, **{k: given[k] for k in ("device", "workers") if k in given}}
 
 
 def pretrained(role: str, given: Mapping[str, Any], out: Path) -> str:
@@ -57,6 +63,7 @@ def pretrained(role: str, given: Mapping[str, Any], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     start = host.write_architecture(host.find_model(role, model), out)
     arguments = {"data": given["pretrain"], "imgsz": 160, "epochs": EPOCHS[role], "close_mosaic": 5, "cos_lr": True}
+    arguments |= of_start(given)
     return trained(start, out / Path(model).stem, **arguments)
 
 
@@ -68,7 +75,7 @@ def compared(folder: Path, methods: str, seeds: Any, **arguments: Any) -> dict[s
     return compare(methods=methods, seeds=seeds, **place, **arguments)
 
 
-def accuracy_of(model: str, data: str, imgsz: int, nms: bool | None = None) -> float:
+def accuracy_of(model: str, data: str, imgsz: int, nms: bool | None = None, device: Any = "cpu") -> float:
     """A trained model's mAP50-95 on val, through NMS; with nms=False without."""
-    box = YOLO(model).val(data=data, imgsz=imgsz, rect=False, plots=False, verbose=False, device="cpu", nms=nms).box
+    box = YOLO(model).val(data=data, imgsz=imgsz, rect=False, plots=False, verbose=False, device=device, nms=nms).box
     return round(float(box.map), 4)

@@ -11,7 +11,7 @@ from ultralytics.cfg import get_cfg
 
 from yolo_mkd import host
 from yolo_mkd.balance import Balance, Wish
-from yolo_mkd.criterion import PATIENCE, Criterion, Moment, Source, truth_of
+from yolo_mkd.criterion import PATIENCE, Criterion, Moment, Source
 from yolo_mkd.knowledge import Truth
 from yolo_mkd.lesson import TERMS, Lesson
 from yolo_mkd.schedule import Schedule
@@ -211,7 +211,7 @@ def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() ->
     batch = bench.batch()
     preds = bench.student(batch["img"])
     kt = bench.criterion.sources[0].teacher.speak(batch["img"])
-    losses = lesson.losses(bench.criterion.student.knowledge(preds), kt, truth_of(batch, bench.criterion.detection))
+    losses = lesson.losses(bench.criterion.student.knowledge(preds), kt, bench.criterion.truth(batch))
     for name, value in losses.items():
         share = balance.gains[name] * of_the_trunk(bench, value).norm() * 2 / task  # losses are per image
         if name not in balance.limited():

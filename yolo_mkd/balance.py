@@ -62,6 +62,24 @@ def read(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -
     return {name: Reading(*values) for name, values in zip(losses, table.tolist(), strict=True)}
 
 
+def class_weights(counts: Tensor, power: float) -> Tensor | None:
+    """Weights of classes by how often they are labelled, count^-power, so scaled that an object's is 1 in the mean.
+
+    Args:
+        counts: labelled objects of each class, C; one without any gets the mean weight, as with Ultralytics' cls_pw.
+        power: 0 weighs objects alike, 1 classes alike.
+
+    Returns:
+        C, or None where all weigh 1.
+    """
+    seen = counts > 0
+    if not power or not seen.any():
+        return None
+    weights = torch.where(seen, counts.clamp(min=1) ** -power, 0)
+    weights = torch.where(seen, weights, weights.sum() / seen.sum())
+    return weights * counts.sum() / (weights * counts).sum()
+
+
 @dataclass(frozen=True)
 class Wish:
     """What is asked of one term.

@@ -64,6 +64,7 @@ class Criterion:
         moment: Moment,
         weights: list[nn.Parameter],
         seed: int,
+        classes: Tensor | None = None,
     ):
         """Join a detection loss with what the teachers know.
 
@@ -75,9 +76,10 @@ class Criterion:
             moment: where the run is; kept up to date by the trainer.
             weights: the student's, on which gradients are measured.
             seed: of the draws.
+            classes: how much each of the student's classes counts to soft targets, C; None is 1 each.
         """
         self.detection, self.student, self.sources, self.seed = detection, student, sources, seed
-        self.schedule, self.moment, self.weights = schedule, moment, weights
+        self.schedule, self.moment, self.weights, self.classes = schedule, moment, weights, classes
         self.columns = list(dict.fromkeys(t.name for s in sources for t in s.lesson.acting))
         self.step = 0
         self.measured: dict[str, int] = {}  # the step at which each teacher's gradients were last measured
@@ -135,12 +137,17 @@ class Criterion:
         items = {**items, **{f"kd/{name}": values.get(name, zero).detach() for name in self.columns}}
         return loss, {**items, "kd/weight": zero + self.weight}
 
+    def truth(self, batch: dict[str, Any]) -> Truth:
+        """A batch's labels and what weighs them now, as the terms take them."""
+        boxes, branches = batch["bboxes"][:, :4].float(), host.branch_weights(self.detection)
+        return Truth(boxes, batch["batch_idx"], branches=branches, classes=self.classes)
+
     def _knowledge(
         self, source: Source, preds: Any, kt: Any, batch: dict[str, Any], task: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Each term's loss, and their weighted sum per image."""
         lesson, balance = source.lesson, source.balance
-        ks, truth = self.student.knowledge(preds), truth_of(batch, self.detection)
+        ks, truth = self.student.knowledge(preds), self.truth(batch)
         if "labelled" in batch:
             truth = replace(truth, labelled=batch["labelled"], weight=trust(kt, batch["labelled"], len(batch["img"])))
         stays = lesson.staying(host.remaining(self.detection))
@@ -190,11 +197,6 @@ def spacing(batches: int, gate: bool = False) -> int:
         gate: whether a term may be left out on what is measured.
     """
     return EVERY if gate else max(EVERY, batches // MOST)
-
-
-def truth_of(batch: dict[str, Any], detection: Any) -> Truth:
-    """A batch's labels and a detection loss's weights, as the terms take them."""
-    return Truth(batch["bboxes"][:, :4].float(), batch["batch_idx"], branches=host.branch_weights(detection))
 
 
 def trust(kt: Knowledge, labelled: int, images: int) -> Tensor | None:

@@ -16,7 +16,7 @@ import yaml
 # what shapes the knowledge beside the terms themselves
 KNOWLEDGE = (
     *("preset", "calibrate", "gate", "until", "teacher_imgsz", "record", "views", "record_limit"),
-    *("unlabelled", "unlabelled_ratio"),
+    *("soft_pw", "unlabelled", "unlabelled_ratio"),
 )
 
 
@@ -79,6 +79,9 @@ def settle(given: dict[str, Any]) -> dict[str, Any]:
     until = own["until"]
     if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
         raise BadInput(f"until={until} is no share of the epochs: use for example until=0.5")
+    power = own["soft_pw"]
+    if isinstance(power, bool) or not isinstance(power, int | float) or not 0 <= power <= 1:
+        raise BadInput(f"soft_pw={power} is no power between 0 and 1: use for example soft_pw=0.5")
     for name, meaning, example in (("teacher_imgsz", "number of pixels", 640), ("views", "number of views", 8)):
         count = own[name]
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):

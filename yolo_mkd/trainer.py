@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from yolo_mkd import host, report, unlabelled
-from yolo_mkd.balance import Balance, Wish
+from yolo_mkd.balance import Balance, Wish, class_weights
 from yolo_mkd.criterion import Criterion, Moment, Source
 from yolo_mkd.host import LOGGER, unwrap_model
 from yolo_mkd.lesson import TERMS, Lesson, check_asked
@@ -225,9 +225,10 @@ class MKDTrainer(host.DetectionTrainer):
         self.listener = Listener(student, self.anatomy, roles)
         detection = getattr(student, "criterion", None) or student.init_criterion()
         weights = host.shared_weights(student, self.anatomy)
+        classes = class_weights(torch.from_numpy(self.get_class_counts()).to(self.device), self.knowledge["soft_pw"])
         self.moment.batches = len(self.train_loader)
         student.criterion = Criterion(
-            detection, self.listener, self.sources, self._schedule(), self.moment, weights, self.args.seed
+            detection, self.listener, self.sources, self._schedule(), self.moment, weights, self.args.seed, classes
         )
 
     def _detach(self) -> None:

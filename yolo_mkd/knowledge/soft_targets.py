@@ -3,6 +3,9 @@
 Temperature stays 1 for class scores: with sigmoid outputs a higher one lets the background outweigh the objects by
 three orders of magnitude. Every sum is divided by the teacher's mass N = max(1, sum over anchors of its best score),
 so that images without objects stay quiet.
+
+A sum over objects hears little of a rare class, and the student then gives that class up for the others. So classes can
+be weighted: by w, one number a class, each score q counts as w q, in the sum and in N.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ TEMPERATURE = 10.0  # of the box-side distributions: LD, Zheng et al., CVPR 2022
 EPS = 1e-7
 
 
-def class_loss(zs: Tensor, zt: Tensor) -> Tensor:
-    """Quality-focal distillation of class scores: sum over anchors and classes of |p - q| BCE(p, q), over N.
+def class_loss(zs: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Quality-focal distillation of class scores: sum over anchors and classes of w |p - q| BCE(p, q), over N.
 
     p and q are the sigmoids of the student's and teacher's logits; beta = 1 (BCKD, Yang et al., ICCV 2023, eq. for
     classification; CrossKD, Wang et al., CVPR 2024).
@@ -27,36 +30,38 @@ def class_loss(zs: Tensor, zt: Tensor) -> Tensor:
     Args:
         zs: the student's class logits, B C A.
         zt: the teacher's.
+        weights: how much each class counts, C; None is 1 each.
 
     Returns:
         A scalar; 0 where both agree.
     """
-    loss: Tensor = FocusedEntropy.apply(zs, zt)
-    return loss / mass(zt)
+    loss: Tensor = FocusedEntropy.apply(zs, zt, None if weights is None else weights[:, None])
+    return loss / mass(zt, weights)
 
 
 class FocusedEntropy(torch.autograd.Function):
-    """Sum of |p - q| BCE(p, q), whose gradient is taken along: one tensor is kept for it in the place of seven."""
+    """Sum of w |p - q| BCE(p, q), whose gradient is taken along: one tensor is kept for it in the place of seven."""
 
     @staticmethod
-    def forward(ctx: Any, zs: Tensor, zt: Tensor) -> Tensor:
-        """The sum over all elements, of logits of equal shape."""
+    def forward(ctx: Any, zs: Tensor, zt: Tensor, weights: Tensor | None) -> Tensor:
+        """The sum over all elements, of logits of equal shape and weights that spread to it."""
         p, q = zs.sigmoid(), zt.sigmoid()
-        gap, entropy = p - q, F.binary_cross_entropy_with_logits(zs, q, reduction="none")
+        gap, entropy = p - q, F.binary_cross_entropy_with_logits(zs, q, weights, reduction="none")
         focus = gap.abs()
-        # d/dz |p - q| BCE = sign(p - q) p (1 - p) BCE + |p - q| (p - q)
-        ctx.save_for_backward(gap.sign().mul_(entropy).mul_(p).mul_(1 - p).addcmul_(focus, gap))
+        # d/dz w |p - q| BCE = sign(p - q) p (1 - p) w BCE + w |p - q| (p - q)
+        pull = gap if weights is None else gap * weights
+        ctx.save_for_backward(gap.sign().mul_(entropy).mul_(p).mul_(1 - p).addcmul_(focus, pull))
         return entropy.mul_(focus).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
-        """The gradient with respect to the student's logits; the teacher's get none."""
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient with respect to the student's logits; the teacher's and the weights get none."""
         (slope,) = ctx.saved_tensors
-        return slope * up, None
+        return slope * up, None, None
 
 
-def box_loss(ds: Tensor, dt: Tensor, zt: Tensor) -> Tensor:
+def box_loss(ds: Tensor, dt: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean of 1 - GIoU between the two boxes of an anchor, weighted by the teacher's best score there.
 
     Both boxes hang on the same anchor, and GIoU does not change when both are moved or scaled alike, so distances do.
@@ -65,11 +70,12 @@ def box_loss(ds: Tensor, dt: Tensor, zt: Tensor) -> Tensor:
         ds: the student's box sides left, top, right, bottom, B 4 A, in stride units.
         dt: the teacher's.
         zt: the teacher's class logits, B C A.
+        weights: how much each class counts, C; None is 1 each.
     """
-    return ((1 - giou(ds, dt)) * best_score(zt)).sum() / mass(zt)
+    return ((1 - giou(ds, dt)) * best_score(zt, weights)).sum() / mass(zt, weights)
 
 
-def dfl_loss(bs: Tensor, bt: Tensor, zt: Tensor) -> Tensor:
+def dfl_loss(bs: Tensor, bt: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
     """Localisation distillation: T^2 KL(teacher || student) of each box side's distribution, mean of the four sides.
 
     Summed over bins and weighted by the teacher's best score (LD, Zheng et al., CVPR 2022).
@@ -78,11 +84,12 @@ def dfl_loss(bs: Tensor, bt: Tensor, zt: Tensor) -> Tensor:
         bs: the student's logits of the box-side distributions, B 4 K A.
         bt: the teacher's, with the same K.
         zt: the teacher's class logits, B C A.
+        weights: how much each class counts, C; None is 1 each.
     """
     target = (bt / TEMPERATURE).log_softmax(2)
     guess = (bs / TEMPERATURE).log_softmax(2)
     divergence = (target.exp() * (target - guess)).sum(2).mean(1)  # B A
-    return TEMPERATURE**2 * (divergence * best_score(zt)).sum() / mass(zt)
+    return TEMPERATURE**2 * (divergence * best_score(zt, weights)).sum() / mass(zt, weights)
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
@@ -100,11 +107,11 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / (union + EPS) - (hull - union) / (hull + EPS)
 
 
-def best_score(zt: Tensor) -> Tensor:
-    """The teacher's best class score at each anchor: B C A of logits in, B A in [0, 1] out."""
-    return zt.amax(1).sigmoid()
+def best_score(zt: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The teacher's best class score at each anchor: B C A of logits in, B A in [0, 1] out (times w)."""
+    return zt.amax(1).sigmoid() if weights is None else (zt.sigmoid() * weights[:, None]).amax(1)
 
 
-def mass(zt: Tensor) -> Tensor:
+def mass(zt: Tensor, weights: Tensor | None = None) -> Tensor:
     """N: how many objects' worth of score the teacher sees in the batch, at least 1."""
-    return best_score(zt).sum().clamp(min=1)
+    return best_score(zt, weights).sum().clamp(min=1)

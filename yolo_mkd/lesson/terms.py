@@ -64,12 +64,18 @@ def as_detection(losses: Sequence[Tensor], match: Match, truth: Truth) -> Tensor
     return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
 
 
+def weights_of(match: Match, truth: Truth) -> Tensor | None:
+    """How much each of the classes that both know counts, in their order; None is 1 each."""
+    return None if truth.classes is None else truth.classes[[s for s, _ in match.classes]]
+
+
 def soft(match: Match) -> Term:
     """Soft targets: the teacher's class scores."""
     ours = [s for s, _ in match.classes]
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        losses = [class_loss(s.logits[:, ours], zt) for s, _, zt in match.heads(ks, kt)]
+        weights = weights_of(match, truth)
+        losses = [class_loss(s.logits[:, ours], zt, weights) for s, _, zt in match.heads(ks, kt)]
         return as_detection(losses, match, truth)
 
     classes = f"{len(ours)} of the student's {len(match.student.names)} classes, "
@@ -80,7 +86,8 @@ def soft_box(match: Match) -> Term:
     """Soft targets: the teacher's boxes."""
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        losses = [box_loss(s.distances, t.distances, zt) for s, t, zt in match.heads(ks, kt)]
+        weights = weights_of(match, truth)
+        losses = [box_loss(s.distances, t.distances, zt, weights) for s, t, zt in match.heads(ks, kt)]
         return as_detection(losses, match, truth)
 
     why = heads_apart(match) or rotated(match)
@@ -92,7 +99,8 @@ def soft_dfl(match: Match) -> Term:
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
         pairs = [(s.bins, t.bins, zt) for s, t, zt in match.heads(ks, kt)]
-        losses = [dfl_loss(s, t, zt) for s, t, zt in pairs if s is not None and t is not None]
+        weights = weights_of(match, truth)
+        losses = [dfl_loss(s, t, zt, weights) for s, t, zt in pairs if s is not None and t is not None]
         return as_detection(losses, match, truth)
 
     why = heads_apart(match) or rotated(match) or bins_apart(match)
