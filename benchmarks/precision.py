@@ -105,7 +105,9 @@ def main(words: Sequence[str]) -> None:
     command = " ".join(["python benchmarks/precision.py", *words])
     file = report.write(Path(given["json"]), "precision", {"command": command, **found})
     document = json.loads(file.read_text(encoding="utf-8"))
-    print(f"{table(found['terms'])}\n\nA forward pass in half precision takes {document['time_ratio']:.2f} x float32's.")
+    print(
+        f"{table(found['terms'])}\n\nA forward pass in half precision takes {document['time_ratio']:.2f} x float32's."
+    )
 
 
 if __name__ == "__main__":

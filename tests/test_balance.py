@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_mkd.balance import LIMITS, Balance, Reading, Wish, read
+from yolo_mkd.balance import LIMITS, Balance, Reading, Wish, class_weights, read
 
 
 def weights(*values: float) -> list[nn.Parameter]:
@@ -55,6 +55,29 @@ def test_small_half_precision_gradients_do_not_vanish() -> None:
     half = x.half() * 1.0  # the gradient passes in fp16, whose smallest value is 6e-8
     found = read((half.float() * 1e-8).sum(), {"a": (half.float() * 2e-8).sum()}, [x])["a"]
     assert found.strength == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("counts", "power", "expected"),
+    [
+        ([8.0, 2.0], 1.0, [5 / 8, 5 / 2]),  # either class has half of the weight
+        ([9.0, 1.0], 0.5, [5 / 6, 5 / 2]),  # 1/3 and 1, times 10 objects over 9/3 + 1
+        ([4.0, 4.0, 0.0], 1.0, [1.0, 1.0, 1.0]),  # a class without labels has the mean weight
+        ([8.0, 2.0, 0.0], 1.0, [5 / 8, 5 / 2, 25 / 16]),
+    ],
+)
+def test_rare_classes_weigh_more_and_an_object_1_in_the_mean(
+    counts: list[float], power: float, expected: list[float]
+) -> None:
+    found = class_weights(torch.tensor(counts), power)
+    assert found is not None
+    assert found.tolist() == pytest.approx(expected)
+    assert (found * torch.tensor(counts)).sum().item() == pytest.approx(sum(counts))
+
+
+@pytest.mark.parametrize(("counts", "power"), [([8.0, 2.0], 0), ([0.0, 0.0], 0.5)])
+def test_no_power_or_no_labels_weigh_nothing(counts: list[float], power: float) -> None:
+    assert class_weights(torch.tensor(counts), power) is None
 
 
 def test_before_any_reading_a_term_has_the_gain_that_usually_gives_its_share() -> None:

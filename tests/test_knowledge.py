@@ -61,6 +61,33 @@ class TestSoftTargets:
         loss = class_loss(torch.tensor([[[math.log(3.0)]]]), torch.zeros(1, 1, 1))
         assert loss.item() == pytest.approx(0.209247, abs=1e-6)
 
+    @pytest.mark.parametrize("scale", [1.0, 5.0])
+    def test_weights_that_are_equal_change_nothing(self, scale: float) -> None:
+        zs, zt, ds, dt = torch.randn(2, 3, 9), torch.randn(2, 3, 9) + 3, torch.rand(2, 4, 9), torch.rand(2, 4, 9)
+        bs, bt, equal = torch.randn(2, 4, 16, 9), torch.randn(2, 4, 16, 9), torch.full((3,), scale)
+        for loss, ours, theirs in ((box_loss, ds, dt), (dfl_loss, bs, bt)):
+            assert loss(ours, theirs, zt, equal).item() == pytest.approx(loss(ours, theirs, zt).item(), rel=1e-5)
+        assert class_loss(zs, zt, equal).item() == pytest.approx(class_loss(zs, zt).item(), rel=1e-5)
+
+    def test_a_weighted_class_counts_in_the_sum_and_in_the_mass(self) -> None:
+        # two anchors: a sure object of the first class that the student finds, one of the second that it misses
+        sure = 20.0
+        zt = torch.tensor([[[sure, -sure], [-sure, sure]]])
+        zs = torch.tensor([[[sure, -sure], [-sure, 0.0]]])
+        missed = 0.5 * math.log(2)  # |0.5 - 1| BCE(0.5, 1)
+        assert class_loss(zs, zt).item() == pytest.approx(missed / 2, rel=1e-5)
+        assert class_loss(zs, zt, torch.tensor([0.5, 3.0])).item() == pytest.approx(3 * missed / 3.5, rel=1e-5)
+
+    def test_the_gradient_of_a_weighted_class_loss_is_that_of_its_definition(self) -> None:
+        zs, zt = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True), torch.randn(2, 3, 5).double()
+        assert torch.autograd.gradcheck(lambda z: class_loss(z, zt, torch.tensor([0.2, 1.0, 3.0]).double()), zs)
+
+    def test_the_boxes_of_a_weighted_class_count_more(self) -> None:
+        ds, dt, zt = torch.ones(1, 4, 2), torch.ones(1, 4, 2), torch.tensor([[[40.0, -40.0], [-40.0, 40.0]]])
+        ds[..., 1] = 2.0  # the second object's box has four times the area: 1 - GIoU = 3/4
+        assert box_loss(ds, dt, zt).item() == pytest.approx(0.375, abs=1e-5)
+        assert box_loss(ds, dt, zt, torch.tensor([1.0, 3.0])).item() == pytest.approx(0.75 * 3 / 4, abs=1e-5)
+
     def test_loss_is_divided_by_the_teachers_mass(self) -> None:
         zs, zt = torch.randn(1, 2, 50), torch.randn(1, 2, 50) + 3
         n = zt.sigmoid().amax(1).sum().item()

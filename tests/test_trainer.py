@@ -15,6 +15,7 @@ import torch
 from ultralytics import YOLO
 
 from yolo_mkd import host
+from yolo_mkd.criterion import Criterion
 from yolo_mkd.lesson import TERMS
 from yolo_mkd.settings import BadInput
 from yolo_mkd.teachers import Teacher
@@ -116,6 +117,37 @@ def test_a_head_that_no_term_reads_is_not_run_and_the_terms_find_the_same(train:
     assert not list(silenced.sources[0].teacher.model.model[-1].parameters())
     assert list(whole.sources[0].teacher.model.model[-1].parameters())
     assert float(rows(silenced)[0]["kd/attention"]) == pytest.approx(float(rows(whole)[0]["kd/attention"]), rel=1e-4)
+
+
+def test_soft_targets_weigh_classes_by_the_labels_of_the_train_images(
+    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("yolo_mkd.trainer.LOGGER.info", said.append)
+    seen: list[Any] = []
+    truth = Criterion.truth
+    monkeypatch.setattr(Criterion, "truth", lambda self, batch: (seen.append(truth(self, batch)), seen[-1])[1])
+    trainer = train(MKDTrainer.using(tiny_detector.pt, soft_pw=1), epochs=1)
+    labels = [
+        row.split()[0] for f in trainer.train_loader.dataset.label_files for row in Path(f).read_text().split("\n")
+    ]
+    counts = torch.tensor([labels.count(c) for c in "012"])
+    assert len(set(counts.tolist())) > 1
+    assert torch.allclose(seen[0].classes * counts, torch.full((3,), len(labels) / 3))  # each class weighs alike
+    rarest = ("red", "green", "blue")[int(counts.argmin())]
+    assert any(f"by how rarely it is labelled: {rarest} {len(labels) / 3 / counts.min():.2f} down" in s for s in said)
+
+
+def test_without_a_power_soft_targets_weigh_objects_alike(
+    train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("yolo_mkd.trainer.LOGGER.info", said.append)
+    even = train(MKDTrainer.using(tiny_detector.pt, soft_pw=0), epochs=1, name="even")
+    rare = train(MKDTrainer.using(tiny_detector.pt, soft_pw=1), epochs=1, name="rare")
+    assert sum("rarely" in s for s in said) == 1  # the second run's
+    assert rows(even)[0]["kd/soft"] != rows(rare)[0]["kd/soft"]
+    assert float(rows(even)[0]["kd/attention"]) == pytest.approx(float(rows(rare)[0]["kd/attention"]), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,7 @@ class MKDTrainer(host.DetectionTrainer):
         with host.override_configs(self.args, {"nbs": self.args.nbs / joined}):  # nbs counts all images of an update
             super()._build_train_pipeline()
         if self.sources and self.knowledge["record"]:  # let the loader show views that can come back
-            views = Views(self.train_loader.dataset, self.knowledge["views"], seed=0)
-            views.install(self.train_loader, self._next_epoch)
+            Views(self.train_loader.dataset, self.knowledge["views"], 0).install(self.train_loader, self._next_epoch)
         if joined > 1:
             self.pool = Pool(self, self._unlabelled, self.knowledge, self._next_epoch)
 
@@ -210,9 +209,10 @@ class MKDTrainer(host.DetectionTrainer):
                 raise
         self._attach()
         self.shares = Shares(Path(self.save_dir), fresh=not self.start_epoch)
-        for source in self.sources:
-            LOGGER.info(lesson_table(source.lesson, source.teacher.name, self.knowledge["calibrate"]))
         if self.sources:
+            classes = unwrap_model(self.model).criterion.classes
+            for s in self.sources:
+                LOGGER.info(lesson_table(s.lesson, s.teacher.name, self.knowledge["calibrate"], classes))
             each = " (each batch hears one of the teachers)" if len(self.sources) > 1 else ""
             LOGGER.info(f"M-KD: {self._schedule()}{each}, teachers speak in {precision}\n".replace("torch.", ""))
 
@@ -364,9 +364,8 @@ class MKDTrainer(host.DetectionTrainer):
     def final_eval(self) -> None:
         """Evaluate as Ultralytics does, report what was skipped, and leave a record in the checkpoints."""
         if self.listener is not None:
-            for name, count in unwrap_model(self.model).criterion.skipped.items():
-                if count:
-                    LOGGER.warning(f"M-KD: {name} was NaN or infinite in {count} batches and was left out there")
+            for name, count in (+unwrap_model(self.model).criterion.skipped).items():
+                LOGGER.warning(f"M-KD: {name} was NaN or infinite in {count} batches and was left out there")
         self._detach()
         super().final_eval()
         if self.sources and host.RANK in {-1, 0}:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
+
 from yolo_mkd.lesson import TERMS, Lesson
 
 
-def lesson_table(lesson: Lesson, teacher: str, calibrate: bool) -> str:
+def lesson_table(lesson: Lesson, teacher: str, calibrate: bool, classes: Tensor | None = None) -> str:
     """Which terms act and why the others cannot, and the layers read with their shapes.
 
     Args:
         lesson: of the two models.
         teacher: its name.
         calibrate: whether the figures asked for are shares of the detection gradient, not plain gains.
+        classes: how much each of the student's classes counts to soft targets, C; None is 1 each.
     """
     match = lesson.match
     ratio = match.teacher.parameters / match.student.parameters
@@ -31,12 +34,15 @@ def lesson_table(lesson: Lesson, teacher: str, calibrate: bool) -> str:
     if lesson.roles:
         lines.append(f"  {'role':<18}  {'student: layer, shape':<26}  teacher: layer, shape")
         lines += [f"  {r:<18}  {match.student.taps[r]!s:<26}  {match.teacher.taps[r]}" for r in lesson.roles]
-    return "\n".join(lines + [f"  {note}" for note in notes(lesson)])
+    return "\n".join(lines + [f"  {note}" for note in notes(lesson, classes)])
 
 
-def notes(lesson: Lesson) -> list[str]:
-    """What is matched only in part, in plain words."""
+def notes(lesson: Lesson, classes: Tensor | None = None) -> list[str]:
+    """What is matched only in part, and which classes weigh most and least, in plain words."""
     match, found = lesson.match, []
+    if classes is not None and any(t.branched for t in lesson.acting):
+        ends = (f"{match.student.names[int(i)]} {classes[i]:.2f}" for i in (classes.argmax(), classes.argmin()))
+        found.append(f"soft targets weigh a class by how rarely it is labelled: {' down to '.join(ends)}")
     if match.explores:
         found.append("the neck's first half of channels inherits from the teacher, the rest explores")
     if match.student.strides != match.teacher.strides:
