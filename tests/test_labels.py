@@ -9,7 +9,7 @@ from pathlib import Path
 
 import labels
 import pytest
-from starting import rounds
+from starting import of_start, rounds
 
 
 def pictures(count: int) -> dict[str, set[int]]:
@@ -39,6 +39,13 @@ def test_seed_chooses_and_repeats() -> None:
 def test_every_share_trains_for_as_many_batches() -> None:
     assert rounds(205, 600) == {"epochs": 46, "close_mosaic": 4}  # 13 batches an epoch
     assert rounds(51, 600) == {"epochs": 150, "close_mosaic": 15}  # 4
+    assert rounds(1439, 540, batch=128) == {"epochs": 45, "close_mosaic": 4}  # 12
+
+
+def test_what_precedes_a_comparison_has_a_batch_of_its_own_and_the_device_that_was_given() -> None:
+    assert of_start({"batch": 128, "imgsz": 160}) == {"batch": 16, "nbs": 16}
+    given = {"start_batch": 64, "device": 0, "workers": 2}
+    assert of_start(given) == {"batch": 64, "nbs": 64, "device": 0, "workers": 2}
 
 
 def test_gap_closed_and_differences_are_those_of_the_seeds() -> None:
