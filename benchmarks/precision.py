@@ -70,7 +70,7 @@ def measured(trainer: Any, batches: int) -> dict[str, Any]:
         said = criterion.student.knowledge(student.predict(batch["img"]))
         words, took = heard(source.teacher, exact, batch["img"])
         times.append(took[1] / took[0])
-        full, half = (source.lesson.losses(said, w, criterion.truth(batch)) for w in words)
+        full, half = (source.lesson.losses(said, w, criterion.truth(batch, source, words[0])) for w in words)
         for name in full:
             ours, theirs = gradient(half[name], weights), gradient(full[name], weights)
             cosine = float(torch.cosine_similarity(ours, theirs, 0))

@@ -58,26 +58,35 @@ def test_small_half_precision_gradients_do_not_vanish() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "power", "expected"),
+    ("masses", "power", "expected"),
     [
         ([8.0, 2.0], 1.0, [5 / 8, 5 / 2]),  # either class has half of the weight
-        ([9.0, 1.0], 0.5, [5 / 6, 5 / 2]),  # 1/3 and 1, times 10 objects over 9/3 + 1
-        ([4.0, 4.0, 0.0], 1.0, [1.0, 1.0, 1.0]),  # a class without labels has the mean weight
-        ([8.0, 2.0, 0.0], 1.0, [5 / 8, 5 / 2, 25 / 16]),
+        ([9.0, 1.0], 0.5, [5 / 6, 5 / 2]),  # 1/3 and 1, times 10 over 9/3 + 1
+        ([8.0, 2.0], 0.0, [1.0, 1.0]),
+        ([8.0, 2.0, 0.0], 1.0, [5 / 8, 5 / 2, 1.0]),  # a class that the teacher has not seen
+        ([3.5, 0.5], 1.0, [4 / 5.25, 4 / 1.5]),  # 2/7 and 1: less than one anchor counts as one
     ],
 )
-def test_rare_classes_weigh_more_and_an_object_1_in_the_mean(
-    counts: list[float], power: float, expected: list[float]
-) -> None:
-    found = class_weights(torch.tensor(counts), power)
-    assert found is not None
+def test_classes_that_are_seldom_seen_weigh_more(masses: list[float], power: float, expected: list[float]) -> None:
+    found = class_weights(torch.tensor(masses), power)
     assert found.tolist() == pytest.approx(expected)
-    assert (found * torch.tensor(counts)).sum().item() == pytest.approx(sum(counts))
+    assert (found * torch.tensor(masses)).sum().item() == pytest.approx(sum(masses))
 
 
-@pytest.mark.parametrize(("counts", "power"), [([8.0, 2.0], 0), ([0.0, 0.0], 0.5)])
-def test_no_power_or_no_labels_weigh_nothing(counts: list[float], power: float) -> None:
-    assert class_weights(torch.tensor(counts), power) is None
+def test_class_weights_follow_all_that_was_heard_and_survive_a_resumed_run() -> None:
+    b = balance()
+    b.power = 1.0
+    assert b.classes() is None
+    for mass in ([6.0, 0.0], [2.0, 2.0]):
+        b.weigh({"one2many": torch.tensor(mass), "one2one": torch.ones(2)})
+    again = balance()
+    again.power = 1.0
+    again.restore(b.state())
+    found = again.classes()
+    assert found is not None
+    assert {branch: w.tolist() for branch, w in found.items()} == {"one2many": [5 / 8, 5 / 2], "one2one": [1.0, 1.0]}
+    again.power = 0.0
+    assert again.classes() is None
 
 
 def test_before_any_reading_a_term_has_the_gain_that_usually_gives_its_share() -> None:

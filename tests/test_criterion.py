@@ -211,7 +211,9 @@ def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() ->
     batch = bench.batch()
     preds = bench.student(batch["img"])
     kt = bench.criterion.sources[0].teacher.speak(batch["img"])
-    losses = lesson.losses(bench.criterion.student.knowledge(preds), kt, bench.criterion.truth(batch))
+    losses = lesson.losses(
+        bench.criterion.student.knowledge(preds), kt, bench.criterion.truth(batch, bench.criterion.source, kt)
+    )
     for name, value in losses.items():
         share = balance.gains[name] * of_the_trunk(bench, value).norm() * 2 / task  # losses are per image
         if name not in balance.limited():

@@ -12,7 +12,7 @@ from yolo_mkd.knowledge.attention import attention_loss, attention_map, normalis
 from yolo_mkd.knowledge.exploration import debiased_cka, exploration_loss, hsic, inheriting
 from yolo_mkd.knowledge.guidance import Guide, middle, orthonormal
 from yolo_mkd.knowledge.relation import grid_for, pool, relation_loss, relation_matrix
-from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss, giou, mass
+from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, class_mass, dfl_loss, emphasis, giou, mass
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,9 @@ class TestSoftTargets:
         assert loss.item() == pytest.approx(0.209247, abs=1e-6)
 
     @pytest.mark.parametrize("scale", [1.0, 5.0])
-    def test_weights_that_are_equal_change_nothing(self, scale: float) -> None:
-        zs, zt, ds, dt = torch.randn(2, 3, 9), torch.randn(2, 3, 9) + 3, torch.rand(2, 4, 9), torch.rand(2, 4, 9)
+    def test_weights_that_are_equal_change_nothing_where_the_teacher_is_sure(self, scale: float) -> None:
+        sure = torch.nn.functional.one_hot(torch.randint(3, (2, 9)), 3).transpose(1, 2) * 80.0 - 40
+        zs, zt, ds, dt = torch.randn(2, 3, 9), sure, torch.rand(2, 4, 9), torch.rand(2, 4, 9)
         bs, bt, equal = torch.randn(2, 4, 16, 9), torch.randn(2, 4, 16, 9), torch.full((3,), scale)
         for loss, ours, theirs in ((box_loss, ds, dt), (dfl_loss, bs, bt)):
             assert loss(ours, theirs, zt, equal).item() == pytest.approx(loss(ours, theirs, zt).item(), rel=1e-5)
@@ -81,6 +82,19 @@ class TestSoftTargets:
     def test_the_gradient_of_a_weighted_class_loss_is_that_of_its_definition(self) -> None:
         zs, zt = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True), torch.randn(2, 3, 5).double()
         assert torch.autograd.gradcheck(lambda z: class_loss(z, zt, torch.tensor([0.2, 1.0, 3.0]).double()), zs)
+
+    def test_where_the_teacher_sees_nothing_no_weight_counts(self) -> None:
+        zs, zt = torch.randn(1, 3, 9), torch.full((1, 3, 9), -40.0)
+        assert torch.equal(emphasis(zt, torch.tensor([0.1, 5.0, 90.0])), torch.ones(1, 9))
+        assert class_loss(zs, zt, torch.tensor([0.1, 5.0, 90.0])).item() == pytest.approx(class_loss(zs, zt).item())
+
+    def test_an_anchors_emphasis_follows_the_teachers_scores(self) -> None:
+        zt = torch.tensor([0.5, 0.25]).logit().view(1, 2, 1)
+        assert emphasis(zt, torch.tensor([3.0, 0.2])).item() == pytest.approx(1 + 0.5 * 2 - 0.25 * 0.8)
+
+    def test_a_classs_mass_is_its_scores_without_the_teachers_doubts(self) -> None:
+        q = torch.tensor([[[0.5, 0.04, 0.9], [0.2, 0.01, 0.03]], [[0.1, 0.04, 0.02], [0.3, 0.04, 0.02]]])  # B C A
+        assert class_mass(q.logit()).tolist() == pytest.approx([1.5, 0.5])
 
     def test_the_boxes_of_a_weighted_class_count_more(self) -> None:
         ds, dt, zt = torch.ones(1, 4, 2), torch.ones(1, 4, 2), torch.tensor([[[40.0, -40.0], [-40.0, 40.0]]])

@@ -10,7 +10,7 @@ from torch import nn
 
 from yolo_mkd import host
 from yolo_mkd.knowledge import Knowledge, Outputs, Truth
-from yolo_mkd.knowledge.soft_targets import class_loss
+from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
 from yolo_mkd.lesson import TERMS, Lesson
 from yolo_mkd.lesson.match import shared_classes
 from yolo_mkd.lesson.resample import anchors_of
@@ -106,17 +106,23 @@ def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, a
     assert all(p.grad is None for p in t.parameters())
 
 
-def test_weights_of_classes_follow_their_names_to_a_teacher_that_orders_them_otherwise() -> None:
+def test_each_branch_has_class_weights_of_its_own_and_they_follow_the_names() -> None:
     s, t = model("yolo26n").train(), model("yolo26n", {0: "cow", 1: "cat"})
     matched = lesson(s, t)
     images = torch.rand(2, 3, 64, 64)
     ks, kt = knowledge(s, matched, images), taught(t, matched, images)
-    weights = torch.tensor([0.2, 7.0, 3.0])  # of cat, dog, cow; the teacher knows no dog
-    found = matched.losses(ks, kt, replace(TRUTH, classes=weights))["soft"]
-    ours = {b: o.logits[:, [0, 2]] for b, o in ks.branches.items()}  # cat, cow
-    expected = sum(class_loss(ours[b], o.logits[:, [1, 0]], weights[[0, 2]]) for b, o in kt.branches.items())
-    assert found.item() == pytest.approx(torch.as_tensor(expected).item(), rel=1e-5)
-    assert found.item() != pytest.approx(matched.losses(ks, kt, TRUTH)["soft"].item(), rel=1e-3)
+    classes = {"one2many": torch.tensor([0.2, 3.0]), "one2one": torch.tensor([5.0, 0.5])}  # of cat and cow
+    found = matched.losses(ks, kt, replace(TRUTH, classes=classes))["soft"]
+    expected = [
+        class_loss(ks.branches[b].logits[:, [0, 2]], o.logits[:, [1, 0]], classes[b]) for b, o in kt.branches.items()
+    ]
+    assert found.item() == pytest.approx(sum(e.item() for e in expected), rel=1e-5)
+    for o in kt.branches.values():
+        o.logits[:, 0] += 8  # a teacher that sees cows, its first class and the second of those that both know
+    masses = matched.masses(kt)
+    assert set(masses) == {"one2many", "one2one"}
+    assert all(m[0] == 0 and m[1] == class_mass(kt.branches[b].logits)[0] > 1 for b, m in masses.items())
+    assert lesson(s, t, soft=0, soft_box=0).masses(kt) == {}
 
 
 def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 
 READINGS = 12  # before the gains are frozen
 LIMITS = (0.05, 20.0)  # times the nominal gain: beyond, a measurement says more about a dead term than about its weight
+EPS = 1e-7
 SCALE = 1024.0  # keeps half-precision gradients of small losses from vanishing; a power of two, so nothing else changes
 
 
@@ -62,22 +63,17 @@ def read(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -
     return {name: Reading(*values) for name, values in zip(losses, table.tolist(), strict=True)}
 
 
-def class_weights(counts: Tensor, power: float) -> Tensor | None:
-    """Weights of classes by how often they are labelled, count^-power, so scaled that an object's is 1 in the mean.
+def class_weights(masses: Tensor, power: float) -> Tensor:
+    """Weights of classes, mass^-power, so scaled that the weighted masses have the sum of the masses.
 
     Args:
-        counts: labelled objects of each class, C; one without any gets the mean weight, as with Ultralytics' cls_pw.
-        power: 0 weighs objects alike, 1 classes alike.
-
-    Returns:
-        C, or None where all weigh 1.
+        masses: how much score the teacher has given to each class, C. One that it has never seen weighs 1; less than
+            one sure anchor counts as one.
+        power: 0 weighs anchors alike, 1 classes alike.
     """
-    seen = counts > 0
-    if not power or not seen.any():
-        return None
-    weights = torch.where(seen, counts.clamp(min=1) ** -power, 0)
-    weights = torch.where(seen, weights, weights.sum() / seen.sum())
-    return weights * counts.sum() / (weights * counts).sum()
+    weights = masses.clamp(min=1) ** -power
+    weights = weights * (masses.sum() / (weights * masses).sum().clamp(min=EPS))
+    return torch.where(masses > 0, weights, 1.0)
 
 
 @dataclass(frozen=True)
@@ -108,6 +104,8 @@ class Balance:
         history: readings of each term until then.
         epoch: readings of each term in this epoch, as shares at full weight.
         shut: terms whose gate is shut.
+        power: of the class weights of soft targets.
+        masses: how much score the teacher has given to each class until the gains were final, C by branch.
     """
 
     wishes: dict[str, Wish]
@@ -118,6 +116,8 @@ class Balance:
     history: dict[str, list[float]] = field(default_factory=dict)
     epoch: dict[str, list[Reading]] = field(default_factory=dict)
     shut: set[str] = field(default_factory=set)
+    power: float = 0.0
+    masses: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.gains:
@@ -148,6 +148,19 @@ class Balance:
             if self.gate:
                 (self.shut.add if r.cosine < 0 else self.shut.discard)(name)
 
+    def weigh(self, masses: dict[str, Tensor]) -> None:
+        """Take in how much score the teacher gives to each class in one batch, C by branch."""
+        for branch, mass in masses.items():
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.all_reduce(mass)
+            self.masses[branch] = self.masses.get(branch, 0) + mass
+
+    def classes(self) -> dict[str, Tensor] | None:
+        """How much each class counts to soft targets, C by branch; None where all count alike."""
+        if not self.power or not self.masses:
+            return None
+        return {branch: class_weights(mass, self.power) for branch, mass in self.masses.items()}
+
     def freeze(self) -> bool:
         """Make the gains final, if anything has been measured; whether that happened now."""
         if self.frozen or not self.history:
@@ -177,9 +190,10 @@ class Balance:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"gains": self.gains, "frozen": self.frozen, "history": self.history, "shut": sorted(self.shut)}
+        settled = {"gains": self.gains, "frozen": self.frozen, "history": self.history, "masses": self.masses}
+        return {**settled, "shut": sorted(self.shut)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.gains, self.frozen, self.history = state["gains"], state["frozen"], state["history"]
-        self.shut = set(state["shut"])
+        self.shut, self.masses = set(state["shut"]), state["masses"]

@@ -64,7 +64,6 @@ class Criterion:
         moment: Moment,
         weights: list[nn.Parameter],
         seed: int,
-        classes: Tensor | None = None,
     ):
         """Join a detection loss with what the teachers know.
 
@@ -76,10 +75,9 @@ class Criterion:
             moment: where the run is; kept up to date by the trainer.
             weights: the student's, on which gradients are measured.
             seed: of the draws.
-            classes: how much each of the student's classes counts to soft targets, C; None is 1 each.
         """
         self.detection, self.student, self.sources, self.seed = detection, student, sources, seed
-        self.schedule, self.moment, self.weights, self.classes = schedule, moment, weights, classes
+        self.schedule, self.moment, self.weights = schedule, moment, weights
         self.columns = list(dict.fromkeys(t.name for s in sources for t in s.lesson.acting))
         self.step = 0
         self.measured: dict[str, int] = {}  # the step at which each teacher's gradients were last measured
@@ -137,17 +135,25 @@ class Criterion:
         items = {**items, **{f"kd/{name}": values.get(name, zero).detach() for name in self.columns}}
         return loss, {**items, "kd/weight": zero + self.weight}
 
-    def truth(self, batch: dict[str, Any]) -> Truth:
-        """A batch's labels and what weighs them now, as the terms take them."""
+    def truth(self, batch: dict[str, Any], source: Source, kt: Knowledge) -> Truth:
+        """A batch's labels and what weighs them now, as the terms take them.
+
+        Args:
+            batch: Ultralytics' batch.
+            source: whose terms they are.
+            kt: what its teacher says about the batch; until gains are frozen, classes are weighed by this too.
+        """
+        if self.moment.now < self.schedule.fitted:
+            source.balance.weigh(source.lesson.masses(kt))
         boxes, branches = batch["bboxes"][:, :4].float(), host.branch_weights(self.detection)
-        return Truth(boxes, batch["batch_idx"], branches=branches, classes=self.classes)
+        return Truth(boxes, batch["batch_idx"], branches=branches, classes=source.balance.classes())
 
     def _knowledge(
         self, source: Source, preds: Any, kt: Any, batch: dict[str, Any], task: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Each term's loss, and their weighted sum per image."""
         lesson, balance = source.lesson, source.balance
-        ks, truth = self.student.knowledge(preds), self.truth(batch)
+        ks, truth = self.student.knowledge(preds), self.truth(batch, source, kt)
         if "labelled" in batch:
             truth = replace(truth, labelled=batch["labelled"], weight=trust(kt, batch["labelled"], len(batch["img"])))
         stays = lesson.staying(host.remaining(self.detection))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from yolo_mkd import host, report, unlabelled
-from yolo_mkd.balance import Balance, Wish, class_weights
+from yolo_mkd.balance import Balance, Wish
 from yolo_mkd.criterion import Criterion, Moment, Source
 from yolo_mkd.host import LOGGER, unwrap_model
 from yolo_mkd.lesson import TERMS, Lesson, check_asked
@@ -133,7 +133,7 @@ class MKDTrainer(host.DetectionTrainer):
         if self.knowledge["record"]:
             lesson.refuse_unrecorded()
         wishes = {t.name: Wish(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting}
-        balance = Balance(wishes, self.knowledge["calibrate"], self.knowledge["gate"])
+        balance = Balance(wishes, self.knowledge["calibrate"], self.knowledge["gate"], power=self.knowledge["soft_pw"])
         roles = list(layout_of(anatomy).roles) if self.knowledge["record"] else lesson.roles
         model = host.freeze(model)
         if not self.knowledge["record"] and not any(t.head for t in lesson.acting):
@@ -210,9 +210,8 @@ class MKDTrainer(host.DetectionTrainer):
         self._attach()
         self.shares = Shares(Path(self.save_dir), fresh=not self.start_epoch)
         if self.sources:
-            classes = unwrap_model(self.model).criterion.classes
             for s in self.sources:
-                LOGGER.info(lesson_table(s.lesson, s.teacher.name, self.knowledge["calibrate"], classes))
+                LOGGER.info(lesson_table(s.lesson, s.teacher.name, self.knowledge["calibrate"]))
             each = " (each batch hears one of the teachers)" if len(self.sources) > 1 else ""
             LOGGER.info(f"M-KD: {self._schedule()}{each}, teachers speak in {precision}\n".replace("torch.", ""))
 
@@ -225,10 +224,9 @@ class MKDTrainer(host.DetectionTrainer):
         self.listener = Listener(student, self.anatomy, roles)
         detection = getattr(student, "criterion", None) or student.init_criterion()
         weights = host.shared_weights(student, self.anatomy)
-        classes = class_weights(torch.from_numpy(self.get_class_counts()).to(self.device), self.knowledge["soft_pw"])
         self.moment.batches = len(self.train_loader)
         student.criterion = Criterion(
-            detection, self.listener, self.sources, self._schedule(), self.moment, weights, self.args.seed, classes
+            detection, self.listener, self.sources, self._schedule(), self.moment, weights, self.args.seed
         )
 
     def _detach(self) -> None:

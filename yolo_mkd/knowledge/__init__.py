@@ -88,7 +88,7 @@ class Truth:
         labelled: how many of the images have labels, the first ones; None is all.
         weight: B, how much each image counts to a mean over images; None is 1 each.
         branches: how much the detection loss weighs each branch of the head; None is 1 each.
-        classes: how much each of the student's classes counts to soft targets, C; None is 1 each.
+        classes: by branch, how much each class that both models know counts to soft targets, C; None is 1 each.
     """
 
     boxes: Tensor
@@ -96,7 +96,7 @@ class Truth:
     labelled: int | None = None
     weight: Tensor | None = None
     branches: dict[str, float] | None = None
-    classes: Tensor | None = None
+    classes: dict[str, Tensor] | None = None
 
 
 def mean_over_images(values: Tensor, weight: Tensor | None) -> Tensor:

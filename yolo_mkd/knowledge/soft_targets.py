@@ -4,8 +4,9 @@ Temperature stays 1 for class scores: with sigmoid outputs a higher one lets the
 three orders of magnitude. Every sum is divided by the teacher's mass N = max(1, sum over anchors of its best score),
 so that images without objects stay quiet.
 
-A sum over objects hears little of a rare class, and the student then gives that class up for the others. So classes can
-be weighted: by w, one number a class, each score q counts as w q, in the sum and in N.
+A sum over anchors hears little of a class that is rare, small or uncertain, and the student then gives it up for the
+others. So anchors can be weighted by what the teacher sees there: u = 1 + sum over classes of q (w - 1), with one
+number w a class; where it sees nothing, u is 1. N is then the sum of u times the best score.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TEMPERATURE = 10.0  # of the box-side distributions: LD, Zheng et al., CVPR 2022
+DOUBT = 0.05  # a score below which the teacher sees nothing
 EPS = 1e-7
 
 
 def class_loss(zs: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Quality-focal distillation of class scores: sum over anchors and classes of w |p - q| BCE(p, q), over N.
+    """Quality-focal distillation of class scores: sum over anchors and classes of u |p - q| BCE(p, q), over N.
 
     p and q are the sigmoids of the student's and teacher's logits; beta = 1 (BCKD, Yang et al., ICCV 2023, eq. for
     classification; CrossKD, Wang et al., CVPR 2024).
@@ -35,12 +37,13 @@ def class_loss(zs: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
     Returns:
         A scalar; 0 where both agree.
     """
-    loss: Tensor = FocusedEntropy.apply(zs, zt, None if weights is None else weights[:, None])
+    u = None if weights is None else emphasis(zt, weights)[:, None]  # B 1 A
+    loss: Tensor = FocusedEntropy.apply(zs, zt, u)
     return loss / mass(zt, weights)
 
 
 class FocusedEntropy(torch.autograd.Function):
-    """Sum of w |p - q| BCE(p, q), whose gradient is taken along: one tensor is kept for it in the place of seven."""
+    """Sum of u |p - q| BCE(p, q), whose gradient is taken along: one tensor is kept for it in the place of seven."""
 
     @staticmethod
     def forward(ctx: Any, zs: Tensor, zt: Tensor, weights: Tensor | None) -> Tensor:
@@ -48,7 +51,7 @@ class FocusedEntropy(torch.autograd.Function):
         p, q = zs.sigmoid(), zt.sigmoid()
         gap, entropy = p - q, F.binary_cross_entropy_with_logits(zs, q, weights, reduction="none")
         focus = gap.abs()
-        # d/dz w |p - q| BCE = sign(p - q) p (1 - p) w BCE + w |p - q| (p - q)
+        # d/dz u |p - q| BCE = sign(p - q) p (1 - p) u BCE + u |p - q| (p - q)
         pull = gap if weights is None else gap * weights
         ctx.save_for_backward(gap.sign().mul_(entropy).mul_(p).mul_(1 - p).addcmul_(focus, pull))
         return entropy.mul_(focus).sum()
@@ -108,8 +111,20 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def best_score(zt: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The teacher's best class score at each anchor: B C A of logits in, B A in [0, 1] out (times w)."""
-    return zt.amax(1).sigmoid() if weights is None else (zt.sigmoid() * weights[:, None]).amax(1)
+    """The teacher's best class score at each anchor, times u: B C A of logits in, B A out."""
+    best = zt.amax(1).sigmoid()
+    return best if weights is None else best * emphasis(zt, weights)
+
+
+def emphasis(zt: Tensor, weights: Tensor) -> Tensor:
+    """u: how much each anchor counts by what the teacher sees there, B C A of logits and C weights in, B A out."""
+    return 1 + (zt.sigmoid() * (weights[:, None] - 1)).sum(1)
+
+
+def class_mass(zt: Tensor) -> Tensor:
+    """How much score the teacher gives to each class in the batch, B C A of logits in, C out; without its doubts."""
+    q = zt.sigmoid()
+    return (q * (q > DOUBT)).sum((0, 2))
 
 
 def mass(zt: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from yolo_mkd.knowledge import Knowledge, Truth
+from yolo_mkd.knowledge.soft_targets import class_mass
 from yolo_mkd.lesson import rivals, terms
 from yolo_mkd.lesson.match import Match
 from yolo_mkd.lesson.terms import Term
@@ -129,6 +130,12 @@ class Lesson:
             remaining: what is left of the detection loss's first weight on the trunk.
         """
         return {t.name: 1.0 if t.branched else remaining for t in self.acting}
+
+    def masses(self, kt: Knowledge) -> dict[str, Tensor]:
+        """How much score the teacher gives to each class that both know, C, by branch; nothing where no term asks."""
+        theirs = [t for _, t in self.match.classes]
+        asked = self.match.branches if any(t.branched for t in self.acting) else ()
+        return {branch: class_mass(kt.branches[branch].logits[:, theirs]) for branch in asked}
 
     def losses(self, ks: Knowledge, kt: Knowledge, truth: Truth, steer: bool = True) -> dict[str, Tensor]:
         """Each acting term's loss, without its gain, as a mean over the images of the batch.

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-
 from yolo_mkd.lesson import TERMS, Lesson
 
 
-def lesson_table(lesson: Lesson, teacher: str, calibrate: bool, classes: Tensor | None = None) -> str:
+def lesson_table(lesson: Lesson, teacher: str, calibrate: bool) -> str:
     """Which terms act and why the others cannot, and the layers read with their shapes.
 
     Args:
         lesson: of the two models.
         teacher: its name.
         calibrate: whether the figures asked for are shares of the detection gradient, not plain gains.
-        classes: how much each of the student's classes counts to soft targets, C; None is 1 each.
     """
     match = lesson.match
     ratio = match.teacher.parameters / match.student.parameters
@@ -34,15 +31,12 @@ def lesson_table(lesson: Lesson, teacher: str, calibrate: bool, classes: Tensor 
     if lesson.roles:
         lines.append(f"  {'role':<18}  {'student: layer, shape':<26}  teacher: layer, shape")
         lines += [f"  {r:<18}  {match.student.taps[r]!s:<26}  {match.teacher.taps[r]}" for r in lesson.roles]
-    return "\n".join(lines + [f"  {note}" for note in notes(lesson, classes)])
+    return "\n".join(lines + [f"  {note}" for note in notes(lesson)])
 
 
-def notes(lesson: Lesson, classes: Tensor | None = None) -> list[str]:
-    """What is matched only in part, and which classes weigh most and least, in plain words."""
+def notes(lesson: Lesson) -> list[str]:
+    """What is matched only in part, in plain words."""
     match, found = lesson.match, []
-    if classes is not None and any(t.branched for t in lesson.acting):
-        ends = (f"{match.student.names[int(i)]} {classes[i]:.2f}" for i in (classes.argmax(), classes.argmin()))
-        found.append(f"soft targets weigh a class by how rarely it is labelled: {' down to '.join(ends)}")
     if match.explores:
         found.append("the neck's first half of channels inherits from the teacher, the rest explores")
     if match.student.strides != match.teacher.strides:
@@ -68,7 +62,19 @@ def gains_table(sources: Iterable[Any], epoch: float) -> str:
             note = "  (at its limit: this share cannot be had with a sensible gain)" if name in limited else ""
             figures = f"share {wish.asked:<6.3g} gain {s.balance.gains[name]:<9.4g}"
             lines.append(f"  {s.teacher.name:<28} {name:<18} {figures} nominal {s.balance.usual(name):.4g}{note}")
+        for branch, weights in class_weights(s).items():
+            ends = f"{max(weights, key=weights.__getitem__)} {max(weights.values()):.2f}"
+            ends += f" down to {min(weights, key=weights.__getitem__)} {min(weights.values()):.2f}"
+            lines.append(f"  {s.teacher.name:<28} soft targets of {branch} weigh classes: {ends}")
     return "\n".join(lines)
+
+
+def class_weights(source: Any) -> dict[str, dict[str, float]]:
+    """How much soft targets weigh each class, by branch of the head and name; nothing where all weigh alike."""
+    match = source.lesson.match
+    names = [match.student.names[ours] for ours, _ in match.classes]
+    found = source.balance.classes() or {}
+    return {branch: dict(zip(names, weights.tolist(), strict=True)) for branch, weights in found.items()}
 
 
 def gains_record(sources: list[Any]) -> list[dict[str, Any]]:
@@ -79,6 +85,7 @@ def gains_record(sources: list[Any]) -> list[dict[str, Any]]:
             "calibrated": s.balance.calibrate,
             "asked": {n: w.asked for n, w in s.balance.wishes.items()},
             "gains": dict(s.balance.gains),
+            "classes": class_weights(s),
         }
         for s in sources
     ]

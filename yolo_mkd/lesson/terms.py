@@ -64,9 +64,9 @@ def as_detection(losses: Sequence[Tensor], match: Match, truth: Truth) -> Tensor
     return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
 
 
-def weights_of(match: Match, truth: Truth) -> Tensor | None:
-    """How much each of the classes that both know counts, in their order; None is 1 each."""
-    return None if truth.classes is None else truth.classes[[s for s, _ in match.classes]]
+def weights_of(match: Match, truth: Truth) -> list[Tensor | None]:
+    """How much each of the classes that both know counts, for each branch; None is 1 each."""
+    return [None if truth.classes is None else truth.classes[branch] for branch in match.branches]
 
 
 def soft(match: Match) -> Term:
@@ -74,8 +74,8 @@ def soft(match: Match) -> Term:
     ours = [s for s, _ in match.classes]
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        weights = weights_of(match, truth)
-        losses = [class_loss(s.logits[:, ours], zt, weights) for s, _, zt in match.heads(ks, kt)]
+        pairs = zip(match.heads(ks, kt), weights_of(match, truth), strict=True)
+        losses = [class_loss(s.logits[:, ours], zt, w) for (s, _, zt), w in pairs]
         return as_detection(losses, match, truth)
 
     classes = f"{len(ours)} of the student's {len(match.student.names)} classes, "
@@ -86,8 +86,8 @@ def soft_box(match: Match) -> Term:
     """Soft targets: the teacher's boxes."""
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        weights = weights_of(match, truth)
-        losses = [box_loss(s.distances, t.distances, zt, weights) for s, t, zt in match.heads(ks, kt)]
+        pairs = zip(match.heads(ks, kt), weights_of(match, truth), strict=True)
+        losses = [box_loss(s.distances, t.distances, zt, w) for (s, t, zt), w in pairs]
         return as_detection(losses, match, truth)
 
     why = heads_apart(match) or rotated(match)
@@ -98,9 +98,9 @@ def soft_dfl(match: Match) -> Term:
     """Soft targets: the teacher's box-side distributions."""
 
     def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        pairs = [(s.bins, t.bins, zt) for s, t, zt in match.heads(ks, kt)]
-        weights = weights_of(match, truth)
-        losses = [dfl_loss(s, t, zt, weights) for s, t, zt in pairs if s is not None and t is not None]
+        pairs = zip(match.heads(ks, kt), weights_of(match, truth), strict=True)
+        bins = [(s.bins, t.bins, zt, w) for (s, t, zt), w in pairs]
+        losses = [dfl_loss(s, t, zt, w) for s, t, zt, w in bins if s is not None and t is not None]
         return as_detection(losses, match, truth)
 
     why = heads_apart(match) or rotated(match) or bins_apart(match)

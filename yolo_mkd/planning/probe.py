@@ -106,7 +106,7 @@ def hear(trainer: Any, batch: Batch, sources: list[Source]) -> tuple[list[dict[s
     ks, task, found = criterion.student.knowledge(preds), loss.sum() / len(batch["img"]), []
     started = clock(trainer)
     for source, kt in zip(sources, taught, strict=True):
-        losses = source.lesson.losses(ks, kt, criterion.truth(batch))
+        losses = source.lesson.losses(ks, kt, criterion.truth(batch, source, kt))
         found.append(read(task, losses, criterion.weights))
         source.balance.hear(found[-1], source.lesson.staying(host.remaining(criterion.detection)))
     return found, clock(trainer) - started
@@ -130,7 +130,7 @@ def forward(trainer: Any, batch: Batch, source: Source | None) -> tuple[Tensor, 
             kt = source.teacher.answer(batch)
             marks.append(clock(trainer))
     if source:
-        losses = source.lesson.losses(criterion.student.knowledge(preds), kt, criterion.truth(batch))
+        losses = source.lesson.losses(criterion.student.knowledge(preds), kt, criterion.truth(batch, source, kt))
         total = total + len(images) * torch.stack([source.balance.gains[n] * v for n, v in losses.items()]).sum()
         marks.append(clock(trainer))
     return total, {part: end - begin for part, (begin, end) in zip(PARTS, pairwise(marks), strict=False)}
