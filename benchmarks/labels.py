@@ -29,6 +29,7 @@ from yolo_mkd.settings import parse
 
 VIEWS = 75  # of each image in the teacher's record, at most: fewer hurt where a few images are seen for many epochs
 GIVEN = {"pretrain": None, "shares": "0.1,0.25,0.5", "steps": 600, "seeds": 3, "imgsz": 160, "parallel": 1, "split": 0}
+GIVEN |= {"soft_pw": 1.0}  # of the distilled methods
 LEAST_GAP = 0.004  # mAP50-95 below which there is no gap to close
 HEADS = {"through NMS": "map50_95", "without NMS": NMS_FREE}  # the figures of compare
 COLOURS = {
@@ -85,7 +86,7 @@ def keep(data: dict[str, Any], share: float, seed: int, folder: Path) -> int:
     return len(kept)
 
 
-def methods_for(pool: Path, length: dict[str, int]) -> dict[str, str]:
+def methods_for(pool: Path, length: dict[str, int], soft_pw: float) -> dict[str, str]:
     """The methods by the names that the tables use; each sees as many images in an update of the weights.
 
     longer, pseudo and mkd + unlabelled see twice the images of the others, in the end without mosaic too; those of
@@ -95,8 +96,8 @@ def methods_for(pool: Path, length: dict[str, int]) -> dict[str, str]:
         "plain": "plain",
         "longer": "plain:" + ":".join(f"{name}={2 * count}" for name, count in length.items()),
         "pseudo": f"pseudo:unlabelled={pool}",
-        "mkd": "recorded",
-        "mkd + unlabelled": f"recorded:unlabelled={pool}:batch={BATCH // 2}",
+        "mkd": f"recorded:soft_pw={soft_pw:g}",
+        "mkd + unlabelled": f"recorded:soft_pw={soft_pw:g}:unlabelled={pool}:batch={BATCH // 2}",
     }
 
 
@@ -208,7 +209,7 @@ def main(words: Sequence[str]) -> None:
         teacher = trained(larger, folder / "teacher", data=str(folder / "data.yaml"), imgsz=imgsz, **length)
         figures = (accuracy_of(teacher, given["data"], imgsz, nms) for nms in (None, False))
         teachers[share] = dict(zip(HEADS, figures, strict=True))
-        methods = methods_for(folder / "pool.txt", length)
+        methods = methods_for(folder / "pool.txt", length, given["soft_pw"])
         document = compared(
             folder / "compare", data=str(folder / "data.yaml"), teacher=teacher, assistant=None,
             views=min(VIEWS, length["epochs"]), methods=",".join(methods.values()), **same, **length,

@@ -92,6 +92,10 @@ class TestSoftTargets:
         zt = torch.tensor([0.5, 0.25]).logit().view(1, 2, 1)
         assert emphasis(zt, torch.tensor([3.0, 0.2])).item() == pytest.approx(1 + 0.5 * 2 - 0.25 * 0.8)
 
+    def test_no_anchor_counts_less_than_the_lightest_class_that_is_seen_there(self) -> None:
+        zt = torch.tensor([0.9, 0.8]).logit().view(1, 2, 1)  # scores of several classes need not stay below 1 together
+        assert emphasis(zt, torch.tensor([0.1, 0.1])).item() == pytest.approx(0.1)
+
     def test_a_classs_mass_is_its_scores_without_the_teachers_doubts(self) -> None:
         q = torch.tensor([[[0.5, 0.04, 0.9], [0.2, 0.01, 0.03]], [[0.1, 0.04, 0.02], [0.3, 0.04, 0.02]]])  # B C A
         assert class_mass(q.logit()).tolist() == pytest.approx([1.5, 0.5])

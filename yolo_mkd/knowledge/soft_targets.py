@@ -5,8 +5,9 @@ three orders of magnitude. Every sum is divided by the teacher's mass N = max(1,
 so that images without objects stay quiet.
 
 A sum over anchors hears little of a class that is rare, small or uncertain, and the student then gives it up for the
-others. So anchors can be weighted by what the teacher sees there: u = 1 + sum over classes of q (w - 1), with one
-number w a class; where it sees nothing, u is 1. N is then the sum of u times the best score.
+others. So anchors can be weighted by what the teacher sees there: u = 1 + sum over classes of q (w - 1), over the sum of q
+where that is above 1, with one number w a class; where it sees nothing, u is 1. N is then the sum of u times the best
+score.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def best_score(zt: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def emphasis(zt: Tensor, weights: Tensor) -> Tensor:
     """u: how much each anchor counts by what the teacher sees there, B C A of logits and C weights in, B A out."""
-    return 1 + (zt.sigmoid() * (weights[:, None] - 1)).sum(1)
+    q = zt.sigmoid()
+    return 1 + (q * (weights[:, None] - 1)).sum(1) / q.sum(1).clamp(min=1)  # scores of several classes can exceed 1
 
 
 def class_mass(zt: Tensor) -> Tensor:
