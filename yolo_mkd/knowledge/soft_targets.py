@@ -5,9 +5,9 @@ three orders of magnitude. Every sum is divided by the teacher's mass N = max(1,
 so that images without objects stay quiet.
 
 A sum over anchors hears little of a class that is rare, small or uncertain, and the student then gives it up for the
-others. So anchors can be weighted by what the teacher sees there, with one number w a class: u = 1 + sum over classes of
-q (w - 1), over the sum of q where that is above 1. Where it sees nothing, u is 1; N is then the sum of u times the best
-score.
+others. So anchors can be weighted by what the teacher sees there, with one number w a class: u = 1 + the sum over
+classes of q (w - 1), over the sum of q where that is above 1. Where it sees nothing, u is 1; N is then the sum of u
+times the best score.
 """
 
 from __future__ import annotations
