@@ -75,16 +75,16 @@ def test_classes_that_are_seldom_seen_weigh_more(masses: list[float], power: flo
 
 def test_class_weights_follow_all_that_was_heard_and_survive_a_resumed_run() -> None:
     b = balance()
-    b.power = 1.0
+    b.power = 0.5
     assert b.classes() is None
     for mass in ([6.0, 0.0], [2.0, 2.0]):
         b.weigh({"one2many": torch.tensor(mass), "one2one": torch.ones(2)})
     again = balance()
-    again.power = 1.0
+    again.power = 0.5
     again.restore(b.state())
     found = again.classes()
     assert found is not None
-    assert {branch: w.tolist() for branch, w in found.items()} == {"one2many": [5 / 8, 5 / 2], "one2one": [1.0, 1.0]}
+    assert {branch: w.tolist() for branch, w in found.items()} == {"one2many": pytest.approx([5 / 6, 5 / 3]), "one2one": [1.0, 1.0]}
     again.power = 0.0
     assert again.classes() is None
 
