@@ -84,7 +84,8 @@ def test_class_weights_follow_all_that_was_heard_and_survive_a_resumed_run() -> 
     again.restore(b.state())
     found = again.classes()
     assert found is not None
-    assert {branch: w.tolist() for branch, w in found.items()} == {"one2many": pytest.approx([5 / 6, 5 / 3]), "one2one": [1.0, 1.0]}
+    assert found["one2many"].tolist() == pytest.approx([5 / 6, 5 / 3])
+    assert found["one2one"].tolist() == pytest.approx([1.0, 1.0])
     again.power = 0.0
     assert again.classes() is None
 
