@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,10 +171,22 @@ def test_a_resumed_run_goes_on_with_the_same_gains_and_gate() -> None:
     assert (other.gains, other.frozen, other.history, other.shut) == (b.gains, True, b.history, {"a"})
 
 
-def test_all_ranks_take_the_same_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_rank(rank: int, folder: Path) -> None:
+    """What one of two processes makes of a batch of its own."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     x, y = weights(1.0, 1.0)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(torch.tensor([[4.0, 0.2]])))  # the other's
-    found = read((3 * x + 4 * y).sum(), {"a": (10 * x).sum()}, [x, y])["a"]
-    assert (found.strength, found.cosine) == (pytest.approx(3.0), pytest.approx(0.4))
+    task, loss = 3 * x + 4 * y, 10 * (x if rank == 0 else y)  # cosines 0.6 and 0.8
+    found = read(task.sum(), {"a": loss.sum()}, [x, y])["a"]
+    b = balance()
+    b.power = 1.0
+    b.weigh({"one2one": torch.tensor([8.0, 0.0] if rank == 0 else [0.0, 2.0])})
+    torch.save({"reading": found, "classes": b.classes()}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_take_the_same_reading_and_weigh_classes_alike(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_rank, (tmp_path,), nprocs=2)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert (found["reading"].strength, found["reading"].cosine) == (pytest.approx(2.0), pytest.approx(0.7))
+        torch.testing.assert_close(found["classes"]["one2one"], torch.tensor([5 / 8, 5 / 2]))  # of masses 8 and 2
