@@ -2,7 +2,8 @@
 
 The field's shipped recipes agree: YOLOv6 and DAMO-YOLO let it fall on a cosine, RTMDet drops it when mosaic
 closes; constant to the last epoch, knowledge turns against a student that has become good. By default it
-ends after half of the run, early stopping of distillation after Cho and Hariharan (ICCV 2019): see RESULTS.md.
+ends after half of the run, early stopping of distillation after Cho and Hariharan (ICCV 2019); measured in
+benchmarks/finetune/earlier.md.
 """
 
 from __future__ import annotations
