@@ -79,7 +79,7 @@ def test_class_weights_follow_all_that_was_heard_and_survive_a_resumed_run() -> 
     b.power = 0.5
     assert b.classes() is None
     for mass in ([6.0, 0.0], [2.0, 2.0]):
-        b.weigh({"one2many": torch.tensor(mass), "one2one": torch.ones(2)})
+        b.weigh({"one2many": torch.tensor(mass), "one2one": torch.ones(2)}, torch.tensor([3, 1]))
     again = balance()
     again.power = 0.5
     again.restore(b.state())
@@ -89,6 +89,17 @@ def test_class_weights_follow_all_that_was_heard_and_survive_a_resumed_run() -> 
     assert found["one2one"].tolist() == pytest.approx([1.0, 1.0])
     again.power = 0.0
     assert again.classes() is None
+
+
+def test_a_class_that_no_label_names_takes_no_weight_from_the_others() -> None:
+    b = balance()
+    b.power = 1.0
+    mass = torch.tensor([8.0, 90.0, 2.0])  # as with classes=[0, 2], of a teacher that knows all three
+    for labels in ([2, 0, 0], [1, 0, 1]):
+        b.weigh({"one2many": mass.clone()}, torch.tensor(labels))
+    found = b.classes()
+    assert found is not None
+    assert found["one2many"].tolist() == pytest.approx([5 / 8, 1.0, 5 / 2])
 
 
 def test_before_any_reading_a_term_has_the_gain_that_usually_gives_its_share() -> None:
@@ -179,7 +190,7 @@ def one_rank(rank: int, folder: Path) -> None:
     found = read(task.sum(), {"a": loss.sum()}, [x, y])["a"]
     b = balance()
     b.power = 1.0
-    b.weigh({"one2one": torch.tensor([8.0, 0.0] if rank == 0 else [0.0, 2.0])})
+    b.weigh({"one2one": torch.tensor([8.0, 0.0] if rank == 0 else [0.0, 2.0])}, torch.eye(2)[rank])
     torch.save({"reading": found, "classes": b.classes()}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -123,6 +123,9 @@ def test_each_branch_has_class_weights_of_its_own_and_they_follow_the_names() ->
     assert set(masses) == {"one2many", "one2one"}
     assert all(m[0] == 0 and m[1] == class_mass(kt.branches[b].logits)[0] > 1 for b, m in masses.items())
     assert lesson(s, t, soft=0, soft_box=0).masses(kt) == {}
+    ours = [s for s, _ in matched.match.classes]
+    labels = torch.tensor([[ours[1]], [ours[1]], [max(ours) + 1]]).float()  # the last is of a class that only one knows
+    assert matched.labels(labels).tolist() == [2 * (c == ours[1]) for c in ours]
 
 
 def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:

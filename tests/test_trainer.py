@@ -125,7 +125,7 @@ def test_soft_targets_weigh_classes_by_what_the_teacher_sees_until_gains_are_fro
 ) -> None:
     heard: list[dict[str, torch.Tensor]] = []
     weigh = Balance.weigh
-    monkeypatch.setattr(Balance, "weigh", lambda self, masses: (heard.append(masses), weigh(self, masses))[1])
+    monkeypatch.setattr(Balance, "weigh", lambda self, *batch: (heard.append(batch[0]), weigh(self, *batch))[1])
     seen: list[Any] = []
     truth = Criterion.truth
     monkeypatch.setattr(Criterion, "truth", lambda *args: (seen.append(truth(*args)), seen[-1])[1])
@@ -140,6 +140,15 @@ def test_soft_targets_weigh_classes_by_what_the_teacher_sees_until_gains_are_fro
     written = gains["teachers"][0]["classes"]["one2one"]
     assert list(written) == ["red", "green", "blue"]
     assert list(written.values()) == pytest.approx(seen[-1].classes["one2one"].tolist())
+
+
+def test_classes_that_the_user_leaves_out_do_not_take_weight_from_the_others(train: Any, tiny_detector: Any) -> None:
+    trainer = train(MKDTrainer.using(tiny_detector.pt, soft_pw=1), epochs=2, classes=[0, 1])
+    gains = json.loads((trainer.save_dir / "gains.json").read_text(encoding="utf-8"))
+    mass = trainer.sources[0].balance.masses["one2one"]
+    assert mass[2] > 0  # the teacher sees what no label names
+    weights = gains["teachers"][0]["classes"]["one2one"]
+    assert list(weights.values()) == pytest.approx([*class_weights(mass[:2], 1.0).tolist(), 1.0])
 
 
 def test_without_a_power_soft_targets_weigh_anchors_alike(train: Any, tiny_detector: Any) -> None:

@@ -106,6 +106,7 @@ class Balance:
         shut: terms whose gate is shut.
         power: of the class weights of soft targets.
         masses: how much score the teacher has given to each class until the gains were final, C by branch.
+        labels: how many labels each class had until then, C.
     """
 
     wishes: dict[str, Wish]
@@ -118,6 +119,7 @@ class Balance:
     shut: set[str] = field(default_factory=set)
     power: float = 0.0
     masses: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | int = 0
 
     def __post_init__(self) -> None:
         if not self.gains:
@@ -148,18 +150,22 @@ class Balance:
             if self.gate:
                 (self.shut.add if r.cosine < 0 else self.shut.discard)(name)
 
-    def weigh(self, masses: dict[str, Tensor]) -> None:
-        """Take in how much score the teacher gives to each class in one batch, C by branch."""
-        for branch, mass in masses.items():
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.all_reduce(mass)
-            self.masses[branch] = self.masses.get(branch, 0) + mass
+    def weigh(self, masses: dict[str, Tensor], labels: Tensor) -> None:
+        """Take in how much score the teacher gives to each class in one batch, C by branch, and its labels, C."""
+        if distributed.is_available() and distributed.is_initialized():
+            for heard in (*masses.values(), labels):
+                distributed.all_reduce(heard)
+        self.masses = {branch: self.masses.get(branch, 0) + mass for branch, mass in masses.items()}
+        self.labels = self.labels + labels
 
     def classes(self) -> dict[str, Tensor] | None:
-        """How much each class counts to soft targets, C by branch; None where all count alike."""
+        """How much each class counts to soft targets, C by branch; None where all count alike.
+
+        A class that no label has named weighs 1: the teacher knows it from elsewhere, and it is not the student's task.
+        """
         if not self.power or not self.masses:
             return None
-        return {branch: class_weights(mass, self.power) for branch, mass in self.masses.items()}
+        return {branch: class_weights(mass * (self.labels > 0), self.power) for branch, mass in self.masses.items()}
 
     def freeze(self) -> bool:
         """Make the gains final, if anything has been measured; whether that happened now."""
@@ -191,9 +197,9 @@ class Balance:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
         settled = {"gains": self.gains, "frozen": self.frozen, "history": self.history, "masses": self.masses}
-        return {**settled, "shut": sorted(self.shut)}
+        return {**settled, "labels": self.labels, "shut": sorted(self.shut)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.gains, self.frozen, self.history = state["gains"], state["frozen"], state["history"]
-        self.shut, self.masses = set(state["shut"]), state["masses"]
+        self.shut, self.masses, self.labels = set(state["shut"]), state["masses"], state["labels"]

@@ -144,7 +144,7 @@ class Criterion:
             kt: what its teacher says about the batch; until gains are frozen, classes are weighed by this too.
         """
         if self.moment.now < self.schedule.fitted:
-            source.balance.weigh(source.lesson.masses(kt))
+            source.balance.weigh(source.lesson.masses(kt), source.lesson.labels(batch["cls"]))
         boxes, branches = batch["bboxes"][:, :4].float(), host.branch_weights(self.detection)
         return Truth(boxes, batch["batch_idx"], branches=branches, classes=source.balance.classes())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from yolo_mkd.knowledge import Knowledge, Truth
@@ -136,6 +137,11 @@ class Lesson:
         theirs = [t for _, t in self.match.classes]
         asked = self.match.branches if any(t.branched for t in self.acting) else ()
         return {branch: class_mass(kt.branches[branch].logits[:, theirs]) for branch in asked}
+
+    def labels(self, classes: Tensor) -> Tensor:
+        """How many of a batch's labels each class has that both know: the student's class of N labels in, C out."""
+        ours = torch.tensor([s for s, _ in self.match.classes], device=classes.device)
+        return (classes.view(-1, 1) == ours).sum(0)
 
     def losses(self, ks: Knowledge, kt: Knowledge, truth: Truth, steer: bool = True) -> dict[str, Tensor]:
         """Each acting term's loss, without its gain, as a mean over the images of the batch.
