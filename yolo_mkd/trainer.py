@@ -103,7 +103,7 @@ class MKDTrainer(host.DetectionTrainer):
         """Attach the data's classes to the student, then match it with its teachers."""
         super().set_model_attributes()
         student = unwrap_model(self.model)
-        self.anatomy = host.anatomy(student, self.args.imgsz)
+        self.anatomy = host.anatomy(student, self.args.imgsz, self.args.classes)
         asked = {name: self.knowledge[name] for name in TERMS}
         if not any(asked.values()):
             LOGGER.warning("M-KD: every term is 0, so this is plain training and the teacher is not asked")

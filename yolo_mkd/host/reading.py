@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,13 +18,15 @@ from yolo_mkd.taps import Anatomy, Tap
 
 
 @torch.no_grad()
-def anatomy(model: DetectionModel, imgsz: int) -> Anatomy:
+def anatomy(model: DetectionModel, imgsz: int, classes: int | Sequence[int] | None = None) -> Anatomy:
     """Find a detector's layers by role, with one forward pass over an empty image.
 
     Args:
         model: a YOLO detector; its weights and statistics are not touched.
         imgsz: image size that the shapes are for [pixels], rounded up to the model's stride as Ultralytics does.
+        classes: indices of those that the user trains for (Ultralytics' `classes=`); None for all.
     """
+    kept = {*model.names} if classes is None else {classes} if isinstance(classes, int) else {*classes}
     shapes: dict[int, torch.Size] = {}
     largest = max(int(model.stride.max()), 32)
     imgsz = math.ceil(imgsz / largest) * largest
@@ -55,7 +58,7 @@ def anatomy(model: DetectionModel, imgsz: int) -> Anatomy:
     for i, s in zip(end.f, strides, strict=True):
         taps[f"neck_p{int(math.log2(s))}"] = Tap(i, *shapes[i][1:])
     return Anatomy(
-        names=dict(model.names),
+        names={i: name for i, name in model.names.items() if i in kept},
         strides=strides,
         branches=branches_of(end),
         reg_max=int(getattr(end, "reg_max", 0)),
