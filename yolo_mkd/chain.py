@@ -303,7 +303,7 @@ def show_plan(hears: list[str], sizes: dict[str, int]) -> None:
     for (larger, big), (smaller, small) in itertools.pairwise(chained):
         if big / small > 8:
             ratio = f"the {larger} has {big / small:.1f} x the parameters of the {smaller}"
-            LOGGER.warning(f"M-KD: {ratio}: over 8 x, an assistant between them is advised")
+            LOGGER.warning(f"M-KD: {ratio}: over 8 x, try more epochs first, then an assistant between them")
 
 
 def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
