@@ -225,6 +225,17 @@ def test_the_picture_of_cost_has_a_labelled_point_a_method(drawn: list[Any]) -> 
     assert points == [(1.0, 0.4), (1.0, 0.4), (2.0, 0.42)]
 
 
+def test_a_changed_method_is_drawn_as_its_base_and_named_in_the_room_there_is(drawn: list[Any]) -> None:
+    folders = "mkd:assistant=" + "folder/" * 9 + "best.pt"
+    scores = {"plain": [0.2, 0.3], "plain:epochs=9": [0.3, 0.4], folders: [0.4, 0.5]}
+    plots.accuracy_cost(document(scores), Path("c.png"))
+    markers = [line.get_marker() for line in drawn[0].axes[0].lines if line.get_marker() in {"o", "s", "D"}]
+    assert markers == ["o", "o", "D"]
+    _, plain, ours = (t.get_text() for t in drawn[0].axes[0].texts)
+    assert (plain, ours) == ("plain:epochs=9  0.350", f"{plots.short(folders)}  0.450")
+    assert len(plots.short(folders)) <= 40
+
+
 def test_the_picture_of_latency_has_a_panel_a_data_set_and_is_left_out_without_times(drawn: list[Any]) -> None:
     times = [{"data": d, "student": "m", "p50_ms": 4.0, "head": "one2many", "threads": 1} for d in ("one", "two")]
     plots.accuracy_latency(document(THREE, "one", "two"), Path("l.png"))

@@ -121,7 +121,7 @@ def draw_costs(axes: Axes, rows: list[dict[str, Any]]) -> None:
     relative = all(r["cost"] is not None for r in rows)
     points = [(r["cost"] if relative else r["train_s"], r[FIGURE]["mean"], r) for r in rows]
     for x, y, row in points:
-        marker, colour = KINDS.get(row["method"], OURS)
+        marker, colour = KINDS.get(row["method"].split(":")[0], OURS)
         axes.errorbar(x, y, row[FIGURE]["deviation"], color=colour, linewidth=1.2, capsize=3, zorder=2)
         axes.plot(x, y, marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
     right = max(x for x, _, _ in points)
@@ -142,7 +142,7 @@ def draw_costs(axes: Axes, rows: list[dict[str, Any]]) -> None:
             "shrinkB": 6,
             "relpos": (0, 0.5),
         }
-        said = f"{row['method']}  {y:.3f}"
+        said = f"{short(row['method'])}  {y:.3f}"
         axes.annotate(said, (x, y), (1.08 * right, height), va="center", fontsize=8.5, arrowprops=arrow)
     axes.set_xlabel("cost of training, as a multiple of plain's" if relative else "training time [s]")
     axes.set_ylabel("mAP50-95, mean ± standard deviation")
