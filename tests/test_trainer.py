@@ -23,14 +23,8 @@ from yolo_mkd.teachers import Teacher
 from yolo_mkd.trainer import MKDTrainer
 
 OFF = dict.fromkeys(TERMS, 0.0)
-ACTING = [
-    "soft",
-    "soft_box",
-    "attention",
-    "relation",
-    "guidance",
-    "exploration",
-]  # yolo26 heads have no box-side distributions
+# yolo26 heads have no box-side distributions
+ACTING = ["soft", "soft_box", "attention", "relation", "guidance", "exploration"]
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ SIZES = "nsmlx"
 ACCURACY = dict(zip(SIZES, (40.9, 48.6, 53.1, 55.0, 57.5), strict=True))
 ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}  # of a model's name by its task
 LEAST_RATIO = 1.5  # an assistant nearer than this in parameters to either side bridges nothing
+FAR = 8.0  # times the parameters: further apart, a student may follow badly (Mirzadeh et al., AAAI 2020)
+BRIDGE = "try more epochs first, then a model of a size between them (assistant=)"  # in this order: see RESULTS.md
 
 
 def family_and_size(path: str) -> tuple[str, str]:

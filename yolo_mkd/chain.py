@@ -301,9 +301,9 @@ def show_plan(hears: list[str], sizes: dict[str, int]) -> None:
     chained = [(name, sizes[key]) for name, key in links]
     LOGGER.info("M-KD: " + " -> ".join(f"{name} {count / 1e6:.2f} M" for name, count in chained) + " parameters")
     for (larger, big), (smaller, small) in itertools.pairwise(chained):
-        if big / small > 8:
+        if big / small > midpoint.FAR:
             ratio = f"the {larger} has {big / small:.1f} x the parameters of the {smaller}"
-            LOGGER.warning(f"M-KD: {ratio}: over 8 x, try more epochs first, then an assistant between them")
+            LOGGER.warning(f"M-KD: {ratio}: {midpoint.BRIDGE}")
 
 
 def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

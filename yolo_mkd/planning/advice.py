@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-FAR = 8.0  # times the parameters: further apart, a student may follow badly (Mirzadeh et al., AAAI 2020)
+from yolo_mkd.assistant import BRIDGE, FAR
+
 FEW_UPDATES = 200
 BRIEF_UPDATES = 1000  # up to here mosaic to the end cost plain training 0.02 to 0.03 mAP50-95: see RESULTS.md
 AGAINST = -0.05  # a cosine that matters, once it is clearly below 0
@@ -46,7 +47,7 @@ def distant(figures: Figures, stage: Figures) -> Found:
         nearest = min(stage["hops"], key=lambda h: h["ratio"])
         if nearest["ratio"] > FAR:
             much = f"the {nearest['teacher']} has {nearest['ratio']:.1f} x the parameters of the {stage['name']}"
-            yield "ratio", f"{much}: try more epochs first, then a model of a size between them (assistant=)"
+            yield "ratio", f"{much}: {BRIDGE}"
 
 
 def level_teacher(figures: Figures, stage: Figures) -> Found:
