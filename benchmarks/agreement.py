@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from yolo_mkd import report
-from yolo_mkd.artefact import identity, model_file
-from yolo_mkd.backends import Backend, open_backend
-from yolo_mkd.timing import synthetic_picture
-from yolo_mkd.timing.measuring import run_once, segments_of
+from yolo_mkd.deploy.exported_model import identity, model_file
+from yolo_mkd.deploy.runtimes import Backend, open_backend
+from yolo_mkd.deploy.time import synthetic_picture
+from yolo_mkd.deploy.time.measure import run_once, segments_of
 
 HERE = Path(__file__).parent
 THREADS = 1

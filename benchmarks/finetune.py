@@ -23,8 +23,8 @@ from pathlib import Path
 from starting import BATCH, SAME, accuracy_of, classes_of, compared, of_start, pretrained, rounds, trained
 
 from yolo_mkd import host, report
-from yolo_mkd.comparing.findings import mean_rows
-from yolo_mkd.comparing.tables import markdown, mean_table, nms_free_table, piped
+from yolo_mkd.evidence.compare.findings import mean_rows
+from yolo_mkd.evidence.compare.tables import markdown, mean_table, nms_free_table, piped
 from yolo_mkd.settings import parse
 
 GIVEN = {"pretrain": None, "imgsz": 160, "steps": 600, "teacher_steps": 900, "seeds": 3, "assistant": "none"}

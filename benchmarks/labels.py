@@ -22,9 +22,9 @@ import yaml
 from starting import BATCH, SAME, accuracy_of, classes_of, compared, pretrained, rounds, trained
 
 from yolo_mkd import host, report
-from yolo_mkd.comparing.findings import NMS_FREE
-from yolo_mkd.comparing.statistics import interval, paired
-from yolo_mkd.comparing.tables import change
+from yolo_mkd.evidence.compare.findings import NMS_FREE
+from yolo_mkd.evidence.compare.statistics import interval, paired
+from yolo_mkd.evidence.compare.tables import change
 from yolo_mkd.settings import parse
 
 VIEWS = 75  # of each image in the teacher's record, at most: fewer hurt where a few images are seen for many epochs

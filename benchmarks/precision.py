@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from yolo_mkd import MKDTrainer, host, report
-from yolo_mkd.comparing.tables import piped
+from yolo_mkd.distill.teachers import Teacher
+from yolo_mkd.evidence.compare.tables import piped
 from yolo_mkd.host.dry import dry_run, silent
 from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import parse
-from yolo_mkd.teachers import Teacher
 
 HALF = {"cpu": torch.bfloat16, "cuda": torch.float16}
 

@@ -10,7 +10,7 @@ from typing import Any
 from ultralytics import YOLO
 
 from yolo_mkd import compare, host
-from yolo_mkd.unlabelled import listed
+from yolo_mkd.cache.unlabelled import listed
 
 BATCH = 16
 EPOCHS = {"teacher": 20, "model": 30}  # of pretraining

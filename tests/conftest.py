@@ -80,7 +80,7 @@ def exported(tiny_detector: TinyDetector, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images a teacher was asked about, call by call."""
-    from yolo_mkd.teachers import Teacher
+    from yolo_mkd.distill.teachers import Teacher
 
     counts: list[int] = []
     speak = Teacher.speak

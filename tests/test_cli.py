@@ -86,7 +86,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 def test_public_names_are_functions_and_classes_in_any_order_of_import() -> None:
     program = (
-        "import yolo_mkd.exporting, yolo_mkd.parity, yolo_mkd.timing\n"
+        "import yolo_mkd.deploy.export, yolo_mkd.deploy.check, yolo_mkd.deploy.time\n"
         "from yolo_mkd import MKD, MKDTrainer, BadInput, check, export, time\n"
         "assert all(map(callable, (MKD, MKDTrainer, BadInput, check, export, time)))"
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from yolo_mkd import cli, host
-from yolo_mkd.comparing import asking
-from yolo_mkd.lesson import TERMS
+from yolo_mkd.deploy.time.trtexec import ingest
+from yolo_mkd.distill.distiller import TERMS
+from yolo_mkd.evidence.compare import config as asking
 from yolo_mkd.settings import defaults, parse, refuse_unknown
-from yolo_mkd.timing.trtexec import ingest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolo_mkd.lesson import TERMS
+from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.settings import BadInput, defaults, help_text, parse, refuse_unknown, settle, shipped
 
 

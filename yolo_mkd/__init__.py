@@ -12,18 +12,18 @@ from typing import Any
 
 __version__ = metadata.version("yolo-mkd")
 
-HOMES = {  # no module bears the name of a function: importing it would hide the function
+HOMES = {
     "MKD": "chain",
     "MKDTrainer": "trainer",
-    "plan": "planning",
-    "cost": "costing",
-    "compare": "comparing",
-    "ablate": "comparing",
-    "export": "exporting",
-    "check": "parity",
-    "time": "timing",
-    "bundle": "bundling",
-    "pareto": "tradeoff",
+    "plan": "evidence.plan",
+    "cost": "evidence.cost",
+    "compare": "evidence.compare",
+    "ablate": "evidence.compare",
+    "export": "deploy.export",
+    "check": "deploy.check",
+    "time": "deploy.time",
+    "bundle": "deploy.bundle",
+    "pareto": "deploy.pareto",
     "BadInput": "settings",
 }
 __all__ = [

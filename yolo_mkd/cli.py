@@ -32,8 +32,8 @@ def plan(**arguments: Any) -> None:
 
     It takes the arguments of train; json=FILE writes the figures as JSON too.
     """
-    from yolo_mkd.planning import plan as run
-    from yolo_mkd.planning.text import text
+    from yolo_mkd.evidence.plan import plan as run
+    from yolo_mkd.evidence.plan.text import text
 
     print(text(run(**arguments)))
 
@@ -45,7 +45,7 @@ def record(**arguments: Any) -> None:
 
     It takes the arguments of train, with preset=recorded unless another is given.
     """
-    from yolo_mkd.recording import record as run
+    from yolo_mkd.chain.record import record as run
 
     run(**arguments)
 
@@ -58,8 +58,8 @@ def cost(**arguments: Any) -> None:
     It takes the arguments of train, rounds= (how often each kind takes its turn, 6) and json=FILE, which also draws a
     picture beside it. A teacher given as .yaml is stood in for by an untrained one: that costs the same.
     """
-    from yolo_mkd.costing import cost as run
-    from yolo_mkd.costing.figures import table
+    from yolo_mkd.evidence.cost import cost as run
+    from yolo_mkd.evidence.cost.figures import table
 
     print(table(run(**arguments)))
 
@@ -69,7 +69,7 @@ def compare(**arguments: Any) -> int:
 
     yolo-mkd compare data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt methods=plain,longer,native,mkd seeds=3
     """
-    from yolo_mkd.comparing import compare as run
+    from yolo_mkd.evidence.compare import compare as run
 
     return 1 if any(row["failed"] for row in run(**arguments)["rows"]) else 0
 
@@ -79,7 +79,7 @@ def ablate(**arguments: Any) -> int:
 
     yolo-mkd ablate data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt record=true seeds=3 epochs=100
     """
-    from yolo_mkd.comparing import ablate as run
+    from yolo_mkd.evidence.compare import ablate as run
 
     return 1 if any(row["failed"] for row in run(**arguments)["rows"]) else 0
 
@@ -89,7 +89,7 @@ def export(**arguments: Any) -> None:
 
     yolo-mkd export model=runs/mkd/train/student/weights/best.pt format=onnx quantize=8 target=jp6
     """
-    from yolo_mkd.exporting import export as run
+    from yolo_mkd.deploy.export import export as run
 
     run(**known("export", run, arguments, passes_on=True))
 
@@ -99,7 +99,7 @@ def check(**arguments: Any) -> int:
 
     yolo-mkd check model=best.onnx against=best.pt data=coco8.yaml
     """
-    from yolo_mkd.parity import check as run
+    from yolo_mkd.deploy.check import check as run
 
     parity = run(**known("check", run, arguments))
     print(parity)
@@ -114,15 +114,15 @@ def time(*reports: str, **arguments: Any) -> None:
     yolo-mkd time log=trtexec.txt times=times.json
     """
     if reports:
-        from yolo_mkd.timing.comparing import compare as compared
+        from yolo_mkd.deploy.time.compare import compare as compared
 
         print(compared(*reports))
     elif "log" in arguments:
-        from yolo_mkd.timing.trtexec import ingest
+        from yolo_mkd.deploy.time.trtexec import ingest
 
         ingest(**known("time", ingest, arguments))
     else:
-        from yolo_mkd.timing import time as run
+        from yolo_mkd.deploy.time import time as run
 
         run(**known("time", run, arguments))
 
@@ -132,7 +132,7 @@ def bundle(**arguments: Any) -> None:
 
     yolo-mkd bundle model=runs/mkd/train/student/weights/best.pt data=coco.yaml out=student-bundle
     """
-    from yolo_mkd.bundling import bundle as run
+    from yolo_mkd.deploy.bundle import bundle as run
 
     run(**known("bundle", run, arguments))
 
@@ -142,8 +142,8 @@ def pareto(**arguments: Any) -> None:
 
     yolo-mkd pareto reports=runs/mkd,device/time.json out=pareto
     """
-    from yolo_mkd.tradeoff import pareto as run
-    from yolo_mkd.tradeoff.writing import table
+    from yolo_mkd.deploy.pareto import pareto as run
+    from yolo_mkd.deploy.pareto.tables import table
 
     print(table(run(**{"out": "pareto", **known("pareto", run, arguments)})))
 

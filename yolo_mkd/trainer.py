@@ -11,20 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from yolo_mkd import host, report, unlabelled
-from yolo_mkd.balance import Balance, Wish
-from yolo_mkd.criterion import Criterion, Moment, Source
+from yolo_mkd import host, report
+from yolo_mkd.cache import unlabelled
+from yolo_mkd.cache.store import fingerprint
+from yolo_mkd.cache.teacher import Recorded, layout_of, open_record
+from yolo_mkd.cache.unlabelled import Joint, Pool
+from yolo_mkd.cache.views import Views, refuse, shown
+from yolo_mkd.distill.balance import Balance, Wish
+from yolo_mkd.distill.criterion import Criterion, Moment, Source
+from yolo_mkd.distill.distiller import TERMS, Lesson, check_asked
+from yolo_mkd.distill.monitor import Shares
+from yolo_mkd.distill.schedule import Schedule
+from yolo_mkd.distill.tables import gains_record, gains_table, lesson_table
+from yolo_mkd.distill.teachers import Listener, Teacher
 from yolo_mkd.host import LOGGER, unwrap_model
-from yolo_mkd.lesson import TERMS, Lesson, check_asked
-from yolo_mkd.lesson.table import gains_record, gains_table, lesson_table
-from yolo_mkd.record.recorded import Recorded, layout_of, open_record
-from yolo_mkd.record.store import fingerprint
-from yolo_mkd.record.views import Views, refuse, shown
-from yolo_mkd.schedule import Schedule
 from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, settle
-from yolo_mkd.shares import Shares
-from yolo_mkd.teachers import Listener, Teacher
-from yolo_mkd.unlabelled import Joint, Pool
 
 WIDTH = 11  # of a column in Ultralytics' progress bar
 

@@ -13,8 +13,8 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss
 
 from yolo_mkd.host.models import Silent, head
+from yolo_mkd.host.spec import Anatomy, Tap
 from yolo_mkd.knowledge import Outputs
-from yolo_mkd.taps import Anatomy, Tap
 
 
 @torch.no_grad()

@@ -1,0 +1,350 @@
+"""Records on disk survive kills and damage, and are refused where they are of something else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yolo_mkd.cache.codec import Layout
+from yolo_mkd.cache.store import SHARD, STALE_S, Store, estimate, fingerprint
+from yolo_mkd.settings import BadInput
+
+LAYOUT = Layout(3, {8: (8, 8), 16: (4, 4)}, ("one2many",), {"neck_p3": (8, 8), "neck_p4": (4, 4)}, top=20)
+HEADER = {
+    "teacher": "a" * 64,
+    "data": "b" * 64,
+    "imgsz": 640,
+    "views": 8,
+    "seed": 0,
+    "augmentation": {"mosaic": 1.0, "scale": 0.5},
+    "versions": {"torch": "2.5.0"},
+    "layout": LAYOUT.described(),
+}
+
+
+def records(codes: range | list[int]) -> np.ndarray:
+    """Records whose every byte but the code's follows from the code."""
+    made = np.zeros(len(codes), LAYOUT.dtype)
+    for record, code in zip(made, codes, strict=True):
+        record["maps"]["neck_p3"] = code % 251
+        record["one2many"]["score"] = code % 2048
+    made["code"] = codes
+    return made
+
+
+def reopen(folder: Path) -> Store:
+    return Store.open(folder, HEADER, LAYOUT)
+
+
+def filled(folder: Path, codes: range) -> Store:
+    store = reopen(folder)
+    store.put(records(codes))
+    store.close()
+    return reopen(folder)
+
+
+def test_an_empty_store_has_nothing(tmp_path: Path) -> None:
+    store = reopen(tmp_path / "new")
+    assert len(store) == 0 and store.bytes_on_disk == 0
+    assert store.missing([3, 1]) == [0, 1]
+    with pytest.raises(KeyError):
+        store.get([3])
+    store.close()
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["record.json"]
+
+
+def test_records_come_back_in_the_order_asked(tmp_path: Path) -> None:
+    store = filled(tmp_path, range(2 * SHARD + 10))
+    asked = [SHARD, 0, 2 * SHARD + 9, 7, 7]
+    assert store.get(asked).tobytes() == records(asked).tobytes()
+    assert len(store) == 2 * SHARD + 10
+    assert store.missing([5, 2 * SHARD + 10, SHARD]) == [1]
+    assert store.has(5) and not store.has(2 * SHARD + 10)
+
+
+def test_records_in_hand_can_be_read_before_and_after_they_are_written(tmp_path: Path) -> None:
+    store = reopen(tmp_path)
+    codes = [2**64 - 1, 5, 2**53 + 1]
+    store.put(records(codes))
+    assert len(store) == 3 and not list(tmp_path.glob("*.npy"))
+    assert store.get(codes[::-1]).tobytes() == records(codes[::-1]).tobytes()
+    store.flush()
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+    assert store.get(codes).tobytes() == records(codes).tobytes()
+    store.put(records([9]))
+    assert store.get([9, 5]).tobytes() == records([9, 5]).tobytes()
+
+
+def test_what_is_handed_out_is_a_copy(tmp_path: Path) -> None:
+    store = reopen(tmp_path)
+    given = records([1])
+    store.put(given)
+    given["peaks"] = 7
+    store.get([1])["peaks"] = 8
+    assert not store.get([1])["peaks"].any()
+
+
+def test_a_shard_is_a_plain_numpy_file(tmp_path: Path) -> None:
+    filled(tmp_path, range(7))
+    (file,) = tmp_path.glob("*.npy")
+    loaded = np.load(file, allow_pickle=False)
+    assert loaded.dtype == LAYOUT.dtype
+    assert loaded.tobytes() == records(range(7)).tobytes()
+
+
+def test_a_view_put_twice_is_stored_once(tmp_path: Path) -> None:
+    store = reopen(tmp_path)
+    store.put(records([1, 1, 2]))
+    store.flush()
+    store.put(records([1, 2]))
+    store.close()
+    assert [len(np.load(f)) for f in tmp_path.glob("*.npy")] == [2]
+
+
+@pytest.mark.parametrize("name", ["teacher", "data", "imgsz", "views", "seed"])
+def test_a_store_of_something_else_is_refused(tmp_path: Path, name: str) -> None:
+    reopen(tmp_path)
+    with pytest.raises(BadInput, match=rf"^record=[^\n]*\({name}: it has [^\n]+, this run 320\): [^\n]*$"):
+        Store.open(tmp_path, {**HEADER, name: 320}, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("inner", "change", "said"),
+    [
+        ("augmentation", {"mosaic": 0.5}, "augmentation.mosaic: it has 1.0, this run 0.5"),
+        ("augmentation", {"mixup": 0.1}, "augmentation.mixup: it has null, this run 0.1"),
+        ("versions", {"torch": "2.6.0"}, 'versions.torch: it has "2.5.0", this run "2.6.0"'),
+        ("layout", {"top": 30}, "layout.top: it has 20, this run 30"),
+    ],
+)
+def test_a_refusal_names_the_inner_value(tmp_path: Path, inner: str, change: dict[str, object], said: str) -> None:
+    reopen(tmp_path)
+    header = {**HEADER, inner: {**HEADER[inner], **change}}  # type: ignore[dict-item]
+    with pytest.raises(BadInput) as refusal:
+        Store.open(tmp_path, header, LAYOUT)
+    assert f"({said})" in str(refusal.value)
+
+
+def test_a_value_missing_in_this_run_is_a_difference_too(tmp_path: Path) -> None:
+    reopen(tmp_path)
+    with pytest.raises(BadInput, match="seed: it has 0, this run null"):
+        Store.open(tmp_path, {k: v for k, v in HEADER.items() if k != "seed"}, LAYOUT)
+
+
+def test_a_refusal_of_many_differences_stays_short(tmp_path: Path) -> None:
+    reopen(tmp_path)
+    with pytest.raises(BadInput, match="and 5 more") as refusal:
+        Store.open(tmp_path, dict.fromkeys(HEADER, "x" * 500), LAYOUT)
+    assert len(str(refusal.value)) < 500 + len(str(tmp_path))
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"precious")
+    with pytest.raises(BadInput, match="no record of M-KD's"):
+        reopen(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["photo.png"]
+    with pytest.raises(BadInput, match="no record of M-KD's"):
+        reopen(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "7"])
+def test_an_unreadable_header_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "record.json").write_text(content)
+    with pytest.raises(BadInput, match=r"^[^\n]*record.json cannot be read[^\n]*$"):
+        reopen(tmp_path)
+
+
+def test_a_run_killed_before_the_header_was_whole_leaves_a_folder_to_begin_in(tmp_path: Path) -> None:
+    (tmp_path / "record.json.0.part").write_text("{")
+    assert len(reopen(tmp_path)) == 0
+
+
+def spoil(file: Path, how: str) -> None:
+    whole = file.read_bytes()
+    if how == "truncated":
+        file.write_bytes(whole[:-1])
+    elif how == "only half a header":
+        file.write_bytes(whole[:40])
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "noise":
+        file.write_bytes(os.urandom(2000))
+    elif how == "a header of noise":
+        file.write_bytes(whole[:12] + bytes(reversed(whole[12:])))
+    elif how == "another type":
+        np.save(file, np.zeros(3, np.float32))
+    elif how == "another shape":
+        np.save(file, np.zeros((2, 2), LAYOUT.dtype))
+    elif how == "pickled":
+        np.save(file, np.array([{}]), allow_pickle=True)
+    elif how == "a byte too long":
+        file.write_bytes(whole + b"0")
+    else:
+        file.unlink()
+        file.mkdir()
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["truncated", "only half a header", "empty", "noise", "a header of noise", "another type", "another shape",
+     "pickled", "a byte too long", "a folder"],
+)  # fmt: skip
+def test_a_damaged_shard_is_left_out_and_said(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    filled(tmp_path, range(SHARD + 5)).close()
+    small, large = sorted(tmp_path.glob("*.npy"), key=lambda f: f.stat().st_size)
+    spoil(large, how)
+    with caplog.at_level(logging.WARNING):
+        store = reopen(tmp_path)
+    assert [large.name in r.getMessage() for r in caplog.records] == [True]
+    assert len(store) == 5 and store.bytes_on_disk == small.stat().st_size
+    assert store.missing(range(SHARD + 5)) == list(range(SHARD))
+    store.put(records(range(SHARD)))
+    assert store.get(range(SHARD + 5)).tobytes() == records(range(SHARD + 5)).tobytes()
+
+
+def test_leftovers_of_a_kill_go_and_what_another_run_is_writing_stays(tmp_path: Path) -> None:
+    reopen(tmp_path)
+    old, young = tmp_path / "old.npy.part", tmp_path / "young.npy.part"
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (time.time() - STALE_S - 5,) * 2)
+    reopen(tmp_path)
+    assert not old.exists() and young.exists()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_store import SHARD, records, reopen
+store = reopen(Path({folder!r}))
+print("ready", flush=True)
+for first in range({first}, {last}, 16):
+    store.put(records(range(first, first + 16)))
+    print(first + 16, flush=True)
+store.close()
+"""
+
+
+def writer(folder: Path, first: int, last: int) -> subprocess.Popen[str]:
+    code = WRITER.format(here=str(Path(__file__).parent), folder=str(folder), first=first, last=last)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("lines", [1, 17, 40])
+def test_a_kill_loses_at_most_the_shard_in_hand(tmp_path: Path, lines: int) -> None:
+    process = writer(tmp_path, 0, 10**9)
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(lines)]
+    process.send_signal(signal.SIGKILL)
+    said += process.stdout.read().splitlines(keepends=True)
+    process.wait()
+    process.stdout.close()
+    done = max([0, *(int(line) for line in said if line.endswith("\n") and line.strip().isdigit())])
+    store = reopen(tmp_path)
+    assert len(store) >= done - SHARD
+    assert len(store) % SHARD == 0
+    assert store.get(range(len(store))).tobytes() == records(range(len(store))).tobytes()
+
+
+def test_two_runs_may_write_one_folder_at_once(tmp_path: Path) -> None:
+    both = [writer(tmp_path, 0, 1600), writer(tmp_path, 800, 2400)]  # half of their views are the same
+    for process in both:
+        process.communicate()
+    assert [p.returncode for p in both] == [0, 0]
+    store = reopen(tmp_path)
+    assert len(store) == 2400
+    assert store.get(range(2400)).tobytes() == records(range(2400)).tobytes()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_nothing_is_stored_beyond_the_limit_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = estimate(LAYOUT, 300, 1)
+    store = Store.open(tmp_path, HEADER, LAYOUT, limit)
+    with caplog.at_level(logging.WARNING):
+        for first in range(0, 320, 8):
+            store.put(records(range(first, first + 8)))
+    assert store.full and len(store) == 300
+    assert ["limit" in r.getMessage() for r in caplog.records] == [True]
+    store.close()
+    assert sum(f.stat().st_size for f in tmp_path.glob("*.npy")) == limit
+    again = Store.open(tmp_path, HEADER, LAYOUT, limit)
+    assert not again.full and again.bytes_on_disk == limit
+    again.put(records([999]))
+    assert again.full and again.missing([999, 299]) == [0]
+    assert again.get([299, 0]).tobytes() == records([299, 0]).tobytes()
+
+
+def test_a_disk_that_takes_no_more_ends_the_recording_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = filled(tmp_path, range(10))
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with caplog.at_level(logging.WARNING):
+        store.put(records(range(10, SHARD + 20)))
+    assert store.full and ["No space left" in r.getMessage() for r in caplog.records] == [True]
+    assert store.get([3, SHARD + 9]).tobytes() == records([3, SHARD + 9]).tobytes()  # in hand, and to be read
+    assert store.missing([SHARD + 9, SHARD + 10]) == [1]
+    assert len(list(tmp_path.iterdir())) == 2  # no half-written file
+
+
+@pytest.mark.parametrize("views", [1, 5])
+def test_the_estimate_is_within_ten_percent(tmp_path: Path, views: int) -> None:
+    filled(tmp_path, range(150 * views))
+    taken = sum(f.stat().st_size for f in tmp_path.iterdir())
+    assert estimate(LAYOUT, 150, views) == pytest.approx(taken, rel=0.1)
+    assert estimate(LAYOUT, 0, views) == 0
+
+
+def dataset(root: Path) -> tuple[list[Path], list[Path]]:
+    images, labels = [], []
+    for name in ("train/a", "train/b", "more/a"):
+        images.append(root / "images" / f"{name}.jpg")
+        labels.append(root / "labels" / f"{name}.txt")
+        for file, text in ((images[-1], f"picture {name}"), (labels[-1], "0 .5 .5 .1 .1\n")):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    return images, labels
+
+
+def test_a_fingerprint_follows_names_sizes_labels_and_order_but_not_the_place(tmp_path: Path) -> None:
+    images, labels = dataset(tmp_path / "here")
+    first = fingerprint(images, labels)
+    assert fingerprint(*dataset(tmp_path / "there" / "deeper")) == first
+    seen = {first, fingerprint(images[::-1], labels[::-1]), fingerprint(images[:2], labels[:2])}
+    labels[0].write_text("1 .5 .5 .1 .1\n")
+    seen.add(fingerprint(images, labels))
+    labels[0].unlink()
+    without = fingerprint(images, labels)
+    labels[0].write_text("")
+    assert fingerprint(images, labels) == without
+    images[0].write_text("a larger picture")
+    seen |= {without, fingerprint(images, labels)}
+    images[0] = images[0].rename(images[0].with_name("c.jpg"))
+    seen.add(fingerprint(images, labels))
+    assert len(seen) == 7
+
+
+def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.perf_counter()
+    store = filled(tmp_path, range(4 * SHARD))
+    written = time.perf_counter()
+    for first in range(0, 4 * SHARD, 16):
+        assert len(store.get(range(first, first + 16))) == 16
+    read = time.perf_counter()
+    with capsys.disabled():
+        print(f"\n  {4 * SHARD} records of {LAYOUT.bytes} B: put {written - started:.2f} s, get {read - written:.2f} s")

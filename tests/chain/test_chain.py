@@ -1,0 +1,215 @@
+"""The chain end to end on tiny models: stages, records, going on after a cut, and refusals that leave nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ultralytics import YOLO
+
+from yolo_mkd import MKD, chain, host
+from yolo_mkd.chain import assistant
+from yolo_mkd.settings import BadInput, defaults, shipped
+from yolo_mkd.trainer import MKDTrainer
+
+
+@pytest.fixture
+def arguments(tiny_detector: Any, tmp_path: Path) -> dict[str, Any]:
+    """A chain of one epoch a stage, from a tiny teacher through an assistant to a narrower student."""
+    architecture = yaml.safe_load((tiny_detector.pt.parents[2] / "yolo26n.yaml").read_text())
+    for name, width in (("student", 0.0625), ("assistant", 0.08)):
+        architecture["scales"] = {"n": [0.5, width, 1024]}
+        (tmp_path / f"{name}n.yaml").write_text(yaml.safe_dump(architecture, sort_keys=False))
+    return {
+        "model": str(tmp_path / "studentn.yaml"), "teacher": str(tiny_detector.pt),
+        "assistant": str(tmp_path / "assistantn.yaml"), "data": str(tiny_detector.data), "imgsz": 64, "epochs": 1,
+        "batch": 8, "fraction": 0.25, "plots": False, "device": "cpu", "project": str(tmp_path / "runs"),
+    }  # fmt: skip
+
+
+def test_a_chain_trains_each_stage_and_records_it(
+    arguments: dict[str, Any], tiny_detector: Any, tmp_path: Path
+) -> None:
+    mkd = MKD(arguments.pop("model"), teacher=arguments.pop("teacher"), assistant=arguments.pop("assistant"))
+    student = mkd.train(**arguments, json=tmp_path / "copy.json")
+    folder = tmp_path / "runs" / "train"
+    assert mkd.folder == folder
+    assert Path(student.ckpt_path) == folder / "student" / "weights" / "best.pt"
+    for stage in ("assistant", "student"):
+        assert {"args.yaml", "results.csv", "weights"} <= {p.name for p in (folder / stage).iterdir()}
+    record = yaml.safe_load((folder / "chain.yaml").read_text())
+    assert record["teacher"]["sha256"] == hashlib.sha256(tiny_detector.pt.read_bytes()).hexdigest()
+    assert [(s["name"], s["hears"], s["status"]) for s in record["stages"]] == [
+        ("assistant", [str(tiny_detector.pt)], "done"),
+        ("student", [str(tiny_detector.pt), "assistant"], "done"),
+    ]
+    for s in record["stages"]:
+        assert s["sha256"] == hashlib.sha256(Path(s["weights"]).read_bytes()).hexdigest()
+        assert s["parameters"] == sum(p.numel() for p in YOLO(s["weights"]).model.parameters())
+        assert 0 <= s["metrics"]["map50_95"] <= 1
+    written = json.loads((folder / "chain.json").read_text())
+    assert written["schema"] == chain.SCHEMA
+    assert json.loads((tmp_path / "copy.json").read_text()) == written
+
+
+def test_an_interrupted_chain_goes_on_at_its_stage(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    save_model = MKDTrainer.save_model
+
+    def cut_in_the_student(self: Any) -> bool:
+        saved = save_model(self)
+        trained.append(f"{self.save_dir.name} {self.epoch}")
+        if trained == ["assistant 0", "assistant 1", "student 0"]:
+            raise KeyboardInterrupt
+        return saved
+
+    monkeypatch.setattr(MKDTrainer, "save_model", cut_in_the_student)
+    with pytest.raises(KeyboardInterrupt):
+        chain.train(**{**arguments, "epochs": 2})
+    folder = tmp_path / "runs" / "train"
+    status = [s["status"] for s in yaml.safe_load((folder / "chain.yaml").read_text())["stages"]]
+    assert status == ["done", "running"]
+    assistant_before = (folder / "assistant" / "weights" / "best.pt").read_bytes()
+    _, record = chain.train(resume=str(folder))
+    assert trained == ["assistant 0", "assistant 1", "student 0", "student 1"]
+    assert [s["status"] for s in record["stages"]] == ["done", "done"]
+    assert (folder / "assistant" / "weights" / "best.pt").read_bytes() == assistant_before
+
+
+def test_weights_that_lie_in_the_folder_are_not_taken_for_the_chains_own(
+    arguments: dict[str, Any], tiny_detector: Any, tmp_path: Path
+) -> None:
+    stray = tmp_path / "runs" / "train" / "student" / "weights" / "best.pt"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(tiny_detector.pt.read_bytes())
+    _, record = chain.train(**{**arguments, "assistant": None, "exist_ok": True})
+    assert record["stages"][0]["sha256"] != record["teacher"]["sha256"]
+    assert Path(record["stages"][0]["weights"]) == stray
+
+
+def test_a_chain_goes_on_only_with_the_teacher_it_began_with(arguments: dict[str, Any], tmp_path: Path) -> None:
+    record = {
+        "schema": chain.SCHEMA, "stages": [], "arguments": {},
+        "teacher": {"file": arguments["teacher"], "sha256": "another"},
+    }  # fmt: skip
+    chain.save(tmp_path, record)
+    with pytest.raises(BadInput, match="has changed"):
+        chain.train(resume=str(tmp_path))
+
+
+def test_a_teacher_is_trained_first_when_asked(arguments: dict[str, Any], tmp_path: Path) -> None:
+    arguments |= {"teacher": str(tmp_path / "assistantn.yaml"), "assistant": None, "teacher_epochs": 1}
+    _, record = chain.train(**arguments)
+    assert [(s["name"], s["hears"]) for s in record["stages"]] == [("teacher", []), ("student", ["teacher"])]
+
+
+def test_two_assistants_make_a_longer_chain_in_which_all_larger_ones_are_heard(
+    arguments: dict[str, Any], tiny_detector: Any
+) -> None:
+    own = {**defaults(), "model": arguments["model"], "teacher": arguments["teacher"]}
+    own["assistant"] = f"{arguments['assistant']},yolo26n-w125.yaml"
+    stages = chain.plan(own, {"nc": 3, "channels": 3, "names": {0: "red", 1: "green", 2: "blue"}}, imgsz=64)
+    teacher = str(tiny_detector.pt)
+    assert [(s["name"], s["hears"]) for s in stages] == [
+        ("assistant1", [teacher]),
+        ("assistant2", [teacher, "assistant1"]),
+        ("student", [teacher, "assistant1", "assistant2"]),
+    ]
+
+
+REFUSED = [
+    ({"data": None}, "data= is missing"),
+    ({"data": "nowhere.yaml"}, "data=nowhere.yaml"),
+    ({"data": "EMPTY"}, "no images for 'train'"),
+    ({"teacher": "gone.pt"}, "teacher=gone.pt: no such file; looked in"),
+    ({"teacher": "yolo26n.yaml"}, r"is untrained: .*teacher_epochs=100"),
+    ({"teacher": "SAME", "model": "SAME"}, "is the student itself"),
+    ({"assistant": "gone.yaml"}, "assistant=gone.yaml: no such file"),
+    ({"model": "yolo26n.txt"}, "neither a .pt nor a .yaml"),
+    ({"model": "yolo11n-seg.yaml"}, "has no outlines"),
+    ({"imgsz": 100}, "imgsz=100 is not a multiple of 32, the largest stride of teacher: use imgsz=96"),
+    ({"imgsz": 96, "model": "yolo26n-p6.yaml"}, "imgsz=96 is not a multiple of 64, the largest stride of model"),
+    ({"teacher_imgsz": 100}, "teacher_imgsz=100 is not a multiple of 32, the largest stride of teacher"),
+    ({"preset": "saef"}, "preset=saef: no such preset"),
+    ({"imgsz": "big"}, "imgsz=big is no number of pixels"),
+    ({"epochs": "many"}, "epochs"),
+    ({"optimzer": "SGD"}, "did you mean optimizer="),
+    ({"guidence": 1}, "did you mean guidance="),
+    ({"attention": -1}, "attention=-1 is no gain"),
+    (
+        {"imgsz": 32, **dict.fromkeys(("soft", "soft_box", "attention", "relation", "guidance", "exploration"), 0)},
+        "can teach this student nothing",
+    ),
+    ({"teacher_epochs": -2}, "teacher_epochs=-2"),
+    ({"distill_model": "yolo26s.pt"}, "Ultralytics' own distillation"),
+    ({"task": "segment"}, "task=segment"),
+    ({"resume": "nowhere"}, "cannot change while a chain goes on"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    arguments: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    empty = tmp_path / "empty.yaml"
+    (tmp_path / "images").mkdir()
+    empty.write_text(yaml.safe_dump({"path": str(tmp_path), "train": "images", "val": "images", "names": ["a"]}))
+    places = {"EMPTY": str(empty), "SAME": arguments["teacher"]}
+    changed = {k: places.get(v, v) if isinstance(v, str) else v for k, v in change.items()}
+    with pytest.raises(BadInput, match=message) as e:
+        chain.train(**{**arguments, **changed})
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_a_chain_is_no_place_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no chain\.yaml there"):
+        chain.train(resume=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "chosen"),
+    [
+        ("yolo26n.yaml", "yolo26m.yaml", "yolo26s.yaml"),
+        ("yolo26n.yaml", "yolo26x.yaml", "yolo26s.yaml"),
+        ("yolo26s.yaml", "yolo26x.yaml", "yolo26m.yaml"),
+        ("yolo26n.yaml", "yolo26s.yaml", None),
+        ("yolo26m.yaml", "yolo26x.yaml", None),  # l has hardly more parameters than m
+        ("yolo26n-w125.yaml", "yolo26s.yaml", "yolo26n.yaml"),
+        ("yolo11n.yaml", "yolo26m.yaml", None),
+    ],
+)
+def test_the_assistant_lies_midway(student: str, teacher: str, chosen: str | None) -> None:
+    name, reason = assistant.choose(host.find_model("model", student), host.find_model("teacher", teacher))
+    assert name == chosen
+    assert reason
+
+
+def test_a_checkpoints_family_and_size_are_its_architectures(tiny_detector: Any) -> None:
+    assert assistant.family_and_size(str(tiny_detector.pt)) == ("yolo26", "n")
+    assert assistant.family_and_size("yolov8x.yaml") == ("yolov8", "x")
+    assert assistant.family_and_size("cfg/models/yolo26n-w125.yaml") == ("yolo26", "")
+
+
+@pytest.mark.parametrize("path", sorted((shipped("cfg") / "models").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_narrow_model_is_what_its_head_says_and_stock_ultralytics_builds_it(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = int(re.search(r"80 classes: ([\d,]+) parameters", path.read_text()).group(1).replace(",", ""))
+    assert host.find_model("model", path.name) == str(path)
+    written = host.write_architecture(str(path), tmp_path)
+    assert sum(p.numel() for p in YOLO(written).model.parameters()) == said
+    assert host.parameters(str(path)) == said
+    assert "no model scale passed" not in caplog.text
+
+
+def test_ultralytics_own_models_are_left_where_they_are(tmp_path: Path) -> None:
+    assert host.write_architecture("yolo26n.yaml", tmp_path) == "yolo26n.yaml"
+    assert not list(tmp_path.iterdir())

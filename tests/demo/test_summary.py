@@ -1,0 +1,92 @@
+"""The board shows what was measured, a loss as a loss."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from yolo_mkd.demo import summary as board
+from yolo_mkd.plotting import label_heights
+
+
+def row(name: str, accuracy: float, p50_ms: float | None = 3.0, p90_ms: float | None = 3.5) -> dict:
+    figures = {"parameters": 678374, "gflops": 0.11, "map50_95": accuracy, "map50": accuracy + 0.2, "bytes": 2_800_000}
+    return {"name": name, "p50_ms": p50_ms, "p90_ms": p90_ms, **figures}
+
+
+def document(plain: float, distilled: float, **latency: float | None) -> dict:
+    rows = [row("teacher", 0.56, 6.2), row("plain student", plain), row("distilled student", distilled, **latency)]
+    return {"imgsz": 160, "names": ["nut", "bolt"], "machine": {"processor": "a processor"}, "rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("plain", "distilled", "word", "figure"),
+    [
+        (0.4, 0.4, "ended level with the plain one", "+0.000"),
+        (0.381, 0.412, "gained 0.031 mAP50-95 against the plain one", "+0.031"),
+        (0.412, 0.381, "lost 0.031 mAP50-95 against the plain one", "-0.031"),
+    ],
+)
+def test_the_table_states_a_gain_as_a_gain_and_a_loss_as_a_loss(
+    plain: float, distilled: float, word: str, figure: str
+) -> None:
+    text = board.table(document(plain, distilled))
+    assert f"The distilled student {word}. " in text
+    assert text.splitlines()[4].split() == ["distilled", "-", "plain", figure, figure]
+
+
+def test_a_verdict_always_says_that_one_seed_is_no_evidence() -> None:
+    assert board.verdict(document(0.1, 0.9)).endswith("One seed, no interval: no evidence either way.")
+
+
+def test_every_model_has_one_line_with_its_figures_under_their_heads() -> None:
+    lines = board.table(document(0.381, 0.412)).splitlines()
+    assert lines[0].split() == ["model", "parameters", "GFLOPs", "mAP50-95", "mAP50", "p50", "ms", "p90", "ms", "MB"]
+    assert lines[1].split() == ["teacher", "678,374", "0.11", "0.560", "0.760", "6.20", "3.50", "2.80"]
+    ends = [lines[0].index(head) + len(head) for head in ("parameters", "mAP50-95", "MB")]
+    assert all(line[end - 1].isdigit() and line[end : end + 1].strip() == "" for line in lines[1:4] for end in ends)
+
+
+def test_a_latency_that_was_not_measured_is_a_dash() -> None:
+    lines = board.table(document(0.381, 0.412, p50_ms=None, p90_ms=None)).splitlines()
+    assert lines[3].split()[-3:] == ["-", "-", "2.80"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "heights"),
+    [
+        ([], []),
+        ([0.2, 0.5], [0.2, 0.5]),  # far enough apart: as wanted
+        ([0.5, 0.5, 0.5], [0.5, 0.6, 0.7]),  # the same point three times
+        ([0.94, 0.96], [0.85, 0.95]),  # too near the roof
+        ([0.01, 0.3], [0.05, 0.3]),  # too near the floor
+    ],
+)
+def test_labels_are_spread_until_none_overlaps(wanted: list[float], heights: list[float]) -> None:
+    assert label_heights(wanted, least=0.1, low=0, high=1) == pytest.approx(heights)
+
+
+def test_the_picture_shows_the_pictures_and_their_boxes(tmp_path) -> None:
+    green = np.zeros((40, 40, 3), np.uint8)
+    green[:] = (0, 200, 40)  # B G R
+    boxes = np.array([[5, 5, 35, 35, 0.9, 1]])
+    found: board.Panel = {"image": green, "title": "found", "boxes": boxes}
+    missed: board.Panel = {"image": green, "title": "missed", "boxes": boxes[:0]}
+    bare = cv2.imread(str(board.picture(document(0.3, 0.4), tmp_path / "bare.png")))
+    strips = [[found, missed], [missed, missed]]
+    full = cv2.imread(str(board.picture(document(0.3, 0.4), tmp_path / "new" / "full.png", strips)))
+    is_green, is_blue = ((full == colour).all(2) for colour in ((0, 200, 40), (0xE9, 0xB4, 0x56)))
+    assert not (bare == (0, 200, 40)).all(2).any()
+    assert is_green.mean() > 0.2
+    half = full.shape[0] // 2
+    assert is_blue[:half].sum() > 300  # the box of class 1, in the upper row
+    assert is_blue[half:].sum() > 0  # its entry in the legend
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["full.png"]  # no partial file is left
+
+
+def test_the_picture_can_be_drawn_when_nothing_was_timed(tmp_path) -> None:
+    without = document(0.3, 0.4)
+    for line in without["rows"]:
+        line["p50_ms"] = line["p90_ms"] = None
+    assert board.picture(without, tmp_path / "board.png").stat().st_size > 1000

@@ -1,0 +1,311 @@
+"""Which terms act between two models, what they read, and what they give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from yolo_mkd import host
+from yolo_mkd.distill.distiller import TERMS, Lesson
+from yolo_mkd.distill.matching import shared_classes
+from yolo_mkd.distill.resample import anchors_of
+from yolo_mkd.distill.teachers import Listener, Teacher, draw
+from yolo_mkd.host.spec import Anatomy
+from yolo_mkd.knowledge import Knowledge, Outputs, Truth
+from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
+from yolo_mkd.settings import defaults
+
+GAINS = {name: float(defaults()[name]) for name in TERMS}
+TRUTH = Truth(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0]))
+NAMES = {0: "cat", 1: "dog", 2: "cow"}
+LAYERS = {  # the last of each backbone stage, and the head's inputs
+    "yolov8n": ((4, 6, 9), (15, 18, 21)),
+    "yolov9t": ((4, 6, 9), (15, 18, 21)),
+    "yolov10n": ((4, 6, 10), (16, 19, 22)),
+    "yolo11n": ((4, 6, 10), (16, 19, 22)),
+    "yolo12n": ((4, 6, 8), (14, 17, 20)),
+    "yolo26n": ((4, 6, 10), (16, 19, 22)),
+}
+
+
+def model(name: str, names: dict[int, str] = NAMES) -> nn.Module:
+    torch.manual_seed(0)
+    built = host.build(f"{name}.yaml", classes=len(names))
+    built.names = names
+    return built
+
+
+def lesson(student: nn.Module, teacher: nn.Module, imgsz: int = 64, **gains: float) -> Lesson:
+    return Lesson(host.anatomy(student, imgsz), host.anatomy(teacher, imgsz), {**GAINS, **gains})
+
+
+def taught(by: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
+    return Teacher("t", host.freeze(by), matched.match.teacher, matched.roles).speak(images)
+
+
+def knowledge(of: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
+    listener = Listener(of, matched.match.student, matched.roles)
+    found = listener.knowledge(of(images))
+    listener.taps.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_found_by_role_in_every_family(name: str) -> None:
+    anatomy = host.anatomy(model(name), 64)
+    assert anatomy.strides == (8, 16, 32)
+    found = (tuple(anatomy.taps[f"{place}_p{p}"].layer for p in (3, 4, 5)) for place in ("backbone", "neck"))
+    assert tuple(found) == LAYERS[name]
+    assert [(t.rows, t.columns) for t in anatomy.taps.values()] == [(8, 8), (4, 4), (2, 2)] * 2
+    assert anatomy.branches == (("one2many", "one2one") if name in {"yolo26n", "yolov10n"} else ("one2many",))
+    assert anatomy.reg_max == (1 if name == "yolo26n" else 16)
+
+
+def test_an_image_size_between_strides_is_rounded_up_as_ultralytics_does() -> None:
+    odd = host.anatomy(model("yolo26n"), 50)
+    assert (odd.taps["neck_p3"].rows, odd.taps["neck_p5"].rows) == (8, 2)
+
+
+def test_reading_the_anatomy_changes_nothing_in_the_model() -> None:
+    student = model("yolo26n").train()
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    host.anatomy(student, 64)
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    assert all(m.training for m in student.modules())
+    assert not any(m._forward_hooks for m in student.modules())
+
+
+ON = {name for name, gain in GAINS.items() if gain}
+PAIRS = [
+    ("yolo26n", "yolo26s", ON - {"soft_dfl"}),
+    ("yolo11n", "yolo11s", ON),
+    ("yolov8n", "yolo11n", ON),
+    ("yolov9t", "yolov9s", ON),
+    ("yolo26n", "yolo11n", ON - {"soft_dfl"}),
+    ("yolo12n", "yolo26n", ON - {"soft_dfl"}),
+    ("yolov10n", "yolov8n", ON),
+]
+
+
+@pytest.mark.parametrize(("student", "teacher", "acting"), PAIRS)
+def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, acting: set[str]) -> None:
+    s, t = model(student).train(), model(teacher)
+    matched = lesson(s, t)
+    assert {term.name for term in matched.acting} == acting
+    images = torch.rand(2, 3, 64, 64)
+    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), TRUTH)
+    for name, loss in losses.items():
+        s.zero_grad()
+        loss.backward(retain_graph=True)
+        moved = [p for p in s.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+        assert loss.isfinite(), name
+        assert moved, name
+    assert all(p.grad is None for p in t.parameters())
+
+
+def test_each_branch_has_class_weights_of_its_own_and_they_follow_the_names() -> None:
+    s, t = model("yolo26n").train(), model("yolo26n", {0: "cow", 1: "cat"})
+    matched = lesson(s, t)
+    images = torch.rand(2, 3, 64, 64)
+    ks, kt = knowledge(s, matched, images), taught(t, matched, images)
+    classes = {"one2many": torch.tensor([0.2, 3.0]), "one2one": torch.tensor([5.0, 0.5])}  # of cat and cow
+    found = matched.losses(ks, kt, replace(TRUTH, classes=classes))["soft"]
+    expected = [
+        class_loss(ks.branches[b].logits[:, [0, 2]], o.logits[:, [1, 0]], classes[b]) for b, o in kt.branches.items()
+    ]
+    assert found.item() == pytest.approx(sum(e.item() for e in expected), rel=1e-5)
+    for o in kt.branches.values():
+        o.logits[:, 0] += 8  # a teacher that sees cows, its first class and the second of those that both know
+    masses = matched.masses(kt)
+    assert set(masses) == {"one2many", "one2one"}
+    assert all(m[0] == 0 and m[1] == class_mass(kt.branches[b].logits)[0] > 1 for b, m in masses.items())
+    assert lesson(s, t, soft=0, soft_box=0).masses(kt) == {}
+    ours = [s for s, _ in matched.match.classes]
+    labels = torch.tensor([[ours[1]], [ours[1]], [max(ours) + 1]]).float()  # the last is of a class that only one knows
+    assert matched.labels(labels).tolist() == [2 * (c == ours[1]) for c in ours]
+
+
+def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
+    s, t = model("yolo26n").train(), model("yolo26n")
+    images = torch.rand(2, 3, 64, 64)
+    kt = taught(t, lesson(s, t), images)
+
+    def trunk_gradient(branches: tuple[str, ...]) -> float:
+        matched = Lesson(replace(host.anatomy(s, 64), branches=branches), host.anatomy(t, 64), GAINS)
+        s.zero_grad()
+        matched.losses(knowledge(s, matched, images), kt, TRUTH)["soft"].backward()
+        grads = [p.grad for n, p in s.named_parameters() if not n.startswith("model.23.") and p.grad is not None]
+        return float(sum(g.abs().sum() for g in grads))
+
+    assert trunk_gradient(("one2one",)) == 0
+    assert trunk_gradient(("one2many",)) > 0
+
+
+def test_a_model_teaching_itself_has_nothing_to_say() -> None:
+    s = model("yolo11n")
+    matched = lesson(s, s, guidance=0, exploration=0)
+    images = torch.rand(2, 3, 64, 64)
+    k = knowledge(s, matched, images)
+    for name, loss in matched.losses(k, k, TRUTH).items():
+        assert loss.item() == pytest.approx(0, abs=1e-5), name
+
+
+def test_class_names_in_another_order_change_nothing() -> None:
+    s, t = model("yolo11n"), model("yolo11s")
+    images = torch.rand(1, 3, 64, 64)
+    straight = lesson(s, t, exploration=0, guidance=0)
+    ks = knowledge(s, straight, images)
+    kt = taught(t, straight, images)
+    order = [2, 0, 1]
+    t.names = {i: NAMES[j] for i, j in enumerate(order)}
+    t.names[0] = f" {t.names[0].upper()} "
+    turned = lesson(s, t, exploration=0, guidance=0)
+    out = kt.branches["one2many"]
+    shuffled = Knowledge({"one2many": Outputs(out.logits[:, order], out.distances, out.bins)}, kt.features, kt.levels)
+    expected = straight.losses(ks, kt, TRUTH)
+    for name, loss in turned.losses(ks, shuffled, TRUTH).items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-5), name
+
+
+def test_without_a_shared_class_the_soft_targets_are_off_by_name() -> None:
+    matched = lesson(model("yolo11n"), model("yolo11n", {0: "ship", 1: "car"}))
+    assert {t.name for t in matched.acting} == {"attention", "relation", "guidance", "exploration"}
+    assert matched.term("soft").why_not == "the teacher knows no class of this data"
+
+
+def test_only_equal_strides_are_matched() -> None:
+    s, t = model("yolo26n"), model("yolo26n-p2")
+    matched = lesson(s, t)
+    assert matched.match.strides == (8, 16, 32)
+    images = torch.rand(1, 3, 64, 64)
+    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), TRUTH)
+    assert all(v.isfinite() for v in losses.values())
+    assert set(losses) == ON - {"soft_dfl"}
+
+
+def test_exploring_channels_get_no_gradient_from_the_other_terms_and_the_reverse() -> None:
+    s, t = model("yolo26n"), model("yolo26s")
+    matched = lesson(s, t)
+    images = torch.rand(2, 3, 64, 64)
+    ks = knowledge(s, matched, images)
+    kt = taught(t, matched, images)
+    role = "neck_p4"
+    f = ks.features[role] = ks.features[role].detach().requires_grad_()
+    half = f.shape[1] // 2
+    for name, loss in matched.losses(ks, kt, TRUTH).items():
+        if name not in {"attention", "relation", "guidance", "exploration"}:
+            continue
+        g = torch.autograd.grad(loss, f, retain_graph=True)[0]
+        inherits, explores = g[:, :half].abs().sum().item(), g[:, half:].abs().sum().item()
+        assert (inherits == 0) == (name == "exploration"), name
+        assert (explores == 0) == (name != "exploration"), name
+
+
+def test_anchors_are_taken_level_by_level() -> None:
+    levels = {4: (2, 2), 8: (1, 2), 16: (1, 1)}
+    x = torch.arange(7.0).view(1, 1, 7)
+    assert anchors_of(x, levels, [8, 16]).flatten().tolist() == [4, 5, 6]
+    assert anchors_of(x, levels, [4, 8, 16]) is x
+
+
+def test_no_class_in_common_gives_no_pairs() -> None:
+    assert shared_classes({0: "a"}, {}) == []
+    assert shared_classes({0: "a", 1: "b"}, {0: "B ", 5: "A"}) == [(0, 5), (1, 0)]
+
+
+def test_raw_outputs_decode_to_ultralytics_own_boxes() -> None:
+    for name in ("yolo11n", "yolo26n"):
+        m = model(name)
+        images = torch.rand(1, 3, 64, 64)
+        decoded, raw = m(images)  # xywh in pixels
+        out, levels = host.outputs(raw, (8, 16, 32), host.head(m).reg_max)
+        strides = torch.cat([torch.full((h * w,), float(s)) for s, (h, w) in levels.items()])
+        left, top, right, bottom = (out["one2many"].distances[0] * strides).unbind(0)
+        assert torch.allclose(left + right, decoded[0, 2], atol=1e-3)
+        assert torch.allclose(top + bottom, decoded[0, 3], atol=1e-3)
+        assert torch.allclose(out["one2many"].logits.sigmoid(), decoded[:, 4:], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo26n", "yolo26n-seg"])
+def test_a_frozen_teacher_says_what_the_model_says_in_both_branches_with_its_layers_fused(name: str) -> None:
+    t = model(name).eval()
+    for module in t.modules():
+        if isinstance(module, nn.BatchNorm2d):  # statistics of their own, which fusing has to take along
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    matched, images = lesson(t, t), torch.rand(2, 3, 64, 64)
+    plain, _ = host.outputs(t(images), matched.match.teacher.strides, matched.match.teacher.reg_max)
+    said = taught(t, matched, images)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in t.model[0].modules())
+    assert set(said.branches) == set(matched.match.teacher.branches) == set(plain)
+    for branch, outputs in said.branches.items():
+        assert torch.allclose(outputs.logits, plain[branch].logits, atol=2e-4), branch
+        assert torch.allclose(outputs.distances, plain[branch].distances, atol=2e-4), branch
+    assert isinstance(t(images), dict)  # nothing was decoded or sorted
+    assert not said.branches["one2many"].logits.requires_grad
+
+
+def test_a_frozen_teacher_keeps_its_statistics() -> None:
+    t = host.freeze(model("yolo26n"))
+    before = {k: v.clone() for k, v in t.state_dict().items()}
+    t(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(v, before[k]) for k, v in t.state_dict().items())
+
+
+def test_a_teacher_that_was_asked_ahead_has_looked_once_and_answers_that() -> None:
+    t = model("yolo26n")
+    matched, looked = lesson(t, t), []
+    teacher = Teacher("t", host.freeze(t), matched.match.teacher, matched.roles)
+    teacher.model.register_forward_hook(lambda *_: looked.append(1))
+    batch, other = ({"img": torch.rand(1, 3, 64, 64)} for _ in range(2))
+    said = teacher.answer(batch)
+    teacher.ask(batch)
+    ahead = teacher.answer(batch)
+    assert len(looked) == 2
+    assert torch.equal(ahead.branches["one2one"].logits, said.branches["one2one"].logits)
+    assert all(torch.equal(ahead.features[r], f) for r, f in said.features.items())
+    teacher.ask(batch)
+    assert not torch.equal(teacher.answer(other).features["neck_p3"], said.features["neck_p3"])
+    assert len(looked) == 4  # what it saw ahead was another batch
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo12n", "yolo26n"])
+def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_the_same(name: str) -> None:
+    t = model(name)
+    matched, images = lesson(t, t), torch.rand(2, 3, 64, 64)
+    full = taught(t, matched, images)
+    half = Teacher("t", t.to(torch.bfloat16), matched.match.teacher, matched.roles).speak(images)
+    assert half.features["neck_p3"].dtype == torch.bfloat16
+    assert half.branches["one2many"].logits.dtype == torch.float32
+    for role, f in full.features.items():  # three significant digits in bfloat16
+        assert torch.allclose(half.features[role].float(), f, atol=0.03 * f.abs().max().item()), role
+
+
+def test_taps_hold_nothing_once_taken_and_hear_nothing_while_closed() -> None:
+    m = model("yolo11n")
+    listener = Listener(m, host.anatomy(m, 64), ["neck_p3"])
+    m(torch.rand(1, 3, 64, 64))
+    assert set(listener.taps.take()) == {"neck_p3"}
+    assert listener.taps.take() == {}
+    listener.taps.open = False
+    m(torch.rand(1, 3, 64, 64))
+    assert listener.taps.take() == {}
+
+
+def test_every_teacher_is_drawn_as_often_and_alike_on_every_rank() -> None:
+    drawn = [draw(seed=3, step=i, count=3) for i in range(10_000)]
+    assert drawn == [draw(seed=3, step=i, count=3) for i in range(10_000)]
+    for k in range(3):
+        assert abs(drawn.count(k) - 10_000 / 3) < 3 * (10_000 * 2 / 9) ** 0.5
+
+
+def test_maps_too_small_to_hold_a_pattern_are_left_out() -> None:
+    s = host.anatomy(model("yolo26n"), 32)
+    assert (s.taps["neck_p5"].rows, s.taps["neck_p5"].columns) == (1, 1)
+    matched = Lesson(s, s, GAINS)
+    assert matched.match.shared == ("backbone_p3", "backbone_p4", "neck_p3", "neck_p4")
+    bare = Anatomy(s.names, s.strides, s.branches, s.reg_max, s.rotated, {}, s.channels, s.parameters)
+    assert {t.name for t in Lesson(bare, s, GAINS).acting} == {"soft", "soft_box"}

@@ -1,0 +1,394 @@
+"""A comparison end to end on tiny models: real cells, one that breaks, going on, Ray, and refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from yolo_mkd import host
+from yolo_mkd.evidence.compare import ablate, compare
+from yolo_mkd.evidence.compare import config as asking
+from yolo_mkd.evidence.compare import executors as running
+from yolo_mkd.evidence.compare import trials as cells
+from yolo_mkd.evidence.compare import worker as cell
+from yolo_mkd.evidence.compare.trials import Cell
+from yolo_mkd.host import clock
+from yolo_mkd.settings import BadInput
+
+METHODS = "plain,native,mkd-guidance,plain:optimizer=Nope"
+
+
+def student_of(detector: Any, folder: Path, width: float = 0.0625) -> str:
+    """The tiny detector's architecture, narrower."""
+    architecture = yaml.safe_load((detector.pt.parents[2] / "yolo26n.yaml").read_text())
+    architecture["scales"] = {"n": [0.5, width, 1024]}
+    (folder / "studentn.yaml").write_text(yaml.safe_dump(architecture, sort_keys=False))
+    return str(folder / "studentn.yaml")
+
+
+def asked_of(detector: Any, folder: Path) -> dict[str, Any]:
+    return {
+        "data": str(detector.data), "model": student_of(detector, folder), "teacher": str(detector.pt),
+        "assistant": "none", "imgsz": 32, "epochs": 2, "batch": 8, "fraction": 0.25, "device": "cpu", "seeds": 1,
+        "project": str(folder / "runs"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_detector: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("compared")
+    document = compare(**asked_of(tiny_detector, folder), methods=METHODS, json=str(folder / "copy.json"))
+    return folder, document
+
+
+def by_method(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in document["rows"]}
+
+
+def test_every_method_trains_and_is_given_what_plain_was_given(compared: tuple[Path, dict[str, Any]]) -> None:
+    rows = by_method(compared[1])
+    assert list(rows) == METHODS.split(",")
+    for method in ("native", "mkd-guidance"):
+        assert rows[method]["same"] == {"start": True, "epochs": 2, "images": 2, "pixels": 2}
+        (own,), (plain,) = ([c["cost_s"] for c in compared[1]["cells"] if c["method"] == m] for m in (method, "plain"))
+        assert rows[method]["cost"] == pytest.approx(own / plain, abs=1e-3)
+        assert set(rows[method]["against"]) == {"plain", "native"} - {method}
+    assert rows["plain"]["epochs"] == 2
+
+
+def test_a_cell_that_breaks_is_a_row_with_its_reason(compared: tuple[Path, dict[str, Any]]) -> None:
+    row = by_method(compared[1])["plain:optimizer=Nope"]
+    assert row["seeds"] == []
+    assert "Optimizer 'Nope' not found" in row["failed"]["0"]
+
+
+def test_all_is_written_into_the_folder(compared: tuple[Path, dict[str, Any]]) -> None:
+    folder, document = compared
+    root = folder / "runs" / "compare"
+    assert {"compare.yaml", "compare.json", "compare.md", "compare.csv", "cost.png", "differences.png"} <= {
+        p.name for p in root.iterdir()
+    }
+    assert document["schema"] == "yolo-mkd/compare/1"
+    assert json.loads((root / "compare.json").read_text()) == document == json.loads((folder / "copy.json").read_text())
+    with open(root / "compare.csv", newline="") as f:
+        raw = {r["method"]: r for r in csv.DictReader(f)}
+    assert float(raw["native"]["map50_95"]) == by_method(document)["native"]["map50_95"]["mean"]
+    assert "Nope" in raw["plain:optimizer=Nope"]["failed"]
+
+
+def test_the_figures_are_those_of_one_validation_of_best_and_last(
+    compared: tuple[Path, dict[str, Any]], tiny_detector: Any, tmp_path: Path
+) -> None:
+    from ultralytics import YOLO
+
+    place = compared[0] / "runs" / "compare" / "data" / "studentn" / "native-s0"
+    result = json.loads((place / cells.RESULT).read_text())
+    for name in ("best", "last"):
+        box = YOLO(place / "run" / "weights" / f"{name}.pt").val(
+            data=str(tiny_detector.data), imgsz=32, batch=8, rect=False, plots=False, device="cpu",
+            project=str(tmp_path), verbose=False,
+        ).box  # fmt: skip
+        assert result[name]["map50_95"] == pytest.approx(box.map, abs=1e-5)
+        assert set(result[name]["classes"]) == {"red", "green", "blue"}
+    epochs = clock.read(place / "run")
+    assert [e["epoch"] for e in epochs] == [1, 2]
+    assert {k: result[k] for k in ("train_s", "cost_s")} == cell.spent(epochs, "cpu")
+
+
+def test_both_heads_of_a_detector_are_scored_as_ultralytics_scores_them(tiny_detector: Any, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    protocol = {"data": str(tiny_detector.data), "imgsz": tiny_detector.imgsz, "batch": 8, "device": "cpu"}
+    found = cell.scores(tiny_detector.pt, protocol, tmp_path)
+    assert found["map50_95"] != found["nms_free"]["map50_95"]
+    for figures, nms in ((found, None), (found["nms_free"], False)):
+        box = YOLO(tiny_detector.pt).val(**protocol, rect=False, plots=False, project=str(tmp_path), nms=nms).box
+        assert (figures["map50_95"], figures["map50"]) == pytest.approx((box.map, box.map50), abs=1e-5)
+
+
+def test_cost_is_processor_time_on_a_cpu_and_wall_time_on_a_card() -> None:
+    epochs = [{"seconds": 2.0, "cpu_s": 1.5}, {"seconds": 4.0, "cpu_s": 3.25}]
+    assert cell.spent(epochs, "cpu") == {"train_s": 6.0, "cost_s": 4.75}
+    assert cell.spent(epochs, "NVIDIA H100") == {"train_s": 6.0, "cost_s": 6.0}
+
+
+def test_going_on_runs_again_what_failed_and_nothing_else(
+    compared: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = compared[0] / "runs" / "compare"
+    run: list[str] = []
+    monkeypatch.setattr(running, "run_cell", lambda folder, *_: (run.append(Path(folder).name), "still broken")[1])
+    document = compare(resume=str(root))
+    assert run == ["plain_optimizer=Nope-s0"]
+    assert by_method(document)["plain:optimizer=Nope"]["failed"] == {"0": "still broken"}
+    assert by_method(document)["native"] == by_method(compared[1])["native"]
+    for change, message in (
+        ({"epochs": 5}, "epochs= cannot change"),
+        ({"resume": "nowhere"}, r"no compare\.yaml there"),
+        ({"methods": "mkd-none"}, "mkd has no term none"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            compare(**{"resume": str(root), **change})
+
+
+def test_methods_and_seeds_can_be_added_later(
+    compared: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = tmp_path / "compare"
+    shutil.copytree(compared[0] / "runs" / "compare", root)
+    run: list[str] = []
+    monkeypatch.setattr(running, "run_cell", lambda folder, *_: (run.append(Path(folder).name), "broken")[1])
+    monkeypatch.chdir(tmp_path)
+    document = compare(resume="compare", methods="mkd:lr0=0.1,native", seeds="1")
+    everywhere = ["plain", "native", "mkd-guidance", "plain_optimizer=Nope", "mkd_lr0=0.1"]
+    assert run == ["plain_optimizer=Nope-s0", "mkd_lr0=0.1-s0", *(f"{m}-s1" for m in everywhere)]
+    assert document["seeds"] == [0, 1]
+    assert f"methods={METHODS},mkd:lr0=0.1 " in document["command"] + " "
+    assert by_method(document)["native"]["map50_95"] == by_method(compared[1])["native"]["map50_95"]
+    added = yaml.safe_load((root / "data" / "studentn" / "mkd_lr0=0.1-s1" / "cell.yaml").read_text())
+    first = yaml.safe_load((root / "data" / "studentn" / "mkd-guidance-s0" / "cell.yaml").read_text())
+    assert {**first["arguments"], "guidance": 1, "lr0": 0.1, "seed": 1, "project": added["arguments"]["project"]} == {
+        **added["arguments"],
+        "guidance": 1,
+    }
+    run.clear()
+    compare(resume="compare")
+    assert len(run) == 7  # what was added is still asked for
+
+
+def test_what_is_added_needs_no_file_that_was_named_from_elsewhere_and_leaves_cells_alone(
+    tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_detector.data.parent)
+    asked = {**asked_of(tiny_detector, tmp_path), "data": tiny_detector.data.name, "methods": "plain"}
+    root, plan = asking.lay_out(asked, "compare")
+    plan["cells"][0]["arguments"]["epochs"] = 7  # as it was trained, whatever would be planned today
+    monkeypatch.chdir(tmp_path)
+    cells = asking.extend(root, plan, {"methods": "native:dis=2"})["cells"]
+    assert [c["method"] for c in cells] == ["plain", "native:dis=2"]
+    assert cells[0] == plan["cells"][0]
+    assert cells[1]["arguments"]["data"] == str(tiny_detector.data)
+
+
+def test_cells_of_other_versions_or_defaults_are_not_mixed(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root = tmp_path / "compare"
+    shutil.copytree(compared[0] / "runs" / "compare", root)
+    plan = yaml.safe_load((root / "compare.yaml").read_text())
+    then = {"versions": {"ultralytics": "8.4.0"}, "settings": {"mkd-guidance": {"until": 0.9, "soft": 3}}}
+    messages = {
+        "versions": r"was begun with ultralytics 8\.4\.0: install that, or start a new comparison",
+        "settings": r"mkd-guidance meant soft=3, until=0\.9 then: start a new comparison",
+    }
+    assert plan["settings"]["mkd-guidance"]["guidance"] == 0
+    assert set(plan["settings"]) == {"mkd-guidance"}  # the others have no teacher, or Ultralytics' terms
+    for key, message in messages.items():
+        changed = yaml.safe_load((root / "compare.yaml").read_text())
+        for name, value in then[key].items():
+            changed[key][name] = {**changed[key][name], **value} if isinstance(value, dict) else value
+        asking_again = tmp_path / key
+        shutil.copytree(root, asking_again)
+        (asking_again / "compare.yaml").write_text(yaml.safe_dump(changed))
+        for more in ({}, {"seeds": 2}):  # one cell has failed, so it would be run again
+            with pytest.raises(BadInput, match=message):
+                compare(resume=str(asking_again), **more)
+        assert (asking_again / "data" / "studentn" / "plain_optimizer=Nope-s0" / "result.json").is_file()
+
+
+def test_what_longer_is_given_does_not_change(tiny_detector: Any, tmp_path: Path) -> None:
+    asked = {**asked_of(tiny_detector, tmp_path), "methods": "plain,longer,native"}
+    root, plan = asking.lay_out(asked, "compare")
+    with pytest.raises(BadInput, match="methods=mkd would change what longer is given"):
+        asking.extend(root, plan, {"methods": "mkd"})
+
+
+def test_a_cell_goes_on_from_its_last_checkpoint(tiny_detector: Any, tmp_path: Path) -> None:
+    """Plain training is cut off after its first epoch, and the cell then trains the second only."""
+    from ultralytics import YOLO
+
+    arguments = {
+        "data": str(tiny_detector.data), "model": student_of(tiny_detector, tmp_path), "imgsz": 32, "epochs": 2,
+        "batch": 8, "fraction": 0.25, "device": "cpu", "seed": 0, "plots": False, "exist_ok": True,
+        "project": str(tmp_path / "d/m/plain-s0"), "name": "run",
+    }  # fmt: skip
+    student = YOLO(arguments["model"])
+
+    def cut(trainer: Any) -> None:
+        raise KeyboardInterrupt
+
+    student.add_callback("on_model_save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        student.train(**{k: v for k, v in arguments.items() if k != "model"})
+    val = {"data": arguments["data"], "imgsz": 32, "batch": 8, "device": "cpu"}
+    own = Cell("d/m/plain-s0", "d", "m", "plain", 0, False, arguments, val)
+    cells.start(tmp_path, own, {})
+    assert running.run_cell(str(tmp_path / own.name), 1) == ""
+    assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [2]
+    found = cells.result(tmp_path, own)
+    assert found is not None
+    assert found["status"] == "done"
+
+
+def test_a_cell_ends_when_the_comparison_is_killed() -> None:
+    program = (
+        "import threading, time; from yolo_mkd.evidence.compare.worker import leave_with_parent\n"
+        "threading.Thread(target=leave_with_parent, daemon=True).start(); print('here', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None and child.stdout is not None
+    assert child.stdout.readline() == b"here\n"
+    begun = time.monotonic()
+    child.stdin.close()
+    assert child.wait(30) == 3
+    assert time.monotonic() - begun < 10
+
+
+def test_cells_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    pool = running.Cluster("auto", None)
+    assert pool.slots == 1
+    arguments = {"project": str(tmp_path), "name": "run", "model": "gone.yaml"}
+    results = running.run_all(tmp_path, [Cell("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], pool)
+    assert "gone.yaml" in results["d/m/x-s0"]["reason"]  # it ran, in a process of its own
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere"])
+def test_a_cluster_that_does_not_answer_is_refused_at_once(address: str) -> None:
+    pytest.importorskip("ray")
+    begun = time.monotonic()
+    with pytest.raises(BadInput, match=f"ray={address} does not answer"):
+        running.Cluster(address, None)
+    assert time.monotonic() - begun < 20
+
+
+def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BadInput, match=r"pip install ray"):
+        running.Cluster("auto", None)
+
+
+# What is asked for
+
+
+def test_an_ablation_is_of_the_terms_that_act(tiny_detector: Any, tmp_path: Path) -> None:
+    _, plan = asking.lay_out(asked_of(tiny_detector, tmp_path), "ablate")
+    acting = ["soft", "soft_box", "attention", "relation", "guidance", "exploration"]  # no bins in these heads
+    assert [m for m in plan["methods"] if m.startswith("mkd-")] == [f"mkd-{t}" for t in acting]
+    assert [m.split("=")[0] for m in plan["methods"] if m.startswith("only")] == [f"only:{t}" for t in acting]
+    assert plan["references"] == ["plain", "mkd"]
+
+
+def test_one_record_serves_every_method_that_can_do_with_it(tiny_detector: Any, tmp_path: Path) -> None:
+    asked = {**asked_of(tiny_detector, tmp_path), "record": True, "seeds": 2}
+    methods = "plain,mkd,recorded,recorded-soft:lr0=0.1,only:soft=0.5,recorded:views=2"
+    root, plan = asking.lay_out({**asked, "methods": methods}, "compare")
+    places = {c["method"]: c["arguments"].get("record") for c in plan["cells"]}
+    shared = str(root / "records" / "data")
+    assert {m for m, place in places.items() if place == shared} == {
+        "recorded",
+        "recorded-soft:lr0=0.1",
+        "only:soft=0.5",
+    }
+    assert places["recorded:views=2"] == f"{shared}-recorded_views=2"  # its views are others
+    assert places["plain"] is places["mkd"] is None
+    assert plan["replayed"] == [m for m, place in places.items() if place]
+    assert list(plan["live"]) == ["mkd"]
+    assert "guidance" in plan["live"]["mkd"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": "plain,mkd:attention=-1"}, "methods=mkd:attention=-1: attention=-1 is no gain"),
+        (
+            {"methods": "plain,mkd", "attention": 0.5},
+            "attention= belongs to a method: .*methods=plain,mkd:attention=0.5",
+        ),
+        ({"methods": "plain:lr0=high"}, "methods=plain:lr0=high: .*lr0"),
+        ({"dis": 2}, "belongs to a method: write methods=native"),
+        ({"seed": 1}, "seed= is given by seeds="),
+        ({"batch": -1}, "batch=-1 would give each method a batch of its own"),
+        ({"device": "0,1"}, "device=0,1: a cell trains on one device"),
+        ({"device": "0", "ray": "auto"}, "device=0: leave it out with ray="),
+        ({"data": None}, "data= is missing"),
+        ({"data": "gone.yaml"}, "data=gone.yaml"),
+        ({"model": "gone.yaml"}, "model=gone.yaml: no such file"),
+        ({"teacher": "yolo26n.yaml"}, "teacher=yolo26n.yaml is untrained"),
+        ({"model": "yolo26n-p6.yaml", "imgsz": 64, "methods": "native"}, "3 are not 4: leave this method out"),
+        ({"imgsz": 40}, "imgsz=40 is not a multiple of 32"),
+        ({"epoch": 3}, "epoch= is no argument of yolo-mkd compare: did you mean epochs="),
+        ({"latency": "fast"}, "latency=fast is neither true nor false"),
+        ({"parallel": 0}, "parallel=0 is no number of cells"),
+        ({"record": "folder"}, "record=folder: a comparison keeps its records in its own folder"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing(
+    tiny_detector: Any, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message) as e:
+        compare(**{**asked_of(tiny_detector, tmp_path), **change})
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_chain_that_lies_in_the_usual_place_is_not_in_the_way(
+    tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "chain.yaml").touch()
+    place = {False: tmp_path / "train2", True: tmp_path / "train"}
+    monkeypatch.setattr(host, "run_folder", lambda project, name, exist_ok: place[exist_ok])
+    _, plan = asking.lay_out({**asked_of(tiny_detector, tmp_path), "methods": "plain,mkd"}, "compare")
+    assert len(plan["cells"]) == 2
+
+
+def test_an_ablation_has_methods_of_its_own(tiny_detector: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="methods= are ablate's own"):
+        ablate(**asked_of(tiny_detector, tmp_path), methods="plain")
+
+
+def test_unlabelled_images_are_taught_or_labelled_and_both_see_as_many(tiny_detector: Any, tmp_path: Path) -> None:
+    images = sorted((tiny_detector.data.parent / "images" / "train").glob("*.png"))
+    pool = tmp_path / "frames.txt"
+    pool.write_text("\n".join(map(str, images[:48])))
+    asked = {
+        **asked_of(tiny_detector, tmp_path),
+        "epochs": 3,
+        "close_mosaic": 2,
+        "imgsz": 96,
+    }  # as the teacher knows it
+    del asked["fraction"]
+    ours = f"mkd:unlabelled={pool}"
+    document = compare(**asked, methods=["plain", f"pseudo:unlabelled={pool}", ours])
+    rows = by_method(document)
+    assert not any(row["failed"] for row in rows.values())
+    # 96 labelled images and as many unlabelled in each of three epochs, against 96 + 48 in an epoch with pseudo-labels
+    assert rows[f"pseudo:unlabelled={pool}"]["epochs"] == round(3 * 192 / 144)
+    found = next((tmp_path / "runs").rglob("labels.json"))
+    assert json.loads(found.read_text())["boxes"] > 0
+    given = yaml.safe_load((found.parents[1] / "run" / "args.yaml").read_text())
+    assert given["warmup_epochs"] == 4  # three epochs of joined batches
+    assert given["close_mosaic"] == round(2 * 192 / 144)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [("pseudo", "unlabelled= is missing"), ("pseudo:unlabelled=gone", "no such folder")],
+)
+def test_pseudo_labels_need_images(tiny_detector: Any, tmp_path: Path, methods: str, message: str) -> None:
+    asked = asked_of(tiny_detector, tmp_path)
+    del asked["fraction"]
+    with pytest.raises(BadInput, match=message):
+        compare(**asked, methods=f"plain,{methods}")

@@ -1,0 +1,309 @@
+"""What `yolo-mkd plan` says before training is what training then finds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from yolo_mkd import chain, cli, host
+from yolo_mkd.evidence import plan as planning
+from yolo_mkd.evidence.plan import accuracy, probe, sample
+from yolo_mkd.evidence.plan import text as plan_text
+from yolo_mkd.settings import BadInput
+
+RUN: dict[str, Any] = {"imgsz": 64, "epochs": 1, "batch": 4, "nbs": 4, "fraction": 0.25, "device": "cpu", "seed": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_batches() -> Any:
+    """Two batches tell a test as much as twelve."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "HEARD", (4, 4))
+        patch.setattr(probe, "TIMED", (2, 2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_detector: Any) -> dict[str, Any]:
+    student = str(tiny_detector.pt.parents[2] / "yolo26n.yaml")
+    return {
+        **RUN,
+        "data": str(tiny_detector.data),
+        "model": student,
+        "teacher": str(tiny_detector.pt),
+        "assistant": None,
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("planned")
+
+
+@pytest.fixture(scope="module")
+def planned(arguments: dict[str, Any], place: Path) -> dict[str, Any]:
+    return planning.plan(**arguments, calibrate=False, json=place / "plan.json")
+
+
+@pytest.fixture(scope="module")
+def trained(arguments: dict[str, Any], place: Path) -> Path:
+    return chain.train(**arguments, calibrate=False, plots=False, project=str(place), name="run")[0] / "student"
+
+
+def terms(figures: dict[str, Any], stage: int = -1, teacher: int = 0) -> dict[str, dict[str, Any]]:
+    return {t["term"]: t for t in figures["stages"][stage]["hops"][teacher]["terms"]}
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+# What it foresees, against what happens
+
+
+def test_its_shares_and_cosines_are_those_that_training_measures_on_the_same_batch(
+    planned: dict[str, Any], trained: Path
+) -> None:
+    with open(trained / "shares.csv", encoding="utf-8") as f:
+        rows = {r["term"]: r for r in csv.DictReader(f)}
+    foreseen = {name: t for name, t in terms(planned).items() if t["acts"]}
+    assert set(rows) == set(foreseen) and len(rows) == 6
+    for name, t in foreseen.items():
+        assert t["share"]["values"][0] == pytest.approx(float(rows[name]["share"]), rel=2e-3)
+        assert t["cosine"]["values"][0] == pytest.approx(float(rows[name]["cosine"]), rel=2e-3, abs=1e-3)
+
+
+def test_its_disk_is_what_the_run_leaves(planned: dict[str, Any], trained: Path) -> None:
+    left = sum(f.stat().st_size for f in (trained / "weights").iterdir())
+    assert planned["stages"][0]["disk"]["kept"] == pytest.approx(left, rel=0.02)
+
+
+def test_its_sizes_and_optimizer_updates_are_those_of_the_run(planned: dict[str, Any], trained: Path) -> None:
+    stage = planned["stages"][0]
+    assert {k: stage[k] for k in ("parameters", "gflops")} == host.size(trained / "weights/best.pt", 64)
+    assert stage["updates"] == 6  # 24 images in batches of 4, nbs 4
+
+
+def test_its_accuracy_of_a_teacher_is_that_of_stock_validation(planned: dict[str, Any], tiny_detector: Any) -> None:
+    from ultralytics import YOLO
+
+    found = YOLO(tiny_detector.pt).val(data=tiny_detector.data, imgsz=64, device="cpu", plots=False, verbose=False)
+    assert planned["examined_images"] == 16
+    assert planned["accuracy"]["teacher"]["map50_95"] == pytest.approx(found.box.map, abs=1e-6)
+    assert found.box.map > 0.05
+
+
+def test_calibration_would_set_the_gain_that_gives_the_share_asked(arguments: dict[str, Any]) -> None:
+    t = terms(planning.plan(**arguments, calibrate=True, attention=0.3))["attention"]
+    strengths = [v / t["nominal_gain"] for v in t["share"]["values"]]
+    middle = (strengths[2] + strengths[3]) / 2  # the later half of the readings
+    assert len(strengths) == 4 and not t["at_limit"]
+    assert t["gain"] == pytest.approx(0.3 / middle)
+
+
+def test_memory_counts_each_saved_storage_once_and_no_weight() -> None:
+    model = nn.Sequential(nn.Linear(10, 20), nn.Sigmoid(), nn.Linear(20, 5))
+    x = torch.zeros(4, 10, requires_grad=True)
+    saved = probe.Saved(model)
+    with saved:
+        model(x).sum()
+    assert saved.bytes == 4 * (4 * 10 + 4 * 20)  # the input, and the sigmoid's output, which the next layer saves too
+
+
+def test_memory_of_weights_gradients_and_states_is_exact(planned: dict[str, Any]) -> None:
+    m, count = planned["stages"][0]["memory"], planned["stages"][0]["parameters"]
+    beside = sum(t["trains"] for t in terms(planned).values())
+    assert 4 * count < m["parameters"] == m["average"] < 4.2 * count  # the batch norms' statistics beside the weights
+    assert m["gradients"] == 4 * (count + beside)
+    assert m["total_taught"] == sum(
+        m[k] for k in ("parameters", "gradients", "optimizer", "average", "teachers", "activations_taught")
+    )
+    assert m["activations_taught"] > m["activations_plain"] > 0
+
+
+# What it leaves
+
+
+def test_it_says_nothing_and_leaves_nothing_but_its_json(
+    arguments: dict[str, Any], tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    before = files(tiny_detector.data.parent) | files(Path(host.run_folder(None, None, False)).parent)
+    planning.plan(**arguments, json="here.json")
+    assert files(tmp_path) == {tmp_path / "temporary", tmp_path / "here.json"}
+    assert files(tiny_detector.data.parent) | files(Path(host.run_folder(None, None, False)).parent) == before
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_interruption_leaves_nothing(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    level = host.LOGGER.level
+
+    def interrupt(self: Any, trainer: Any) -> None:
+        assert files(tmp_path / "temporary")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe.Probe, "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        planning.plan(**arguments, json=str(tmp_path / "never.json"))
+    assert files(tmp_path) == {tmp_path / "temporary"}
+    assert host.LOGGER.level == level
+
+
+def test_its_json_holds_the_figures_of_the_text(planned: dict[str, Any], place: Path) -> None:
+    written = json.loads((place / "plan.json").read_text(encoding="utf-8"))
+    assert written["schema"] == "yolo-mkd/plan/1"
+    assert {k: written[k] for k in planned} == json.loads(json.dumps(planned))
+    assert plan_text.text(written) == plan_text.text(planned)
+
+
+def test_the_text_says_what_was_measured_within_its_width(planned: dict[str, Any]) -> None:
+    said = plan_text.text(planned)
+    soft = terms(planned)["soft"]
+    assert f"{soft['share']['mean']:.2g} +- {soft['share']['sd']:.1g}" in said
+    assert f"{planned['accuracy']['teacher']['map50_95']:.3f}" in said
+    assert "soft_dfl does not act: neither head has box-side distributions" in said
+    assert said.splitlines()[-1].endswith(planned["answer"].split()[-1])
+    assert max(map(len, said.splitlines())) <= plan_text.WIDTH + 10
+
+
+# Chains
+
+
+def test_an_untrained_teacher_leaves_open_what_its_knowledge_decides(arguments: dict[str, Any]) -> None:
+    asked = {"teacher": "yolo26n.yaml", "teacher_epochs": 5, "assistant": None, "close_mosaic": 2}
+    found = planning.plan(**{**arguments, **asked})
+    teacher, student = found["stages"]
+    assert (teacher["name"], teacher["epochs"], teacher["hops"], teacher["memory"]["teachers"]) == ("teacher", 5, [], 0)
+    assert not student["hops"][0]["known"] and "share" not in terms(found)["soft"] and terms(found)["soft"]["acts"]
+    assert student["cost"]["probe"]["taught"]  # the stand-in's steps were timed all the same
+    assert student["hops"][0]["parameters"] == teacher["parameters"]
+    assert (teacher["mosaic_epochs"], student["mosaic_epochs"]) == (3, 0)
+    assert found["accuracy"] == {}
+    assert "cannot be known before the teacher is trained" in found["answer"]
+    assert plan_text.text(found)
+
+
+def test_an_assistant_is_heard_as_far_as_it_can_be(arguments: dict[str, Any], tiny_detector: Any) -> None:
+    middle = str(tiny_detector.pt.parents[2] / "middle.yaml")
+    Path(middle).write_text(Path(arguments["model"]).read_text(encoding="utf-8"), encoding="utf-8")
+    found = planning.plan(**{**arguments, "assistant": middle})
+    assert [s["name"] for s in found["stages"]] == ["assistant", "student"]
+    assert [(h["teacher"], h["known"]) for h in found["stages"][1]["hops"]] == [("teacher", True), ("assistant", False)]
+    assert "share" in terms(found, 0)["soft"] and "share" in terms(found, 1, 0)["soft"]
+    assert "share" not in terms(found, 1, 1)["soft"]
+    assert found["total"]["hours"] == pytest.approx(sum(s["cost"]["hours"] for s in found["stages"]))
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "known"),
+    [
+        ({0: 2, 1: 0, 2: 3}, {0: "GREEN", 1: "unheard", 2: "red", 3: "blue"}, [0, 2, 3]),
+        ({2: 0}, {0: "Blue "}, [0]),
+    ],
+)
+def test_a_class_is_found_by_name_whatever_its_index(
+    classes: dict[int, int], names: dict[int, str], known: list[int], tiny_detector: Any, tmp_path: Path
+) -> None:
+    from ultralytics import YOLO
+
+    stock = YOLO(tiny_detector.pt).val(data=tiny_detector.data, imgsz=64, device="cpu", plots=False, verbose=False).box
+    kept = dict.fromkeys(("train", "val"), tiny_detector.images)
+    data = host.check_data(str(sample.copy(host.check_data(tiny_detector.data), kept, tmp_path, classes, names)))
+    exam = accuracy.Exam(data, sample.images_of(data, "val"), tmp_path / "exam", "cpu")
+    found = exam.score("teacher", str(tiny_detector.pt), 64)
+    assert found["map50_95"] == pytest.approx(sum(stock.maps[i] for i in classes) / len(classes), abs=1e-9)
+    assert sorted(found["classes"]) == known
+
+
+def test_label_rows_are_renamed_and_others_dropped() -> None:
+    rows = ["0 0.5 0.5 0.1 0.1", "", "2 0.1 0.1 0.1 0.1", "1.0 0 0 1 1 1 0"]
+    assert sample.renamed(rows, {0: 7, 1: 0}) == ["7 0.5 0.5 0.1 0.1", "0 0 0 1 1 1 0"]
+
+
+def test_a_spread_of_images_is_even_and_keeps_all_where_there_are_few() -> None:
+    images = [Path(str(i)) for i in range(10)]
+    assert sample.spread(images, 5) == images[::2]
+    assert sample.spread(images, 10) == images
+
+
+# Its answer
+
+
+def test_a_teacher_no_better_than_its_student_hardly_helps(
+    arguments: dict[str, Any], tiny_detector: Any, tmp_path: Path
+) -> None:
+    same = tmp_path / "same.pt"
+    same.write_bytes(tiny_detector.pt.read_bytes())
+    found = planning.plan(**{**arguments, "model": str(same)})
+    assert "teacher_no_better" in {w["what"] for w in found["warnings"]}
+    assert "hardly help" in found["answer"]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": None},
+        {"data": "gone.yaml"},
+        {"teacher": "gone.pt"},
+        {"teacher": "yolo26s.yaml"},
+        {"imgsz": 63},
+        {"attention": -1},
+        {"preset": "nothing"},
+        {"epochs": "many"},
+        {"distill_model": "yolo26s.pt"},
+        {"task": "segment"},
+        {"teacher_epochs": -1},
+    ],
+)
+def test_it_refuses_what_train_refuses_in_the_same_words(
+    changes: dict[str, Any], arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as trains:
+        chain.start({**arguments, **changes})
+    with pytest.raises(BadInput) as plans:
+        planning.plan(**{**arguments, **changes}, json="never.json")
+    assert str(plans.value) == str(trains.value)
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"epoch": 3}, "epoch= is no argument of yolo-mkd plan: did you mean epochs="), ({"resume": True}, "resume=")],
+)
+def test_it_refuses_what_it_cannot_foresee(changes: dict[str, Any], message: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match=message):
+        planning.plan(**arguments, **changes)
+
+
+def test_a_folder_that_holds_a_chain_is_refused(arguments: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "chain.yaml").write_text(yaml.safe_dump({}), encoding="utf-8")
+    with pytest.raises(BadInput, match="holds a chain already"):
+        planning.plan(**arguments, project=str(tmp_path), name="taken", exist_ok=True)
+
+
+def test_the_verb_prints_the_plan(
+    planned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planning, "plan", lambda **arguments: planned if arguments == {"epochs": 1} else None)
+    assert cli.run(["plan", "epochs=1"]) == 0
+    assert capsys.readouterr().out == plan_text.text(planned) + "\n"

@@ -1,0 +1,313 @@
+"""Images without labels: found, sifted of what must not be trained on, and joined to the labelled batches.
+
+A teacher needs no label to speak. The detection loss sees the labelled images only, so an unlabelled one is never
+taken for background; the knowledge terms see all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from yolo_mkd import host
+from yolo_mkd.cache.teacher import Recorded
+from yolo_mkd.cache.views import Views
+from yolo_mkd.distill.teachers import Speaker, Teacher
+from yolo_mkd.host.pool import unlabelled_dataset, unlabelled_loader
+from yolo_mkd.knowledge import Knowledge
+from yolo_mkd.settings import BadInput
+
+NAMED = 5  # unreadable files that are named in the log; the others are counted
+EXAMINED = 32  # images on which the teacher's certainty is measured before training
+CERTAIN = 0.25  # a score that Ultralytics' predict shows
+HARDLY = 0.1  # ours: of the images; below it unlabelled images hardly teach
+FRESH = 10**6  # views of an image that is not recorded: never the same one twice
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """The unlabelled images that can be trained on, and what was left out.
+
+    Attributes:
+        kept: to train on.
+        held_out: those that are in val or test as well, by their bytes or their pixels.
+        unreadable: no images, or damaged ones.
+    """
+
+    kept: list[Path]
+    held_out: list[Path]
+    unreadable: list[Path]
+
+    def __str__(self) -> str:
+        text = f"{len(self.kept)} unlabelled images"
+        if self.held_out:
+            text += f"; {len(self.held_out)} left out, which are in val or test as well"
+        if self.unreadable:
+            named = ", ".join(str(p) for p in self.unreadable[:NAMED])
+            text += f"; {len(self.unreadable)} cannot be read: {named}"
+            text += ", ..." if len(self.unreadable) > NAMED else ""
+        return text
+
+
+def find(unlabelled: Any) -> list[Path]:
+    """The images that `unlabelled=` names.
+
+    Args:
+        unlabelled: a folder, a text file that lists images, or a data set's YAML, whose train split is taken.
+
+    Raises:
+        BadInput: nothing is there.
+    """
+    place = Path(str(unlabelled))
+    if place.suffix in {".yaml", ".yml"}:
+        split = host.check_data(str(unlabelled), "unlabelled")["train"]
+        places = [Path(p) for p in (split if isinstance(split, list) else [split])]
+    elif place.exists():
+        places = [place]
+    else:
+        raise BadInput(f"unlabelled={unlabelled}: no such folder, list or data set: give a folder of images")
+    found = [image for p in places for image in host.images_in(p)]
+    if not found:
+        raise BadInput(f"unlabelled={unlabelled}: no images in it: give a folder of images")
+    return found
+
+
+def check_ratio(ratio: Any) -> float:
+    """Unlabelled images for each labelled one in a batch.
+
+    Raises:
+        BadInput: it is no number above 0.
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < float("inf"):
+        raise BadInput(f"unlabelled_ratio={ratio} is no number above 0: use for example unlabelled_ratio=1.0")
+    return float(ratio)
+
+
+def held_out(data: dict[str, Any]) -> list[Path]:
+    """The images of a data set's val and test splits.
+
+    Args:
+        data: as `host.check_data` gives it.
+    """
+    places = [p for split in ("val", "test") if data.get(split) for p in listed(data[split])]
+    return [image for p in places for image in host.images_in(Path(p))]
+
+
+def listed(places: str | list[str]) -> list[str]:
+    """One place or several as a list."""
+    return places if isinstance(places, list) else [places]
+
+
+def sift(images: Sequence[Path], kept_out: Iterable[Path]) -> Sifted:
+    """Leave out what cannot be read and what the model is to be measured on.
+
+    Args:
+        images: without labels.
+        kept_out: images of val and test; one with the same bytes or the same pixels is left out.
+    """
+    known_bytes, known_pixels = set(), defaultdict(set)
+    for file in kept_out:
+        data = file.read_bytes()
+        known_bytes.add(digest(data))
+        if (pixels := decoded(data)) is not None:
+            known_pixels[pixels.shape].add(digest(pixels))
+    kept, twins, unreadable = [], [], []
+    for file in dict.fromkeys(images):
+        data = file.read_bytes() if file.is_file() else b""
+        pixels = decoded(data)
+        if pixels is None:
+            unreadable.append(file)
+        elif digest(data) in known_bytes or digest(pixels) in known_pixels.get(pixels.shape, ()):
+            twins.append(file)
+        else:
+            kept.append(file)
+    return Sifted(kept, twins, unreadable)
+
+
+def decoded(data: bytes) -> np.ndarray | None:
+    """An image's pixels, H W 3; none where the bytes are no whole image."""
+    import cv2
+
+    if not data:
+        return None
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return None if pixels is None else np.asarray(pixels)
+
+
+def digest(content: bytes | np.ndarray) -> bytes:
+    """A fingerprint of bytes or pixels."""
+    return hashlib.sha256(content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()).digest()
+
+
+def chosen(unlabelled: Any, data: dict[str, Any], args: Any) -> list[Path]:
+    """The unlabelled images to train on; what was left out is logged.
+
+    Args:
+        unlabelled: as `find` takes it.
+        data: the labelled data set, as `host.check_data` gives it.
+        args: Ultralytics' arguments of the run.
+
+    Raises:
+        BadInput: no image is left, or batches would have sizes of their own.
+    """
+    if args.rect:
+        raise BadInput(
+            "rect=True gives each batch a size of its own, which unlabelled images cannot follow: rect=False"
+        )
+    sifted = sift(find(unlabelled), held_out(data))
+    if not sifted.kept:
+        raise BadInput(f"unlabelled={unlabelled}: {sifted}: give other images")
+    host.LOGGER.info(f"M-KD: {sifted}")
+    return sifted.kept
+
+
+class Pool:
+    """The unlabelled images of a training, and the batches that they are joined to.
+
+    Attributes:
+        views: the data set, whose pictures hang on nothing that the labelled ones hang on.
+        batch: images of it in each batch, on this rank.
+    """
+
+    def __init__(self, trainer: Any, files: list[Path], knowledge: dict[str, Any], epoch: Callable[[], int]):
+        """Make the loader.
+
+        Args:
+            trainer: an Ultralytics trainer with its loaders built.
+            files: the images.
+            knowledge: M-KD's arguments, settled.
+            epoch: tells the epoch when the loader begins anew.
+
+        Raises:
+            BadInput: there are fewer images than a batch takes.
+        """
+        ratio, recorded = float(knowledge["unlabelled_ratio"]), bool(knowledge["record"])
+        self.batch = max(1, round(ratio * trainer.train_loader.batch_size))
+        if len(files) < self.batch:
+            raise BadInput(
+                f"unlabelled= has {len(files)} images, fewer than the {self.batch} of a batch: "
+                "use more of them, a smaller unlabelled_ratio= or a smaller batch="
+            )
+        dataset = unlabelled_dataset(trainer, files, knowledge["teacher_imgsz"] or trainer.args.imgsz)
+        views = knowledge["views"] if recorded else FRESH
+        self.views = Views(dataset, views, seed=0 if recorded else trainer.args.seed)
+        self._loader = unlabelled_loader(trainer, dataset, self.batch)
+        self.views.install(self._loader, epoch)
+        self._batches = self._endless()
+
+    def keys(self, first: int, end: int, closes: int, batches: int) -> list[int]:
+        """The views that a recorded run shows, as `record.views.shown` numbers them.
+
+        Args:
+            first: the first epoch.
+            end: the epoch after the last in which the teacher speaks.
+            closes: the epoch from which on mosaic is closed.
+            batches: of an epoch.
+        """
+        passes = len(self._loader)  # batches of a pass over the pool
+        views = self.views.views
+        opened = -(-max(0, min(closes, end) - first) * batches // passes)
+        shut = -(-max(0, end - max(closes, first)) * batches // passes)
+        found = {(first + i) % views for i in range(opened)} | {(closes + i) % views + views for i in range(shut)}
+        return sorted(found)
+
+    def _endless(self) -> Iterator[dict[str, Any]]:
+        while True:
+            yield from self._loader
+
+    def close_mosaic(self, hyp: Any) -> None:
+        """Close mosaic, as for the labelled images."""
+        self.views.close_mosaic(hyp)
+        self._loader.reset()
+        self._batches = self._endless()
+
+    def introduce(self, teachers: Iterable[Speaker], device: torch.device) -> None:
+        """Say before training how much live teachers know about the pool."""
+        for teacher in teachers:
+            assert isinstance(teacher, Teacher)
+            text, doubtful = verdict(teacher.name, self.certain(teacher, device))
+            (host.LOGGER.warning if doubtful else host.LOGGER.info)(f"M-KD: {text}")
+
+    def certain(self, teacher: Teacher, device: torch.device) -> tuple[int, int] | None:
+        """In how many of how many augmented images a teacher is certain of some object; None where it has no scores."""
+        count = min(EXAMINED, len(self.views))
+        shown = [self.views[i * len(self.views) // count, 0]["img"] for i in range(count)]
+        found = 0
+        for images in torch.stack(shown).split(self.batch):
+            said = teacher.speak(images.to(device).float() / 255)
+            if not said.branches:
+                return None
+            found += int((best_scores(said) >= CERTAIN).sum())
+        return found, count
+
+    def join(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Put the next unlabelled images behind the labelled ones of a batch, before it goes to the device.
+
+        Returns:
+            The batch with all images, the labels of the first `labelled` of them, and the codes of the others as
+            `pool_code`.
+        """
+        more = next(self._batches)
+        joined = {**batch, "labelled": len(batch["img"]), "img": torch.cat([batch["img"], more["img"]])}
+        for key in ("im_file", "ori_shape", "resized_shape"):
+            joined[key] = [*batch[key], *more[key]]
+        joined["pool_code"] = more["code"]
+        return joined
+
+
+def best_scores(said: Knowledge) -> torch.Tensor:
+    """The best score of each image: B, in the first branch."""
+    return next(iter(said.branches.values())).logits.sigmoid().amax((1, 2))
+
+
+def verdict(name: str, certain: tuple[int, int] | None) -> tuple[str, bool]:
+    """What a teacher's certainty on the unlabelled images means, in one line, and whether it is a warning.
+
+    Args:
+        name: the teacher's.
+        certain: as `Pool.certain` gives it.
+    """
+    if certain is None:
+        return f"{name} gives no scores at anchors, so unlabelled images count as much as labelled ones", False
+    found, count = certain
+    text = f"{name} is certain of an object (score {CERTAIN} or more) in {found} of {count} unlabelled images"
+    if found >= HARDLY * count:
+        return text, False
+    advice = "they look unlike what it was trained on, or show none of its classes: it has little to say about them"
+    return f"{text}: {advice}", True
+
+
+class Joint:
+    """Two records of one teacher, of the labelled images and of the unlabelled, as one speaker.
+
+    Attributes:
+        name: the teacher's.
+        labelled: speaks about the first images of a batch.
+        pool: speaks about the others.
+    """
+
+    def __init__(self, labelled: Recorded, pool: Recorded):
+        self.name, self.labelled, self.pool = labelled.name, labelled, pool
+
+    def flush(self) -> None:
+        """Write what was noted to the disk."""
+        self.labelled.flush()
+        self.pool.flush()
+
+    def answer(self, batch: dict[str, Any]) -> Knowledge:
+        """What the teacher says about a batch, joined or not."""
+        if "labelled" not in batch:
+            return self.labelled.answer(batch)
+        n = batch["labelled"]
+        images = {k: batch[k] for k in ("img", "teacher_img") if k in batch}
+        first: dict[str, Any] = {k: v[:n] for k, v in images.items()}
+        others: dict[str, Any] = {k: v[n:] for k, v in images.items()}
+        first["code"], others["code"] = batch["code"], batch["pool_code"]
+        return self.labelled.answer(first).together(self.pool.answer(others))

@@ -1,0 +1,286 @@
+"""Scenes: a small detection set of hardware parts on a messy workbench, drawn from a seed and nothing else.
+
+Five classes that share their shapes (nut, washer and gear are rings; a wing nut holds one) lie among look-alikes that
+are no class (coin, O-ring, bottle cap, hex plug, pin), under uneven light, shadows, blur and noise. Every picture is a
+function of (seed, split, index), so a larger set begins with the pictures of a smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+from numpy.random import Generator
+
+from yolo_mkd.demo.shapes import PARTS, STRANGERS, Draw, clouds, rotation, sprite, streak
+from yolo_mkd.settings import BadInput
+
+SIDE = 320  # pixels, both ways
+CLASSES = ("hex nut", "washer", "gear", "bolt", "wing nut")
+SPLITS = ("train", "val")
+SHOWN = 0.3  # a part with less of it in sight carries no label
+LEAST = 5  # pixels: nor does one whose visible box is smaller than this either way
+
+
+@dataclass
+class Bench:
+    """A picture in the making.
+
+    Attributes:
+        image: B G R in 0..1, SIDE SIDE 3.
+        owner: who is on top, SIDE SIDE: 0 for the bench and for what is no class, else the part's number.
+        light: unit vector towards the lamp, x right, y down, z up.
+        shade: how dark a shadow is, 0..1.
+    """
+
+    image: np.ndarray
+    owner: np.ndarray
+    light: np.ndarray
+    shade: float
+
+
+def make(folder: str | Path, train: int = 480, val: int = 120, seed: int = 0) -> Path:
+    """Write a detection set in Ultralytics' layout.
+
+    Args:
+        folder: where to write it; new or empty.
+        train: pictures to learn from.
+        val: pictures to measure on, of other random streams than those of `train`.
+        seed: the same seed writes the same bytes.
+
+    Returns:
+        The path of scenes.yaml, written last: where it stands, the set is whole.
+
+    Raises:
+        BadInput: the folder holds something, or a count is below one.
+    """
+    folder, counts = Path(folder).resolve(), dict(zip(SPLITS, (train, val), strict=True))
+    for split, count in counts.items():
+        if count < 1:
+            raise BadInput(f"{split}={count} gives no pictures: ask for at least {split}=1")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"folder={folder} is not empty: remove it or name another")
+    for split, count in counts.items():
+        images, labels = folder / "images" / split, folder / "labels" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for index in range(count):
+            image, boxes, _ = scene(seed, split, index)
+            cv2.imwrite(str(images / f"{index:05d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+            (labels / f"{index:05d}.txt").write_text("".join(map(label_line, boxes)), encoding="utf-8")
+    names = dict(enumerate(CLASSES))
+    document = {"path": str(folder), **{split: f"images/{split}" for split in SPLITS}, "names": names}
+    path = folder / "scenes.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def label_line(box: np.ndarray) -> str:
+    """One line of a label file, from class, x1, y1, x2, y2 in pixels."""
+    x1, y1, x2, y2 = box[1:] / SIDE
+    return f"{int(box[0])} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}\n"
+
+
+def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw one picture.
+
+    Args:
+        seed: of the whole set.
+        split: `train` or `val`.
+        index: of the picture in its split.
+
+    Returns:
+        image: B G R, SIDE SIDE 3 uint8.
+        boxes: class, x1, y1, x2, y2 of each labelled part's visible extent in pixels, N 5.
+        owner: the number of the part on top, SIDE SIDE; 0 where there is none.
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.3)
+    light = np.array([np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height)])
+    owner = np.zeros((SIDE, SIDE), np.int32)
+    bench = Bench(SURFACES[rng.integers(len(SURFACES))](rng).astype(np.float32), owner, light, rng.uniform(0.4, 0.8))
+    litter(bench, rng)
+
+    near = np.exp(rng.uniform(np.log(20), np.log(70)))  # the camera's distance: the width of a usual part in pixels
+    parts = int(np.clip(rng.poisson(9 * (30 / near) ** 0.5 + 1), 2, 20))
+    strangers = int(rng.integers(2, 7))
+    piles = rng.uniform(0.15 * SIDE, 0.85 * SIDE, (2, 2))
+    kinds = [int(k) for k in rng.integers(len(CLASSES), size=parts)] + [-1] * strangers
+    drawn = []  # class, number, pixels it would show if nothing hid it
+    for number, kind in enumerate(rng.permutation(kinds), start=1):
+        loose = rng.random() < 0.6
+        centre = rng.uniform(0, SIDE, 2) if loose else piles[rng.integers(2)] + rng.normal(0, near, 2)
+        width = float(np.clip(near * np.exp(rng.normal(0, 0.3)), 10, 130))
+        draw = STRANGERS[rng.integers(len(STRANGERS))] if kind < 0 else PARTS[kind]
+        area = place(bench, draw, centre, width, 0 if kind < 0 else number, rng)
+        if kind >= 0:
+            drawn.append((kind, number, area))
+    boxes = [box for kind, number, area in drawn if (box := visible(bench.owner, kind, number, area)) is not None]
+    return photograph(bench, rng), np.array(boxes, np.float32).reshape(-1, 5), bench.owner
+
+
+def visible(owner: np.ndarray, kind: int, number: int, area: int) -> np.ndarray | None:
+    """The box around what is seen of a part, or None when too little of it is (class, x1, y1, x2, y2 in pixels)."""
+    ys, xs = np.nonzero(owner == number)
+    if len(xs) < SHOWN * area or len(xs) == 0:
+        return None
+    x1, y1, x2, y2 = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+    return np.array([kind, x1, y1, x2, y2]) if min(x2 - x1, y2 - y1) >= LEAST else None
+
+
+def place(bench: Bench, draw: Draw, centre: np.ndarray, width: float, number: int, rng: Generator) -> int:
+    """Lay one thing on the bench, with its shadow, at a random turn, tilt and finish.
+
+    Args:
+        bench: changed in place.
+        draw: its shape.
+        centre: x, y in pixels.
+        width: in pixels, before the tilt.
+        number: what `owner` shall say where it lies on top.
+        rng: of this picture.
+
+    Returns:
+        The pixels it covers, those outside the picture included.
+    """
+    colour, alpha = sprite(draw, width, bench.light, rng)
+    x, y = (int(v) - alpha.shape[0] // 2 for v in centre)
+    reach = bench.light[:2] / bench.light[2] * width * 0.12 + 1.5 * bench.light[:2]
+    pad = int(np.abs(reach).max()) + max(2, int(width * 0.12))
+    blocked = cv2.copyMakeBorder(alpha, pad, pad, pad, pad, cv2.BORDER_CONSTANT)
+    blocked = np.roll(blocked, (-round(reach[1]), -round(reach[0])), (0, 1))
+    blocked = cv2.GaussianBlur(blocked, (0, 0), 0.8 + width * 0.03)
+    there, here = overlap(x - pad, y - pad, blocked.shape[0])
+    bench.image[there] *= 1 - bench.shade * blocked[here][..., None]
+    there, here = overlap(x, y, alpha.shape[0])
+    bench.image[there] += (colour[here] - bench.image[there]) * alpha[here][..., None]
+    bench.owner[there][alpha[here] > 0.5] = number
+    return int((alpha > 0.5).sum())
+
+
+def overlap(x: int, y: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a square patch at x, y meets the picture: rows and columns of the picture, and of the patch."""
+    x1, y1, x2, y2 = (min(max(v, 0), SIDE) for v in (x, y, x + size, y + size))
+    return (slice(y1, y2), slice(x1, x2)), (slice(y1 - y, y2 - y), slice(x1 - x, x2 - x))
+
+
+# Surfaces: what the bench is made of, B G R in 0..1
+
+
+def wood(rng: Generator) -> np.ndarray:
+    """Planks with grain and seams."""
+    tint = np.array([0.32, 0.48, 0.64]) * rng.uniform(0.6, 1.25)
+    grain = 0.10 * clouds(rng, SIDE, (int(rng.integers(60, 140)), 4)) + 0.06 * clouds(rng, SIDE, (20, 2))
+    image = tint * (1 + grain)[..., None]
+    plank = int(rng.integers(50, 140))
+    for y in range(int(rng.integers(plank)), SIDE, plank):
+        image[y : y + plank] *= rng.uniform(0.85, 1.15)
+        cv2.line(image, (0, y), (SIDE, y), (tint * 0.35).tolist(), 1, cv2.LINE_AA)
+    return turned(image, rng)
+
+
+def concrete(rng: Generator) -> np.ndarray:
+    """Grey, speckled at every size."""
+    grain = np.sum([0.06 * clouds(rng, SIDE, (n, n)) for n in (4, 12, 40, 110, 250)], axis=0)
+    return np.full((SIDE, SIDE, 3), rng.uniform(0.35, 0.65)) * (1 + grain)[..., None] * rng.uniform(0.93, 1.07, 3)
+
+
+def mat(rng: Generator) -> np.ndarray:
+    """A cutting mat: one colour under a printed grid."""
+    tint = muted(rng, 0.12, 0.55)
+    image = tint * (1 + 0.05 * clouds(rng, SIDE, (90, 90)))[..., None]
+    step, paint = int(rng.integers(18, 46)), (tint + rng.uniform(0.1, 0.35)).tolist()
+    for v in range(int(rng.integers(step)), SIDE, step):
+        cv2.line(image, (v, 0), (v, SIDE), paint, 1, cv2.LINE_AA)
+        cv2.line(image, (0, v), (SIDE, v), paint, 1, cv2.LINE_AA)
+    return turned(image, rng)
+
+
+def sheet(rng: Generator) -> np.ndarray:
+    """Brushed metal: the colour of the parts that lie on it."""
+    grain = 0.07 * clouds(rng, SIDE, (260, 3)) + 0.1 * clouds(rng, SIDE, (3, 3))
+    return turned(np.array([0.62, 0.6, 0.58]) * rng.uniform(0.6, 1.2) * (1 + grain)[..., None], rng)
+
+
+def pegboard(rng: Generator) -> np.ndarray:
+    """A board of round holes, each of them nearly a washer."""
+    tint = np.array([0.42, 0.55, 0.66]) * rng.uniform(0.6, 1.3)
+    image = tint * (1 + 0.06 * clouds(rng, SIDE, (120, 120)))[..., None]
+    step = int(rng.integers(26, 60))
+    radius = step * rng.uniform(0.1, 0.2)
+    for x in range(step // 2, SIDE, step):
+        for y in range(step // 2, SIDE, step):
+            cv2.circle(image, (x * 8, y * 8), int(radius * 10), (tint * 1.2).tolist(), -1, cv2.LINE_AA, 3)
+            cv2.circle(image, (x * 8, y * 8), int(radius * 8), (tint * 0.25).tolist(), -1, cv2.LINE_AA, 3)
+    return turned(image, rng)
+
+
+SURFACES: tuple[Callable[[Generator], np.ndarray], ...] = (wood, wood, concrete, mat, sheet, pegboard)
+
+
+def muted(rng: Generator, low: float, high: float) -> np.ndarray:
+    """A colour such as paper, ink and plastic have: a grey between low and high, a little tinted."""
+    return np.clip(rng.uniform(low, high) * (1 + rng.normal(0, 0.22, 3)), 0, 1)
+
+
+def turned(image: np.ndarray, rng: Generator) -> np.ndarray:
+    """The same surface under a camera held at any angle (mirrored at its edges)."""
+    matrix = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(0, 360), rng.uniform(1, 1.3))
+    return cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+
+
+def litter(bench: Bench, rng: Generator) -> None:
+    """Strew what lies flat: pencil and marker lines, drawn circles, tape, swarf, drilled holes and stains."""
+    image = bench.image
+    for _ in range(rng.integers(0, 3)):  # stains
+        spot = np.zeros((SIDE, SIDE), np.float32)
+        cv2.circle(spot, tuple(rng.integers(0, SIDE, 2).tolist()), int(rng.integers(15, 60)), 1, -1)
+        image *= (1 - rng.uniform(0.1, 0.4) * cv2.GaussianBlur(spot, (0, 0), rng.uniform(1, 8)))[..., None]
+    for _ in range(rng.integers(0, 3)):  # tape and paper
+        box = cv2.boxPoints((rng.uniform(0, SIDE, 2).tolist(), rng.uniform(15, 110, 2).tolist(), rng.uniform(0, 180)))
+        shade, cover = np.zeros((SIDE, SIDE), np.float32), np.zeros((SIDE, SIDE), np.float32)
+        cv2.fillConvexPoly(shade, (box + 2).astype(np.int32), 1)
+        cv2.fillConvexPoly(cover, box.astype(np.int32), rng.uniform(0.6, 1))
+        image *= 1 - 0.35 * cv2.GaussianBlur(shade, (0, 0), 1.5)[..., None]
+        image += (muted(rng, 0.3, 0.9) - image) * cv2.GaussianBlur(cover, (0, 0), 0.7)[..., None]
+    for _ in range(rng.integers(0, 5)):  # handwriting: smooth strokes, one end to the other
+        anchors = rng.uniform(0, SIDE, 2) + np.cumsum(rng.normal(0, 14, (int(rng.integers(3, 12)), 2)), 0)
+        line = cv2.resize(anchors, (2, 12 * len(anchors)), interpolation=cv2.INTER_CUBIC)
+        pen, colour = int(rng.integers(1, 3)), muted(rng, 0.05, 0.8).tolist()
+        cv2.polylines(image, [line.astype(np.int32)], False, colour, pen, cv2.LINE_AA)
+    for _ in range(rng.integers(0, 5)):  # circles and hexagons drawn or punched by someone
+        centre, radius = rng.integers(0, SIDE, 2).tolist(), int(rng.integers(4, 28))
+        colour, pen = muted(rng, 0.05, 0.7).tolist(), int(rng.choice([-1, 1, 2]))
+        if rng.random() < 0.6:
+            cv2.circle(image, centre, radius if pen > 0 else radius // 3 + 1, colour, pen, cv2.LINE_AA)
+        else:
+            corners = cv2.ellipse2Poly(centre, (radius, radius), int(rng.integers(60)), 0, 360, 60)
+            cv2.polylines(image, [corners], True, colour, abs(pen), cv2.LINE_AA)
+    for _ in range(rng.integers(0, 50)):  # swarf
+        start, colour = rng.uniform(0, SIDE, 2), muted(rng, 0.1, 0.9)
+        curl = np.cumsum(rotation(rng.uniform(-0.7, 0.7))[0] * rng.normal(0, 3, (4, 2)), 0)
+        cv2.polylines(image, [(start + curl).astype(np.int32)], False, colour.tolist(), 1, cv2.LINE_AA)
+
+
+def photograph(bench: Bench, rng: Generator) -> np.ndarray:
+    """Light the bench unevenly, throw a large shadow on it, and take a less than perfect picture (uint8)."""
+    image = bench.image
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    slope = rng.uniform(0, 0.45) / np.hypot(*bench.light[:2])
+    lamp = 1 + slope * (x * bench.light[0] + y * bench.light[1]) - rng.uniform(0, 0.2) * (x**2 + y**2)
+    if rng.random() < 0.4:  # an arm, a tool, a shelf between lamp and bench
+        cover = np.zeros((SIDE, SIDE), np.float32)
+        corners = rng.uniform(-0.3 * SIDE, 1.3 * SIDE, (4, 2))
+        cv2.fillPoly(cover, [corners.astype(np.int32)], 1)
+        lamp = lamp * (1 - rng.uniform(0.25, 0.6) * cv2.GaussianBlur(cover, (0, 0), rng.uniform(3, 14)))
+    image = image * (lamp[..., None] * rng.uniform(0.6, 1.25) * rng.uniform(0.92, 1.08, 3)).astype(np.float32)
+    image = cv2.GaussianBlur(image, (0, 0), np.exp(rng.uniform(np.log(0.25), np.log(1.1))))
+    if rng.random() < 0.15:  # the hand shook
+        kernel = streak(rng.uniform(-3, 3, 2)).astype(np.float32)
+        image = cv2.filter2D(image, -1, kernel / kernel.sum())
+    grain = rng.standard_normal(image.shape, np.float32)
+    image += grain * np.float32(rng.uniform(0.005, 0.03))
+    return (image.clip(0, 1) * 255).round().astype(np.uint8)

@@ -1,0 +1,111 @@
+"""The rival strategies as terms between two matched models, each in its published form: sums over the neck's levels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, cat, nn
+
+from yolo_mkd.distill.matching import Match
+from yolo_mkd.distill.resample import anchors_of, at_size
+from yolo_mkd.distill.terms import Term, bins_apart, heads_apart, heads_read, layers_read, rotated
+from yolo_mkd.knowledge import Knowledge, Truth
+from yolo_mkd.knowledge.baselines.cwd import channel_wise_loss, connector
+from yolo_mkd.knowledge.baselines.fgd import FocalGlobal, focal_global_loss
+from yolo_mkd.knowledge.baselines.ld import localization_loss
+from yolo_mkd.knowledge.baselines.mgd import Generator, masked_generation_loss, random_mask
+from yolo_mkd.knowledge.baselines.pkd import pearson_loss
+from yolo_mkd.knowledge.baselines.ultralytics_l2 import projector, score_l2_loss, teacher_score
+
+
+def total(losses: list[Tensor]) -> Tensor:
+    """The sum of some scalars."""
+    return sum(losses[1:], losses[0])
+
+
+def channel_wise(match: Match) -> Term:
+    """Channel-wise distillation (CWD)."""
+    connectors = nn.ModuleDict({r: connector(*match.widths(r)) for r in match.neck})
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        pairs = {r: match.side_by_side(ks, kt, r) for r in match.neck}
+        return total([channel_wise_loss(connectors[r](fs.float()), ft) for r, (fs, ft) in pairs.items()])
+
+    return Term(*layers_read(match.neck, 1), loss, match.neck, connectors)
+
+
+def masked_generation(match: Match) -> Term:
+    """Masked generative distillation (MGD)."""
+    generators = nn.ModuleDict({r: Generator(*match.widths(r)) for r in match.neck})
+    chance = torch.Generator().manual_seed(0)  # of its own, so that the run's data stay the same
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        losses = []
+        for r in match.neck:
+            fs, ft = match.side_by_side(ks, kt, r)
+            losses.append(masked_generation_loss(generators[r](fs.float(), random_mask(fs, generator=chance)), ft))
+        return total(losses)
+
+    return Term(*layers_read(match.neck, 1), loss, match.neck, generators)
+
+
+def focal_global(match: Match) -> Term:
+    """Focal and global distillation (FGD)."""
+    parts = {r: FocalGlobal(*match.widths(r)) for r in match.neck}
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        pairs = {r: match.side_by_side(ks, kt, r) for r in match.neck}
+        return total([focal_global_loss(parts[r], fs.float(), ft, truth) for r, (fs, ft) in pairs.items()])
+
+    return Term(*layers_read(match.neck, 1), loss, match.neck, nn.ModuleDict(parts), labels=True)
+
+
+def pearson(match: Match) -> Term:
+    """Pearson distillation (PKD); a 1x1 convolution bridges unequal widths."""
+    bridges = nn.ModuleDict({r: connector(*match.widths(r)) for r in match.neck if len(set(match.widths(r))) > 1})
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        losses = []
+        for r in match.neck:
+            fs, ft = match.side_by_side(ks, kt, r)
+            losses.append(pearson_loss(bridges[r](fs.float()) if r in bridges else fs, ft))
+        return total(losses)
+
+    return Term(*layers_read(match.neck, 1), loss, match.neck, bridges if len(bridges) else None)
+
+
+def localization(match: Match) -> Term:
+    """Localization distillation (LD), on the one2many branch."""
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        s, t, _ = match.heads(ks, kt)[0]
+        assert s.bins is not None and t.bins is not None  # else the term does not act
+        levels = {k: v for k, v in ks.levels.items() if k in match.strides}
+        return localization_loss(s.bins, t.bins, s.logits, truth, levels)
+
+    return Term(
+        heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss, head=True, labels=True
+    )
+
+
+def score_l2(match: Match) -> Term:
+    """Ultralytics' own distillation: score-weighted L2 on the neck."""
+    projectors = nn.ModuleDict({r: projector(*match.widths(r)) for r in match.neck})
+
+    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+        score = teacher_score([branch.logits for branch in kt.branches.values()])  # B A
+        guesses, targets, scores = [], [], []
+        for r in match.neck:
+            fs, ft = match.side_by_side(ks, kt, r)
+            stride = next(s for s in kt.levels if r == f"neck_p{int(math.log2(s))}")
+            of_level = anchors_of(score, kt.levels, [stride]).unflatten(1, (1, *kt.levels[stride]))  # B 1 H W
+            guesses.append(projectors[r](fs.float()))
+            targets.append(ft)
+            scores.append(at_size(of_level, fs.shape[2], fs.shape[3]).flatten(1))
+        return score_l2_loss(guesses, targets, cat(scores, 1))
+
+    reads, why = layers_read(match.neck, 1)
+    if not match.teacher.branches:
+        why = "the teacher's head gives no scores at anchors (RT-DETR)"
+    return Term(reads, why, loss, match.neck, projectors, head=True)

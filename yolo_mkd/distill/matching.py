@@ -1,0 +1,106 @@
+"""What two models have in common, whatever their families and sizes: strides, branches, classes, layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from yolo_mkd.distill.resample import at_levels, at_size, at_strides
+from yolo_mkd.host.spec import Anatomy
+from yolo_mkd.knowledge import Knowledge, Outputs
+from yolo_mkd.knowledge.exploration import inheriting
+
+SMALLEST = 2  # rows and columns of a map below which it holds no pattern to compare
+
+
+@dataclass(frozen=True)
+class Match:
+    """A student and a teacher, matched by role.
+
+    Attributes:
+        student: the student's anatomy.
+        teacher: the teacher's, at the image size that it sees.
+        explores: whether half of the student's neck channels explore and are hidden from the other terms.
+        strides: of the head's levels that both have.
+        branches: of the head that both have.
+        classes: pairs of student's and teacher's class index with the same name.
+        shared: roles of the hidden layers that both have.
+        neck: those of them that are the heads' inputs.
+    """
+
+    student: Anatomy
+    teacher: Anatomy
+    explores: bool
+    strides: tuple[int, ...]
+    branches: tuple[str, ...]
+    classes: tuple[tuple[int, int], ...]
+    shared: tuple[str, ...]
+    neck: tuple[str, ...]
+
+    @classmethod
+    def of(cls, student: Anatomy, teacher: Anatomy, explores: bool = False) -> Match:
+        """Match two models; the student explores only where there is a neck layer to explore in."""
+        shared = tuple(r for r in student.taps if r in teacher.taps and patterned(student, r) and patterned(teacher, r))
+        neck = tuple(r for r in shared if r.startswith("neck"))
+        # one answer of a smaller map is heard by several anchors, of which one2one must raise no more than one
+        coarser = any(teacher.taps[r].rows < student.taps[r].rows for r in neck)
+        return cls(
+            student,
+            teacher,
+            explores and bool(neck),
+            tuple(s for s in student.strides if s in teacher.strides),
+            tuple(b for b in student.branches if b in teacher.branches and not (b == "one2one" and coarser)),
+            tuple(shared_classes(student.names, teacher.names)),
+            shared,
+            neck,
+        )
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the teacher sees the images at another size than the student."""
+        return any(self.student.taps[r].rows != self.teacher.taps[r].rows for r in self.shared)
+
+    def widths(self, role: str) -> tuple[int, int]:
+        """Channels of a layer that follow the teacher, and the teacher's."""
+        channels = self.student.taps[role].channels
+        inherit = self.explores and role in self.neck
+        return inheriting(channels) if inherit else channels, self.teacher.taps[role].channels
+
+    def heads(self, ks: Knowledge, kt: Knowledge) -> list[tuple[Outputs, Outputs, Tensor]]:
+        """Student's and teacher's outputs by branch at the shared strides, and the teacher's shared classes' logits."""
+        theirs = [t for _, t in self.classes]
+        given, wanted = ({k: levels[k] for k in self.strides} for levels in (kt.levels, ks.levels))
+        pairs = []
+        for branch in self.branches:
+            s = at_strides(ks.branches[branch], ks.levels, self.strides)
+            t = at_strides(kt.branches[branch], kt.levels, self.strides)
+            if given != wanted:
+                t = at_levels(t, given, wanted)
+            pairs.append((s, t, t.logits[:, theirs]))
+        return pairs
+
+    def inherited(self, ks: Knowledge, role: str) -> Tensor:
+        """The student's features of a role, only the channels that follow the teacher."""
+        return ks.features[role][:, : self.widths(role)[0]]
+
+    def side_by_side(self, ks: Knowledge, kt: Knowledge, role: str) -> tuple[Tensor, Tensor]:
+        """What the student inherits at a layer and what the teacher says there, at the student's size."""
+        fs = self.inherited(ks, role)
+        return fs, at_size(kt.features[role], fs.shape[2], fs.shape[3])
+
+    def explored(self, ks: Knowledge, role: str) -> Tensor:
+        """The student's exploring channels of a neck layer."""
+        return ks.features[role][:, self.widths(role)[0] :]
+
+
+def patterned(model: Anatomy, role: str) -> bool:
+    """Whether a layer's map is large enough to hold a pattern."""
+    return min(model.taps[role].rows, model.taps[role].columns) >= SMALLEST
+
+
+def shared_classes(student: dict[int, str], teacher: dict[int, str]) -> list[tuple[int, int]]:
+    """Pairs of student's and teacher's class index with the same name, whatever its case and outer spaces."""
+    index = {str(name).strip().lower(): i for i, name in teacher.items()}
+    pairs = [(i, index.get(str(name).strip().lower())) for i, name in student.items()]
+    return [(i, t) for i, t in pairs if t is not None]

@@ -1,0 +1,311 @@
+"""Before training: will this help, and what will it cost? All is measured on a few images, and nothing is trained.
+
+The stages are set up as training would set them up, in a folder that is removed. A teacher or an assistant that the
+chain has yet to train is stood in for by an untrained model of its shape: that costs the same and knows nothing, so
+what its knowledge decides stays open.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from yolo_mkd import chain, host, report
+from yolo_mkd.cache.store import estimate
+from yolo_mkd.cache.teacher import layout_of
+from yolo_mkd.cache.views import shown
+from yolo_mkd.chain import assistant
+from yolo_mkd.distill.balance import Reading
+from yolo_mkd.distill.criterion import Source
+from yolo_mkd.distill.distiller import TERMS
+from yolo_mkd.distill.schedule import Schedule
+from yolo_mkd.distill.tables import notes
+from yolo_mkd.evidence.plan import cost, sample
+from yolo_mkd.evidence.plan.accuracy import Exam
+from yolo_mkd.evidence.plan.advice import answer, warnings
+from yolo_mkd.evidence.plan.probe import Probe
+from yolo_mkd.host.dry import PLAIN, dry_run, silent
+from yolo_mkd.settings import KNOWLEDGE, BadInput
+from yolo_mkd.trainer import TRAINERS
+
+PROBE_S = 20.0  # for the gradients and steps of all stages
+EXAM_S = 12.0  # for the accuracy of all models
+TRAIN_IMAGES, VAL_IMAGES, TIMED_VAL_IMAGES = 64, 64, 16
+CPU_PIXELS = 4 * 320**2  # a batch that one core takes in about a second
+REPLACED = {"data", "batch", "device", "fraction", "cache", "plots", "save_period", "time"}
+
+
+@dataclass(frozen=True)
+class Asked(chain.Asked):
+    """What the user asks for.
+
+    Attributes:
+        named: terms that the user names.
+    """
+
+    named: list[str]
+
+    @property
+    def imgsz(self) -> int:
+        """Image size [pixels]."""
+        return int(self.theirs.get("imgsz", 640))
+
+    @property
+    def device(self) -> str:
+        """The device that measures: the first of those that are asked for."""
+        named = self.theirs.get("device")
+        first = named[0] if isinstance(named, list | tuple) and named else named
+        if first in {None, ""}:
+            return "0" if torch.cuda.is_available() else "cpu"
+        return str(first).split(",")[0]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who teaches a stage: its file or its stand-in's, and whether it is the one that will teach."""
+
+    name: str
+    file: str
+    known: bool
+
+
+def plan(**arguments: Any) -> dict[str, Any]:
+    """Foresee a training: what acts and how strongly, what it costs, and what speaks against it.
+
+    Args:
+        **arguments: those of train; `json` names a file to write the figures to.
+
+    Returns:
+        The figures that `yolo-mkd plan` prints. Times are in seconds or hours, memory and disk in bytes.
+
+    Raises:
+        BadInput: train would refuse these arguments.
+    """
+    started, json = time.perf_counter(), arguments.pop("json", None)
+    with silent(), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
+        figures = foresee(checked(arguments), Path(folder))
+    figures["warnings"] = warnings(figures)
+    figures["answer"] = answer(figures)
+    figures["seconds"] = round(time.perf_counter() - started, 1)
+    if json:
+        report.write(json, "plan", figures)
+    return figures
+
+
+def checked(arguments: dict[str, Any]) -> Asked:
+    """Check everything as train does.
+
+    Raises:
+        BadInput: train would refuse it.
+    """
+    if arguments.get("resume"):
+        raise BadInput("resume= goes on with a chain that has begun: give the arguments of a new one")
+    asked = chain.checked(arguments, "plan")
+    return Asked(**vars(asked), named=[n for n in TERMS if n in arguments])
+
+
+def foresee(asked: Asked, folder: Path) -> dict[str, Any]:
+    """Probe each stage, then examine the models that are trained already."""
+    train = sample.images_of(asked.data, "train", asked.theirs.get("fraction", 1.0))
+    val = sample.images_of(asked.data, "val")
+    wanted = asked.theirs.get("batch", 16)
+    automatic = not isinstance(wanted, int) or wanted < 1
+    batch = min(16 if automatic else wanted, len(train))
+    stages = probe_stages(asked, folder, batch, train, val)
+    images = sample.spread(val, examined(stages))
+    return {
+        "data": str(asked.data["yaml_file"]),
+        "classes": asked.data["nc"],
+        "train_images": len(train),
+        "val_images": len(val),
+        "device": "cpu" if asked.device == "cpu" else torch.cuda.get_device_name(torch.device("cuda")),
+        "device_memory": None if asked.device == "cpu" else torch.cuda.mem_get_info()[1],
+        "imgsz": asked.imgsz,
+        "batch": batch,
+        "batch_is_automatic": automatic,
+        "calibrate": asked.own["calibrate"],
+        "gate": asked.own["gate"],
+        "named_terms": asked.named,
+        "assistant": about_assistant(asked),
+        "stages": stages,
+        "examined_images": len(images),
+        "accuracy": examine(asked, Exam(asked.data, images, folder, asked.device)),
+        "total": {
+            **{key: sum(s["cost"][key] for s in stages) for key in ("hours", "hours_plain")},
+            **{key: sum(s["disk"][key] for s in stages) for key in ("peak", "kept")},
+        },
+    }
+
+
+def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val: list[Path]) -> list[dict[str, Any]]:
+    """Set up each stage on a few images and measure it."""
+    small = min(batch, max(2, CPU_PIXELS // asked.imgsz**2)) if asked.device == "cpu" else batch
+    shown = sample.spread(train, max(TRAIN_IMAGES, 4 * small))
+    shown = shown[: len(shown) // small * small]  # whole batches only: another size would take another time
+    few = sample.copy(asked.data, {"train": shown, "val": sample.spread(val, TIMED_VAL_IMAGES)}, folder / "few")
+    arguments = {
+        **{k: v for k, v in asked.theirs.items() if k not in REPLACED},
+        **{"data": str(few), "batch": small, "device": asked.device, "project": str(folder), "plots": False},
+    }
+    speakers: dict[str, Speaker] = {}
+    found = []
+    for stage in asked.stages:
+        name, task = stage["name"], host.task(stage["model"])
+        hears = [speakers.get(h) or Speaker("teacher", h, True) for h in stage["hears"]]
+        length = {"epochs": asked.own["teacher_epochs"]} if name == "teacher" else {}
+        probe, trainer = Probe(PROBE_S / len(asked.stages)), PLAIN[task]
+        if hears:
+            knowledge = {**{key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}, "record": False, "unlabelled": None}
+            trainer = TRAINERS[task].using(hears[0].file, [h.file for h in hears[1:]], **knowledge)
+        model = host.write_architecture(stage["model"], folder)
+        dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
+        run = run_of(asked, probe, batch, len(train), len(val))
+        found.append(stage_figures(stage, run, probe, hears, asked.own["teacher_imgsz"] or asked.imgsz))
+        speakers[name] = Speaker(name, stand_in(stage["model"], asked.data, folder / f"{name}.pt"), False)
+    return found
+
+
+def run_of(asked: Asked, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
+    """The whole run of a stage, with Ultralytics' defaults where nothing is asked for."""
+    args = probe.args
+    schedule = Schedule.of(args.epochs, args.warmup_epochs, args.close_mosaic, asked.own["until"])
+    recorded = shown(asked.own["views"], 0, schedule.end, args.epochs - args.close_mosaic)
+    return cost.Run(
+        epochs=args.epochs,
+        batch=batch,
+        images=images,
+        val_images=val_images,
+        nbs=args.nbs,
+        schedule=schedule,
+        hours=asked.theirs.get("time"),
+        save_period=asked.theirs.get("save_period", -1),
+        validates=args.val,
+        asked=len(recorded) if asked.own["record"] else None,
+        joined=1 + (asked.own["unlabelled_ratio"] if asked.own["unlabelled"] and probe.sources else 0.0),
+    )
+
+
+def stand_in(model: str, data: dict[str, Any], file: Path) -> str:
+    """Write an untrained model of the shape that a stage will have, and return its file."""
+    built = host.build(model, data["nc"], data["channels"], data.get("kpt_shape"))
+    built.names = dict(data["names"])
+    torch.save({"model": built}, file)
+    return str(file)
+
+
+def stage_figures(
+    stage: dict[str, Any], run: cost.Run, probe: Probe, hears: list[Speaker], imgsz: int
+) -> dict[str, Any]:
+    """What is known of a stage before it is trained."""
+    figures, args = probe.figures, probe.args
+    return {
+        "name": stage["name"],
+        "model": Path(stage["model"]).name,
+        "trained": stage["model"].endswith(".pt"),
+        **figures["size"],
+        "epochs": run.epochs,
+        "knowledge_epochs": run.schedule.end if probe.sources else 0,
+        "updates": run.updates,
+        "mosaic_epochs": max(args.epochs - args.close_mosaic, 0) if args.mosaic else 0,
+        "optimizer": figures["optimizer"],
+        "hears": [h.name for h in hears],
+        "hops": [hop(*each, imgsz) for each in zip(hears, probe.sources, probe.readings, strict=False)],
+        "cost": {**cost.duration(run, figures), "probe": {k: figures[k] for k in PROBED}},
+        "memory": cost.memory(run, figures),
+        "disk": cost.disk(run, figures),
+        "joined": run.joined,
+        "record": [record_figures(s, run) for s in probe.sources] if run.asked is not None else [],
+    }
+
+
+def record_figures(source: Source, run: cost.Run) -> dict[str, Any]:
+    """What the record of a teacher holds and takes [bytes]."""
+    layout = layout_of(source.lesson.match.teacher)
+    views = run.asked or 0
+    return {"views": views, "bytes": estimate(layout, run.images, views), "bytes_per_view": layout.bytes}
+
+
+PROBED = ("batch", "timed", "plain", "taught", "reading_s", "load_s", "update_s", "val_s_per_image")
+
+
+def hop(speaker: Speaker, source: Source, readings: list[dict[str, Reading]], imgsz: int) -> dict[str, Any]:
+    """What one teacher can teach one student, term by term."""
+    lesson, match = source.lesson, source.lesson.match
+    known = {ours for ours, _ in match.classes}
+    return {
+        "teacher": speaker.name,
+        "file": Path(speaker.file).name if speaker.known else None,
+        "known": speaker.known,
+        **host.size(Path(speaker.file), imgsz),
+        "ratio": match.teacher.parameters / match.student.parameters,
+        "terms": [term_figures(t.name, source, readings if speaker.known else []) for t in lesson.terms],
+        "layers": {
+            r: {"student": asdict(match.student.taps[r]), "teacher": asdict(match.teacher.taps[r])}
+            for r in lesson.roles
+        },
+        "strides": {"student": match.student.strides, "teacher": match.teacher.strides},
+        "unknown_classes": [n for i, n in match.student.names.items() if i not in known],
+        "notes": notes(lesson),
+    }
+
+
+def term_figures(name: str, source: Source, readings: Sequence[dict[str, Reading]]) -> dict[str, Any]:
+    """What a term reads, and its gradient's share and direction where its teacher is known."""
+    term, balance = source.lesson.term(name), source.balance
+    found: dict[str, Any] = {
+        "term": name,
+        "asked": term.asked,
+        "acts": not term.why_not,
+        "why_not": term.why_not,
+        "reads": "" if term.why_not else term.reads,
+        "trains": sum(p.numel() for p in term.parts.parameters()) if term.parts else 0,
+    }
+    if term.why_not or not readings:
+        return found
+    nominal = balance.usual(name) if balance.calibrate else term.asked
+    found.update(
+        nominal_gain=nominal,
+        share=spread([r[name].strength * nominal for r in readings]),
+        gain=balance.gains[name],
+        at_limit=name in balance.limited(),
+        cosine=spread([r[name].cosine for r in readings]),
+    )
+    return found
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """The mean, the standard deviation, and the values themselves."""
+    return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "values": values}
+
+
+def about_assistant(asked: Asked) -> str:
+    """Which assistant was chosen and why; empty where the user chose."""
+    if asked.own["assistant"] != "auto":
+        return ""
+    paths = [host.find_model(argument, asked.own[argument]) for argument in ("model", "teacher")]
+    name, reason = assistant.choose(*paths)
+    return f"assistant=auto chose {name or 'none'}: {reason}"
+
+
+def examined(stages: list[dict[str, Any]]) -> int:
+    """How many images there is time for in an exam."""
+    each = [s["cost"]["probe"] for s in stages]
+    per_image = sum((p["plain"]["student_s"] + p["taught"].get("teacher_s", 0.0)) / p["batch"] for p in each)
+    return int(min(VAL_IMAGES, max(8, EXAM_S / per_image)))
+
+
+def examine(asked: Asked, exam: Exam) -> dict[str, dict[str, Any]]:
+    """The accuracy of every model that is trained already, by its name in the chain."""
+    last = asked.stages[-1]
+    trained = {s["name"]: s["model"] for s in asked.stages if s["model"].endswith(".pt") and s["name"] != "teacher"}
+    if not asked.own["teacher_epochs"]:
+        trained["teacher"] = last["hears"][0]
+    size = {"teacher": asked.own["teacher_imgsz"] or asked.imgsz}
+    return {name: exam.score(name, file, size.get(name, asked.imgsz)) for name, file in trained.items()}

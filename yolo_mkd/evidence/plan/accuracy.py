@@ -1,0 +1,54 @@
+"""How accurate a trained model is on a few of the data's validation images, on the classes that it knows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolo_mkd import host
+from yolo_mkd.distill.matching import shared_classes
+from yolo_mkd.evidence.plan import sample
+from yolo_mkd.settings import BadInput
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What models are compared on: some images of a data set, and where and how to look at them."""
+
+    data: Mapping[str, Any]
+    images: list[Path]
+    folder: Path
+    device: str
+
+    def score(self, name: str, file: str, imgsz: int) -> dict[str, Any]:
+        """Validate a model with Ultralytics.
+
+        Args:
+            name: what to call it.
+            file: its .pt.
+            imgsz: image size [pixels].
+
+        Returns:
+            map50_95 and map50 of boxes, and the data's classes that it knows; or why_not.
+        """
+        from ultralytics import YOLO
+
+        model = host.load_detector(name, file, transformer=True)
+        classes = dict(shared_classes(self.data["names"], model.names))
+        if not classes:
+            return {"classes": [], "why_not": "knows no class of this data"}
+        try:
+            host.check_labels(dict(self.data), getattr(model, "task", "detect"))
+        except BadInput:
+            return {"classes": list(classes), "why_not": f"is a {model.task} model, and the data has no such labels"}
+        place = self.folder / f"exam_{name}"
+        data = sample.copy(self.data, {"val": self.images}, place, classes, model.names)
+        if not any(f.stat().st_size for f in (place / "labels/val").glob("*.txt")):
+            return {"classes": list(classes), "why_not": "knows nothing that is on these images"}
+        found = YOLO(file).val(
+            data=str(data), imgsz=imgsz, batch=8, device=self.device, workers=0, plots=False, verbose=False,
+            project=str(place), name="val", exist_ok=True,
+        )  # fmt: skip
+        return {"classes": list(classes), "map50_95": float(found.box.map), "map50": float(found.box.map50)}

@@ -1,0 +1,43 @@
+"""What of a detector matters to distillation, read before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a role sits in one model: the layer's index and its output's channels, rows and columns."""
+
+    layer: int
+    channels: int
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.layer:>3}  {self.channels}x{self.rows}x{self.columns}"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What of a detector matters to distillation, read before training.
+
+    Attributes:
+        names: class names by index.
+        strides: of the head's levels, in pixels.
+        branches: the head's branches, `one2many` and, on dual heads, `one2one`; none where it has no anchors.
+        reg_max: bins of each box side's distribution; 1 where the head gives the side itself.
+        rotated: whether its boxes are oriented.
+        taps: by role: `backbone_p3` is the last backbone layer of stride 8, `neck_p3` the head's input of stride 8.
+        channels: of the images it sees.
+        parameters: how many the model has.
+    """
+
+    names: dict[int, str]
+    strides: tuple[int, ...]
+    branches: tuple[str, ...]
+    reg_max: int
+    rotated: bool
+    taps: dict[str, Tap]
+    channels: int
+    parameters: int
