@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from yolo_mkd import MKDTrainer, host, report
-from yolo_mkd.distill.teachers import Teacher
+from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.evidence.compare.tables import piped
 from yolo_mkd.host.dry import dry_run, silent
 from yolo_mkd.knowledge import Knowledge
@@ -37,14 +37,14 @@ def gradient(loss: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.flatten() for g in found if g is not None])
 
 
-def heard(teacher: Teacher, exact: Mapping[str, Tensor], images: Tensor) -> tuple[list[Knowledge], list[float]]:
+def heard(teacher: LiveTeacher, exact: Mapping[str, Tensor], images: Tensor) -> tuple[list[Knowledge], list[float]]:
     """What a teacher says in each precision, and the time that it takes [s]: of the processor, or of the card."""
     words, took = [], []
     for precision in (torch.float32, HALF[images.device.type]):
         teacher.model.to(precision).load_state_dict(exact)  # rounded, where there is something to round
-        teacher.speak(images)  # the first pass sets buffers up
+        teacher.infer(images)  # the first pass sets buffers up
         start = now(images.device)
-        words.append(teacher.speak(images))
+        words.append(teacher.infer(images))
         took.append(now(images.device) - start)
     return words, took
 
@@ -61,7 +61,7 @@ def measured(trainer: Any, batches: int) -> dict[str, Any]:
     """All terms' losses and gradients by both precisions' words, batch by batch."""
     student = host.unwrap_model(trainer.model)
     criterion, [source] = student.criterion, trainer.sources
-    weights = host.shared_weights(student, trainer.anatomy)
+    weights = host.shared_weights(student, trainer.spec)
     exact = {name: t.clone() for name, t in source.teacher.model.state_dict().items()}
     terms: dict[str, list[dict[str, float]]] = {}
     times = []

@@ -80,9 +80,9 @@ def exported(tiny_detector: TinyDetector, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images a teacher was asked about, call by call."""
-    from yolo_mkd.distill.teachers import Teacher
+    from yolo_mkd.distill.teachers import LiveTeacher
 
     counts: list[int] = []
-    speak = Teacher.speak
-    monkeypatch.setattr(Teacher, "speak", lambda self, images: (counts.append(len(images)), speak(self, images))[1])
+    infer = LiveTeacher.infer
+    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: (counts.append(len(images)), infer(self, images))[1])
     return counts

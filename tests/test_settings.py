@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from yolo_mkd.distill.distiller import TERMS
-from yolo_mkd.settings import BadInput, defaults, help_text, parse, refuse_unknown, settle, shipped
+from yolo_mkd.settings import BadInput, defaults, help_text, parse, refuse_unknown, resolve, shipped
 
 
 def test_no_words_give_no_arguments() -> None:
@@ -59,33 +59,33 @@ def test_there_is_a_preset_for_the_paper_for_good_students_for_strangers_and_for
 
 
 def test_a_preset_goes_before_defaults_and_an_argument_before_a_preset() -> None:
-    assert settle({})["exploration"] == defaults()["exploration"] > 0
-    assert settle({"preset": "safe"})["exploration"] == 0
-    assert settle({"preset": "safe"})["gate"] is True
-    own = settle({"preset": "safe", "exploration": 0.3, "gate": False})
+    assert resolve({})["exploration"] == defaults()["exploration"] > 0
+    assert resolve({"preset": "safe"})["exploration"] == 0
+    assert resolve({"preset": "safe"})["gate"] is True
+    own = resolve({"preset": "safe", "exploration": 0.3, "gate": False})
     assert (own["exploration"], own["gate"], own["soft"]) == (0.3, False, defaults()["soft"])
 
 
 def test_the_papers_preset_is_the_default_and_has_all_its_parts() -> None:
-    assert {n: settle({"preset": "mkd"})[n] for n in TERMS} == {n: settle({})[n] for n in TERMS}
-    assert all(settle({"preset": "mkd"})[n] > 0 for n in set(TERMS) - set(RIVALS))
-    assert settle({"preset": "mkd"})["until"] == settle({})["until"] == 0.5
+    assert {n: resolve({"preset": "mkd"})[n] for n in TERMS} == {n: resolve({})[n] for n in TERMS}
+    assert all(resolve({"preset": "mkd"})[n] > 0 for n in set(TERMS) - set(RIVALS))
+    assert resolve({"preset": "mkd"})["until"] == resolve({})["until"] == 0.5
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_rivals_preset_is_that_rival_alone_at_its_published_gain(name: str) -> None:
-    own = settle({"preset": name})
+    own = resolve({"preset": name})
     assert own["until"] == 1
     assert {n: own[n] for n in TERMS if own[n]} == {name: TERMS[name].gain}
     assert own["calibrate"] is False
 
 
 def test_none_as_a_word_means_one_hop_from_python_too() -> None:
-    assert settle({"assistant": "none"})["assistant"] is settle({"assistant": None})["assistant"] is None
+    assert resolve({"assistant": "none"})["assistant"] is resolve({"assistant": None})["assistant"] is None
 
 
 def test_without_calibration_what_nobody_set_has_its_nominal_gain() -> None:
-    own = settle({"calibrate": False, "attention": 0.5})
+    own = resolve({"calibrate": False, "attention": 0.5})
     expected = {n: TERMS[n].gain for n in set(TERMS) - set(RIVALS)} | dict.fromkeys(RIVALS, 0)
     assert {n: own[n] for n in TERMS} == {**expected, "attention": 0.5}
 
@@ -113,13 +113,13 @@ def test_without_calibration_what_nobody_set_has_its_nominal_gain() -> None:
 )
 def test_bad_settings_are_refused_by_name(given: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        settle(given)
+        resolve(given)
 
 
 def test_a_preset_of_the_users_own_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("attention: 0.7  # more\n")
-    assert settle({"preset": str(tmp_path / "mine.yaml")})["attention"] == 0.7
+    assert resolve({"preset": str(tmp_path / "mine.yaml")})["attention"] == 0.7
     for text, message in (("atention: 1", "did you mean attention="), ("- 1", "holds no arguments"), ("a: [", "YAML")):
         (tmp_path / "mine.yaml").write_text(text)
         with pytest.raises(BadInput, match=message):
-            settle({"preset": str(tmp_path / "mine.yaml")})
+            resolve({"preset": str(tmp_path / "mine.yaml")})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from yolo_mkd.report import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,10 +16,8 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as the picture that the path's suffix names, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format=path.suffix[1:])
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:])
     return path
 
 

@@ -1,15 +1,23 @@
-"""One way to write down what was measured: JSON with a schema version, the versions and the machine."""
+"""The one writer of what a run leaves: JSON reports with a schema, whole-file writes, SHA-256, and text tables."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import tabulate
+
+from yolo_mkd.settings import BadInput
+
 PACKAGES = ("yolo-mkd", "ultralytics", "torch", "onnx", "onnxruntime", "numpy")
+PART = ".part"  # ends the name of a file that is being written
 
 
 def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1) -> Path:
@@ -23,14 +31,72 @@ def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1
 
     Returns:
         The path written.
+
+    Raises:
+        BadInput: something that is no regular file is there, or it cannot be written.
+    """
+    document = {"schema": f"yolo-mkd/{kind}/{version}", "versions": versions(), "machine": machine(), **figures}
+    return write_text(path, json.dumps(document, indent=2, default=str) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        BadInput: something that is no regular file is there, or it cannot be written.
     """
     path = Path(path)
-    document = {"schema": f"yolo-mkd/{kind}/{version}", "versions": versions(), "machine": machine(), **figures}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; what was written there takes its place at the end, if all went well.
+
+    The folder is made where it is missing. A kill leaves the old file as it was, and at most a `.part` file beside it.
+
+    Raises:
+        BadInput: something that is no regular file is there, or the folder cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path} is not a regular file and cannot be written: name another file")
+    partial = path.with_name(path.name + PART)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())  # else a power cut may leave the new name with no content
+        os.replace(partial, path)
+    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadInput(f"{path} cannot be written ({error.strerror}): name a file in a folder of yours") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], markdown: bool = False) -> str:
+    """Rows as a text table: the first column to the left, the others to the right, cells as they are given.
+
+    Args:
+        rows: cells, already formatted as text where the format matters.
+        headers: one a column.
+        markdown: a GitHub table; else aligned columns for a terminal.
+    """
+    align = ["left", *["right"] * (len(headers) - 1)]
+    style = "github" if markdown else "plain"
+    text = tabulate.tabulate(rows, headers, style, colalign=align if rows else None, disable_numparse=True)
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def versions() -> dict[str, str]:

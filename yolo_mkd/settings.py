@@ -62,7 +62,7 @@ def preset(name: Any) -> dict[str, Any]:
     return found
 
 
-def settle(given: dict[str, Any]) -> dict[str, Any]:
+def resolve(given: dict[str, Any]) -> dict[str, Any]:
     """M-KD's arguments in full: defaults < preset < given.
 
     Without calibration the terms that nobody set take their nominal gains, of the preset `nominal`.

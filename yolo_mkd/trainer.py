@@ -14,18 +14,18 @@ from torch import Tensor, distributed, nn
 from yolo_mkd import host, report
 from yolo_mkd.cache import unlabelled
 from yolo_mkd.cache.store import fingerprint
-from yolo_mkd.cache.teacher import Recorded, layout_of, open_record
-from yolo_mkd.cache.unlabelled import Joint, Pool
+from yolo_mkd.cache.teacher import CachedTeacher, layout_of, open_record
+from yolo_mkd.cache.unlabelled import JoinedTeacher, UnlabelledLoader
 from yolo_mkd.cache.views import Views, refuse, shown
-from yolo_mkd.distill.balance import Balance, Wish
-from yolo_mkd.distill.criterion import Criterion, Moment, Source
+from yolo_mkd.distill.balance import GradientBalancer, TermWeight
+from yolo_mkd.distill.criterion import Criterion, Progress, Source
 from yolo_mkd.distill.distiller import TERMS, Lesson, check_asked
 from yolo_mkd.distill.monitor import Shares
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.tables import gains_record, gains_table, lesson_table
-from yolo_mkd.distill.teachers import Listener, Teacher
+from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher
 from yolo_mkd.host import LOGGER, unwrap_model
-from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, settle
+from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, resolve
 
 WIDTH = 11  # of a column in Ultralytics' progress bar
 
@@ -62,7 +62,7 @@ class MKDTrainer(host.DetectionTrainer):
             BadInput: a file is missing or no detector, or an argument is unknown or out of range.
         """
         refuse_unknown(knowledge, {*TERMS, *KNOWLEDGE}, "train")
-        settled = settle(knowledge)
+        settled = resolve(knowledge)
         assistants = [assistant] if isinstance(assistant, str | Path) else list(assistant)
         paths = [host.find_model("teacher", teacher), *(host.find_model("assistant", a) for a in assistants)]
         for argument, path in zip(["teacher"] + ["assistant"] * len(assistants), paths, strict=True):
@@ -84,9 +84,9 @@ class MKDTrainer(host.DetectionTrainer):
         super().__init__(*args, **kwargs)
         self.sources: list[Source] = []
         self.parts = nn.ModuleList()
-        self.listener: Listener | None = None
-        self.moment = Moment()
-        self.pool: Pool | None = None
+        self.extractor: FeatureExtractor | None = None
+        self.moment = Progress()
+        self.pool: UnlabelledLoader | None = None
         own = {
             "on_train_epoch_start": MKDTrainer._start_epoch,
             "on_train_batch_end": MKDTrainer._end_batch,
@@ -104,7 +104,7 @@ class MKDTrainer(host.DetectionTrainer):
         """Attach the data's classes to the student, then match it with its teachers."""
         super().set_model_attributes()
         student = unwrap_model(self.model)
-        self.anatomy = host.anatomy(student, self.args.imgsz, self.args.classes)
+        self.spec = host.model_spec(student, self.args.imgsz, self.args.classes)
         asked = {name: self.knowledge[name] for name in TERMS}
         if not any(asked.values()):
             LOGGER.warning("M-KD: every term is 0, so this is plain training and the teacher is not asked")
@@ -128,18 +128,20 @@ class MKDTrainer(host.DetectionTrainer):
         model = host.load_detector("teacher", path, transformer=True).to(self.device)
         if self._rescales:
             host.check_imgsz(self.knowledge["teacher_imgsz"], model, "teacher", "teacher_imgsz")
-        anatomy = host.anatomy(model, self.knowledge["teacher_imgsz"] or self.args.imgsz)
-        lesson = Lesson(self.anatomy, anatomy, asked)
-        lesson.refuse_silence(path)
+        spec = host.model_spec(model, self.knowledge["teacher_imgsz"] or self.args.imgsz)
+        lesson = Lesson(self.spec, spec, asked)
+        lesson.require_active_term(path)
         if self.knowledge["record"]:
-            lesson.refuse_unrecorded()
-        wishes = {t.name: Wish(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting}
-        balance = Balance(wishes, self.knowledge["calibrate"], self.knowledge["gate"], power=self.knowledge["soft_pw"])
-        roles = list(layout_of(anatomy).roles) if self.knowledge["record"] else lesson.roles
+            lesson.require_cacheable()
+        weights_asked = {t.name: TermWeight(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting}
+        balance = GradientBalancer(
+            weights_asked, self.knowledge["calibrate"], self.knowledge["gate"], power=self.knowledge["soft_pw"]
+        )
+        roles = list(layout_of(spec).roles) if self.knowledge["record"] else lesson.roles
         model = host.freeze(model)
         if not self.knowledge["record"] and not any(t.head for t in lesson.acting):
             host.silence(model)
-        return Source(Teacher(short_name(path), model, anatomy, roles), lesson, balance)
+        return Source(LiveTeacher(short_name(path), model, spec, roles), lesson, balance)
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Build Ultralytics' optimizer, with the weights of the terms' parts among its parameters."""
@@ -161,7 +163,7 @@ class MKDTrainer(host.DetectionTrainer):
         if self.sources and self.knowledge["record"]:  # let the loader show views that can come back
             Views(self.train_loader.dataset, self.knowledge["views"], 0).install(self.train_loader, self._next_epoch)
         if joined > 1:
-            self.pool = Pool(self, self._unlabelled, self.knowledge, self._next_epoch)
+            self.pool = UnlabelledLoader(self, self._unlabelled, self.knowledge, self._next_epoch)
 
     def _close_dataloader_mosaic(self) -> None:
         super()._close_dataloader_mosaic()
@@ -185,20 +187,20 @@ class MKDTrainer(host.DetectionTrainer):
         keys = shown(views, self.start_epoch, self._schedule().end, closed)
         for source, file in zip(self.sources, self.teachers, strict=True):
             teacher = source.teacher
-            assert isinstance(teacher, Teacher)
+            assert isinstance(teacher, LiveTeacher)
             place, limit = self.knowledge["record"], self.knowledge["record_limit"]
             source.teacher = open_record(place, teacher, file, seen, len(data), keys, limit)
             if self.pool is not None:
                 others = {**seen, "data": fingerprint(self._unlabelled)}
                 keys = self.pool.keys(self.start_epoch, self._schedule().end, closed, len(self.train_loader))
                 apart = open_record(place, teacher, file, others, len(self.pool.views), keys, limit, unlabelled=True)
-                source.teacher = Joint(source.teacher, apart)
+                source.teacher = JoinedTeacher(source.teacher, apart)
 
     def _setup_train(self) -> None:
         super()._setup_train()
         precision = host.frozen_precision(self)  # known only now
         for source in self.sources:
-            assert isinstance(source.teacher, Teacher)
+            assert isinstance(source.teacher, LiveTeacher)
             source.teacher.model.to(precision)
         if self.pool is not None:
             self.pool.introduce([s.teacher for s in self.sources], self.device)
@@ -222,23 +224,23 @@ class MKDTrainer(host.DetectionTrainer):
             return
         student = unwrap_model(self.model)
         roles = list(dict.fromkeys(r for s in self.sources for r in s.lesson.roles))
-        self.listener = Listener(student, self.anatomy, roles)
+        self.extractor = FeatureExtractor(student, self.spec, roles)
         detection = getattr(student, "criterion", None) or student.init_criterion()
-        weights = host.shared_weights(student, self.anatomy)
+        weights = host.shared_weights(student, self.spec)
         self.moment.batches = len(self.train_loader)
         student.criterion = Criterion(
-            detection, self.listener, self.sources, self._schedule(), self.moment, weights, self.args.seed
+            detection, self.extractor, self.sources, self._schedule(), self.moment, weights, self.args.seed
         )
 
     def _detach(self) -> None:
         """Leave the student as stock Ultralytics knows it."""
-        if self.listener is None:
+        if self.extractor is None:
             return
         for source in self.sources:
-            if isinstance(source.teacher, Recorded | Joint):
+            if isinstance(source.teacher, CachedTeacher | JoinedTeacher):
                 source.teacher.flush()
-        self.listener.taps.remove()
-        self.listener = None
+        self.extractor.taps.remove()
+        self.extractor = None
         student = unwrap_model(self.model)
         student.criterion = student.criterion.detection
 
@@ -249,10 +251,10 @@ class MKDTrainer(host.DetectionTrainer):
 
     def _start_epoch(self) -> None:
         self.moment.epoch, self.moment.batch, self.moment.batches = self.epoch, 0, len(self.train_loader)
-        if self.listener is not None:
+        if self.extractor is not None:
             criterion = unwrap_model(self.model).criterion
             criterion.schedule = self._schedule()  # a run that is given hours learns its epochs as it goes
-            self.listener.taps.open = criterion.on
+            self.extractor.taps.open = criterion.on
 
     def _end_batch(self) -> None:
         self.moment.batch += 1
@@ -267,7 +269,7 @@ class MKDTrainer(host.DetectionTrainer):
         report.write(Path(self.save_dir) / "gains.json", "gains", {"teachers": gains_record(self.sources)})
 
     def _end_epoch(self) -> None:
-        if self.listener is None or self.epoch >= self._schedule().end:
+        if self.extractor is None or self.epoch >= self._schedule().end:
             return
         weight = self._schedule().weight(self.epoch + 0.5)
         for source in self.sources:
@@ -286,7 +288,7 @@ class MKDTrainer(host.DetectionTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Preprocess as Ultralytics does; where the teacher sees a size of its own, scale to the student's."""
-        criterion = None if self.listener is None else unwrap_model(self.model).criterion
+        criterion = None if self.extractor is None else unwrap_model(self.model).criterion
         if self.pool is not None and criterion is not None and criterion.on:
             batch = self.pool.join(batch)
         loaded = batch["img"]
@@ -298,7 +300,7 @@ class MKDTrainer(host.DetectionTrainer):
                 size = [max(1, round(side * zoom / self.stride)) * self.stride for side in loaded.shape[2:]]
                 batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
         if criterion is not None and self.device.type == "cuda":
-            criterion.ask(batch)
+            criterion.prefetch(batch)
         return batch
 
     def optimizer_step(self) -> None:
@@ -346,7 +348,7 @@ class MKDTrainer(host.DetectionTrainer):
         return saved
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
-        attached = self.listener is not None
+        attached = self.extractor is not None
         self._detach()  # Ultralytics copies the student here
         super()._load_checkpoint_state(ckpt)
         if self.sources:
@@ -362,7 +364,7 @@ class MKDTrainer(host.DetectionTrainer):
 
     def final_eval(self) -> None:
         """Evaluate as Ultralytics does, report what was skipped, and leave a record in the checkpoints."""
-        if self.listener is not None:
+        if self.extractor is not None:
             for name, count in (+unwrap_model(self.model).criterion.skipped).items():
                 LOGGER.warning(f"M-KD: {name} was NaN or infinite in {count} batches and was left out there")
         self._detach()

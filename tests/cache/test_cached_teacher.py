@@ -11,9 +11,9 @@ import torch
 from ultralytics import YOLO
 
 from yolo_mkd import host
-from yolo_mkd.cache.teacher import Recorded, layout_of, open_record
+from yolo_mkd.cache.teacher import CachedTeacher, layout_of, open_record
 from yolo_mkd.distill.distiller import Lesson
-from yolo_mkd.distill.teachers import Listener, Teacher
+from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher
 from yolo_mkd.knowledge import Truth
 from yolo_mkd.settings import BadInput, preset
 from yolo_mkd.trainer import MKDTrainer
@@ -114,30 +114,30 @@ def pictures(tiny_detector: Any) -> torch.Tensor:
 
 
 @pytest.fixture
-def teacher(tiny_detector: Any) -> Teacher:
+def teacher(tiny_detector: Any) -> LiveTeacher:
     model = host.load_detector("teacher", str(tiny_detector.pt))
-    anatomy = host.anatomy(model, 64)
-    return Teacher("t", host.freeze(model), anatomy, list(layout_of(anatomy).roles))
+    spec = host.model_spec(model, 64)
+    return LiveTeacher("t", host.freeze(model), spec, list(layout_of(spec).roles))
 
 
 @pytest.fixture
-def recorded(teacher: Teacher, tiny_detector: Any, tmp_path: Path) -> Recorded:
+def recorded(teacher: LiveTeacher, tiny_detector: Any, tmp_path: Path) -> CachedTeacher:
     return open_record(str(tmp_path), teacher, str(tiny_detector.pt), {"views": 1}, 16, [0], None)
 
 
 def test_each_term_finds_in_the_record_what_it_finds_in_the_teacher(
-    tiny_detector: Any, teacher: Teacher, recorded: Recorded, pictures: torch.Tensor
+    tiny_detector: Any, teacher: LiveTeacher, recorded: CachedTeacher, pictures: torch.Tensor
 ) -> None:
     torch.manual_seed(0)
     student = host.build(str(tiny_detector.pt.parents[2] / "yolo26n.yaml"), 3)
-    anatomy = teacher.listener.anatomy
-    student.names = anatomy.names
-    lesson = Lesson(host.anatomy(student, 64), anatomy, ASKED)
-    ks = Listener(student.train(), lesson.match.student, lesson.roles).knowledge(student(pictures))
+    spec = teacher.extractor.spec
+    student.names = spec.names
+    lesson = Lesson(host.model_spec(student, 64), spec, ASKED)
+    ks = FeatureExtractor(student.train(), lesson.match.student, lesson.roles).knowledge(student(pictures))
     truth = Truth(torch.zeros(0, 4), torch.zeros(0))
-    live = lesson.losses(ks, teacher.speak(pictures), truth)
+    live = lesson.losses(ks, teacher.infer(pictures), truth)
     batch = {"img": pictures, "code": list(range(16))}
-    for kt in (recorded.answer(batch), recorded.answer(batch)):  # first noted, then read
+    for kt in (recorded(batch), recorded(batch)):  # first noted, then read
         assert kt.features == {}
         found = lesson.losses(ks, kt, truth)
         assert set(found) == set(live) == {"soft", "soft_box", "attention", "relation"}
@@ -147,11 +147,11 @@ def test_each_term_finds_in_the_record_what_it_finds_in_the_teacher(
 
 
 def test_a_batch_is_put_together_from_the_record_and_the_teacher_in_its_own_order(
-    recorded: Recorded, pictures: torch.Tensor
+    recorded: CachedTeacher, pictures: torch.Tensor
 ) -> None:
-    whole = recorded.answer({"img": pictures[:6], "code": [0, 1, 2, 3, 4, 5]})
+    whole = recorded({"img": pictures[:6], "code": [0, 1, 2, 3, 4, 5]})
     order = [9, 4, 0, 8, 2]
-    mixed = recorded.answer({"img": pictures[order], "code": order})
+    mixed = recorded({"img": pictures[order], "code": order})
     assert recorded.asked == 6 + 2
     for place, code in ((1, 4), (2, 0), (4, 2)):
         assert torch.equal(mixed.branches["one2many"].logits[place], whole.branches["one2many"].logits[code])
@@ -159,11 +159,11 @@ def test_a_batch_is_put_together_from_the_record_and_the_teacher_in_its_own_orde
 
 
 def test_a_teacher_that_has_left_is_called_back_for_a_view_that_nobody_foresaw(
-    recorded: Recorded, pictures: torch.Tensor
+    recorded: CachedTeacher, pictures: torch.Tensor
 ) -> None:
-    first = recorded.answer({"img": pictures[:2], "code": [0, 1]})
+    first = recorded({"img": pictures[:2], "code": [0, 1]})
     recorded.teacher = None
-    again = recorded.answer({"img": pictures[:3], "code": [0, 1, 17]})
+    again = recorded({"img": pictures[:3], "code": [0, 1, 17]})
     assert recorded.asked == 3
     for name, branch in first.branches.items():
         assert torch.equal(again.branches[name].logits[:2], branch.logits)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
-from yolo_mkd.deploy.exported_model import Artefact, identity, read
+from yolo_mkd.deploy.exported_model import ExportedModel, identity, read
 from yolo_mkd.settings import BadInput
 
 META = {
@@ -79,7 +79,7 @@ def test_onnx_states_its_head_and_shapes(exported):
 
 
 def test_openvino_folder_is_read_without_its_runtime(tmp_path):
-    assert read(openvino(tmp_path)) == Artefact(
+    assert read(openvino(tmp_path)) == ExportedModel(
         {0: "red", 1: "green", 2: "blue"}, 32, (96, 64), "one2many", (1, 7, 126), "openvino", "fp16"
     )
     assert read(openvino(tmp_path, (1, 300, 6), end2end=True)).head == "one2one"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from yolo_mkd.deploy.check import compare, detect
-from yolo_mkd.deploy.exported_model import Artefact
+from yolo_mkd.deploy.exported_model import ExportedModel
 from yolo_mkd.deploy.images import read_image
 from yolo_mkd.deploy.runtimes import open_backend
 from yolo_mkd.deploy.time import FLOORS, drift, measure, measured, statistics, synthetic_picture, table, time
@@ -71,7 +71,7 @@ def test_change_of_less_than_a_twentieth_is_stable():
 class Model:
     """A backend whose inference takes as long as the test says."""
 
-    artefact = Artefact({0: "a"}, 32, (32, 32), "one2one", (1, 4, 6))
+    artefact = ExportedModel({0: "a"}, 32, (32, 32), "one2one", (1, 4, 6))
     provider, arithmetic, threads, load_ms, versions = "fake CPU", "fp32", 1, 1.0, {"fake": "1"}
     segments, accelerator = ("compute",), None
 

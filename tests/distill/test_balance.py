@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_mkd.distill.balance import LIMITS, Balance, Reading, Wish, class_weights, read
+from yolo_mkd.distill.balance import LIMITS, GradientBalancer, GradientRatio, TermWeight, class_weights, read
 
 
 def weights(*values: float) -> list[nn.Parameter]:
     return [nn.Parameter(torch.tensor([v])) for v in values]
 
 
-def balance(**options: bool) -> Balance:
-    return Balance({"a": Wish(asked=0.5, gain=2.0, share=0.25)}, **options)
+def balance(**options: bool) -> GradientBalancer:
+    return GradientBalancer({"a": TermWeight(asked=0.5, gain=2.0, share=0.25)}, **options)
 
 
-def heard(b: Balance, *strengths: float, remaining: float = 1.0) -> Balance:
+def heard(b: GradientBalancer, *strengths: float, remaining: float = 1.0) -> GradientBalancer:
     for strength in strengths:
-        b.hear({"a": Reading(strength, 0.1)}, {"a": remaining})
+        b.hear({"a": GradientRatio(strength, 0.1)}, {"a": remaining})
     return b
 
 
@@ -156,27 +156,27 @@ def test_an_epoch_reports_the_mean_share_as_the_gain_has_it_and_starts_anew() ->
     b.freeze()
     heard(b, 0.75)
     assert b.heard == 2
-    assert b.close_epoch() == {"a": Reading(pytest.approx((0.25 + 0.75) * 2.0 / 2), pytest.approx(0.1))}
+    assert b.close_epoch() == {"a": GradientRatio(pytest.approx((0.25 + 0.75) * 2.0 / 2), pytest.approx(0.1))}
     assert b.heard == 0
     assert b.close_epoch() == {}
 
 
 def test_a_shut_gate_gives_no_weight_and_keeps_the_gain() -> None:
     b = heard(balance(gate=True), 0.25)
-    b.hear({"a": Reading(0.25, -0.2)}, {"a": 1.0})
+    b.hear({"a": GradientRatio(0.25, -0.2)}, {"a": 1.0})
     assert b.gain("a") == 0
     assert b.gains["a"] == 2.0
-    b.hear({"a": Reading(0.25, 0.0)}, {"a": 1.0})
+    b.hear({"a": GradientRatio(0.25, 0.0)}, {"a": 1.0})
     assert b.gain("a") == 2.0
     b = balance()  # no gate was asked for
-    b.hear({"a": Reading(0.25, -0.2)}, {"a": 1.0})
+    b.hear({"a": GradientRatio(0.25, -0.2)}, {"a": 1.0})
     assert b.gain("a") == 2.0
 
 
 def test_a_resumed_run_goes_on_with_the_same_gains_and_gate() -> None:
     b = heard(balance(gate=True), 0.1, 0.2)
     b.freeze()
-    b.hear({"a": Reading(0.2, -1.0)}, {"a": 1.0})
+    b.hear({"a": GradientRatio(0.2, -1.0)}, {"a": 1.0})
     other = balance(gate=True)
     other.restore(b.state())
     assert (other.gains, other.frozen, other.history, other.shut) == (b.gains, True, b.history, {"a"})

@@ -10,11 +10,11 @@ from torch import Tensor
 from ultralytics.cfg import get_cfg
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import Balance, Wish
-from yolo_mkd.distill.criterion import PATIENCE, Criterion, Moment, Source
+from yolo_mkd.distill.balance import GradientBalancer, TermWeight
+from yolo_mkd.distill.criterion import PATIENCE, Criterion, Progress, Source
 from yolo_mkd.distill.distiller import TERMS, Lesson
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.teachers import Listener, Teacher
+from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher
 from yolo_mkd.knowledge import Truth
 from yolo_mkd.settings import preset
 
@@ -31,23 +31,25 @@ class Bench:
         torch.manual_seed(0)
         self.student = host.build("yolo26n.yaml", classes=3).train()
         self.student.args = get_cfg()
-        anatomy = host.anatomy(self.student, 64)
+        spec = host.model_spec(self.student, 64)
         sources = []
         for i in range(teachers):
             model = host.build("yolo26n.yaml", classes=3)
-            lesson = Lesson(anatomy, host.anatomy(model, 64), {**GAINS, **gains})
-            wishes = {t.name: Wish(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting}
-            teacher = Teacher(f"t{i}", host.freeze(model), lesson.match.teacher, lesson.roles)
-            sources.append(Source(teacher, lesson, Balance(wishes, calibrate, gate)))
-        listener = Listener(self.student, anatomy, sources[0].lesson.roles)
+            lesson = Lesson(spec, host.model_spec(model, 64), {**GAINS, **gains})
+            weights_asked = {
+                t.name: TermWeight(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting
+            }
+            teacher = LiveTeacher(f"t{i}", host.freeze(model), lesson.match.teacher, lesson.roles)
+            sources.append(Source(teacher, lesson, GradientBalancer(weights_asked, calibrate, gate)))
+        extractor = FeatureExtractor(self.student, spec, sources[0].lesson.roles)
         schedule = Schedule(warmup=10, fitted=fitted, end=90, epochs=100)
-        self.moment = Moment(round(10 * weight) if weight else 90)
-        shared = host.shared_weights(self.student, anatomy)
+        self.moment = Progress(round(10 * weight) if weight else 90)
+        shared = host.shared_weights(self.student, spec)
         detection = self.student.init_criterion()
-        self.criterion = Criterion(detection, listener, sources, schedule, self.moment, shared, seed=0)
+        self.criterion = Criterion(detection, extractor, sources, schedule, self.moment, shared, seed=0)
 
     @property
-    def balance(self) -> Balance:
+    def balance(self) -> GradientBalancer:
         return self.criterion.sources[0].balance
 
     def batch(self, images: int = 2) -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
     student = host.load_detector("model", str(tiny_detector.pt)).requires_grad_(True).train()
     student.args = get_cfg()
     teacher = host.freeze(host.load_detector("teacher", str(tiny_detector.pt)))
-    lesson = Lesson(host.anatomy(student, 96), host.anatomy(teacher, 96), GAINS)
+    lesson = Lesson(host.model_spec(student, 96), host.model_spec(teacher, 96), GAINS)
     pictures, rows = [], []
     for i, path in enumerate(tiny_detector.images[:8]):
         pictures.append(cv2.resize(cv2.imread(str(path)), (96, 96))[..., ::-1].transpose(2, 0, 1) / 255)
@@ -79,7 +81,7 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
         rows += [[i, *map(float, line.split())] for line in label.read_text().splitlines()]
     images, labels = torch.tensor(np.stack(pictures), dtype=torch.float32), torch.tensor(rows)
     batch = {"img": images, "batch_idx": labels[:, 0], "cls": labels[:, 1:2], "bboxes": labels[:, 2:]}
-    listener = Listener(student, lesson.match.student, lesson.roles)
+    extractor = FeatureExtractor(student, lesson.match.student, lesson.roles)
     preds = student(images)
     trunk = [p for n, p in student.named_parameters() if not n.startswith("model.23.")]
 
@@ -88,14 +90,14 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
         return float(torch.cat([g.flatten() for g in found if g is not None]).norm())
 
     task = strength(student.init_criterion()(preds, batch)[0].sum() / len(images))
-    kt = Teacher("t", teacher, lesson.match.teacher, lesson.roles).speak(images)
-    losses = lesson.losses(listener.knowledge(preds), kt, Truth(labels[:, 2:], labels[:, 0]))
+    kt = LiveTeacher("t", teacher, lesson.match.teacher, lesson.roles).infer(images)
+    losses = lesson.losses(extractor.knowledge(preds), kt, Truth(labels[:, 2:], labels[:, 0]))
     shares = {name: GAINS[name] * strength(loss) / task for name, loss in losses.items()}
     assert all(0.05 < share < 5 for share in shares.values()), shares  # weighted by score, guidance had 7.4 here
 
 
 def test_at_weight_zero_the_loss_is_the_detection_loss_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Teacher, "speak", lambda self, images: pytest.fail("the teacher was asked"))
+    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: pytest.fail("the teacher was asked"))
     bench = Bench(weight=0)
     batch = bench.batch()
     preds = bench.student(batch["img"])
@@ -163,8 +165,8 @@ def test_a_good_batch_in_between_starts_the_count_anew() -> None:
 
 def test_with_two_teachers_each_batch_hears_one(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    speak = Teacher.speak
-    monkeypatch.setattr(Teacher, "speak", lambda self, images: (heard.append(self.name), speak(self, images))[1])
+    infer = LiveTeacher.infer
+    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: (heard.append(self.name), infer(self, images))[1])
     bench = Bench(teachers=2)
     for _ in range(8):
         bench.loss()
@@ -210,7 +212,7 @@ def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() ->
     lesson = bench.criterion.sources[0].lesson
     batch = bench.batch()
     preds = bench.student(batch["img"])
-    kt = bench.criterion.sources[0].teacher.speak(batch["img"])
+    kt = bench.criterion.sources[0].teacher.infer(batch["img"])
     losses = lesson.losses(
         bench.criterion.student.knowledge(preds), kt, bench.criterion.truth(batch, bench.criterion.source, kt)
     )
@@ -291,8 +293,10 @@ def test_gradients_are_measured_evenly_and_more_often_until_the_gains_are_frozen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured: list[int] = []
-    hear = Balance.hear
-    monkeypatch.setattr(Balance, "hear", lambda self, *a: (measured.append(bench.moment.batch), hear(self, *a)))
+    hear = GradientBalancer.hear
+    monkeypatch.setattr(
+        GradientBalancer, "hear", lambda self, *a: (measured.append(bench.moment.batch), hear(self, *a))
+    )
     bench = Bench(calibrate=True, fitted=95, **{**dict.fromkeys(TERMS, 0.0), "soft": 1.0})
     bench.moment.batches = 120
     bench.criterion.schedule = Schedule(warmup=0, fitted=3, end=90, epochs=100)

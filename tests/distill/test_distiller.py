@@ -12,8 +12,8 @@ from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS, Lesson
 from yolo_mkd.distill.matching import shared_classes
 from yolo_mkd.distill.resample import anchors_of
-from yolo_mkd.distill.teachers import Listener, Teacher, draw
-from yolo_mkd.host.spec import Anatomy
+from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher, draw
+from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, Outputs, Truth
 from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
 from yolo_mkd.settings import defaults
@@ -39,40 +39,40 @@ def model(name: str, names: dict[int, str] = NAMES) -> nn.Module:
 
 
 def lesson(student: nn.Module, teacher: nn.Module, imgsz: int = 64, **gains: float) -> Lesson:
-    return Lesson(host.anatomy(student, imgsz), host.anatomy(teacher, imgsz), {**GAINS, **gains})
+    return Lesson(host.model_spec(student, imgsz), host.model_spec(teacher, imgsz), {**GAINS, **gains})
 
 
 def taught(by: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
-    return Teacher("t", host.freeze(by), matched.match.teacher, matched.roles).speak(images)
+    return LiveTeacher("t", host.freeze(by), matched.match.teacher, matched.roles).infer(images)
 
 
 def knowledge(of: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
-    listener = Listener(of, matched.match.student, matched.roles)
-    found = listener.knowledge(of(images))
-    listener.taps.remove()
+    extractor = FeatureExtractor(of, matched.match.student, matched.roles)
+    found = extractor.knowledge(of(images))
+    extractor.taps.remove()
     return found
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_are_found_by_role_in_every_family(name: str) -> None:
-    anatomy = host.anatomy(model(name), 64)
-    assert anatomy.strides == (8, 16, 32)
-    found = (tuple(anatomy.taps[f"{place}_p{p}"].layer for p in (3, 4, 5)) for place in ("backbone", "neck"))
+    spec = host.model_spec(model(name), 64)
+    assert spec.strides == (8, 16, 32)
+    found = (tuple(spec.taps[f"{place}_p{p}"].layer for p in (3, 4, 5)) for place in ("backbone", "neck"))
     assert tuple(found) == LAYERS[name]
-    assert [(t.rows, t.columns) for t in anatomy.taps.values()] == [(8, 8), (4, 4), (2, 2)] * 2
-    assert anatomy.branches == (("one2many", "one2one") if name in {"yolo26n", "yolov10n"} else ("one2many",))
-    assert anatomy.reg_max == (1 if name == "yolo26n" else 16)
+    assert [(t.rows, t.columns) for t in spec.taps.values()] == [(8, 8), (4, 4), (2, 2)] * 2
+    assert spec.branches == (("one2many", "one2one") if name in {"yolo26n", "yolov10n"} else ("one2many",))
+    assert spec.reg_max == (1 if name == "yolo26n" else 16)
 
 
 def test_an_image_size_between_strides_is_rounded_up_as_ultralytics_does() -> None:
-    odd = host.anatomy(model("yolo26n"), 50)
+    odd = host.model_spec(model("yolo26n"), 50)
     assert (odd.taps["neck_p3"].rows, odd.taps["neck_p5"].rows) == (8, 2)
 
 
-def test_reading_the_anatomy_changes_nothing_in_the_model() -> None:
+def test_reading_the_spec_changes_nothing_in_the_model() -> None:
     student = model("yolo26n").train()
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    host.anatomy(student, 64)
+    host.model_spec(student, 64)
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
     assert all(m.training for m in student.modules())
     assert not any(m._forward_hooks for m in student.modules())
@@ -134,7 +134,7 @@ def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
     kt = taught(t, lesson(s, t), images)
 
     def trunk_gradient(branches: tuple[str, ...]) -> float:
-        matched = Lesson(replace(host.anatomy(s, 64), branches=branches), host.anatomy(t, 64), GAINS)
+        matched = Lesson(replace(host.model_spec(s, 64), branches=branches), host.model_spec(t, 64), GAINS)
         s.zero_grad()
         matched.losses(knowledge(s, matched, images), kt, TRUTH)["soft"].backward()
         grads = [p.grad for n, p in s.named_parameters() if not n.startswith("model.23.") and p.grad is not None]
@@ -258,17 +258,17 @@ def test_a_frozen_teacher_keeps_its_statistics() -> None:
 def test_a_teacher_that_was_asked_ahead_has_looked_once_and_answers_that() -> None:
     t = model("yolo26n")
     matched, looked = lesson(t, t), []
-    teacher = Teacher("t", host.freeze(t), matched.match.teacher, matched.roles)
+    teacher = LiveTeacher("t", host.freeze(t), matched.match.teacher, matched.roles)
     teacher.model.register_forward_hook(lambda *_: looked.append(1))
     batch, other = ({"img": torch.rand(1, 3, 64, 64)} for _ in range(2))
-    said = teacher.answer(batch)
-    teacher.ask(batch)
-    ahead = teacher.answer(batch)
+    said = teacher(batch)
+    teacher.prefetch(batch)
+    ahead = teacher(batch)
     assert len(looked) == 2
     assert torch.equal(ahead.branches["one2one"].logits, said.branches["one2one"].logits)
     assert all(torch.equal(ahead.features[r], f) for r, f in said.features.items())
-    teacher.ask(batch)
-    assert not torch.equal(teacher.answer(other).features["neck_p3"], said.features["neck_p3"])
+    teacher.prefetch(batch)
+    assert not torch.equal(teacher(other).features["neck_p3"], said.features["neck_p3"])
     assert len(looked) == 4  # what it saw ahead was another batch
 
 
@@ -277,7 +277,7 @@ def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_th
     t = model(name)
     matched, images = lesson(t, t), torch.rand(2, 3, 64, 64)
     full = taught(t, matched, images)
-    half = Teacher("t", t.to(torch.bfloat16), matched.match.teacher, matched.roles).speak(images)
+    half = LiveTeacher("t", t.to(torch.bfloat16), matched.match.teacher, matched.roles).infer(images)
     assert half.features["neck_p3"].dtype == torch.bfloat16
     assert half.branches["one2many"].logits.dtype == torch.float32
     for role, f in full.features.items():  # three significant digits in bfloat16
@@ -286,13 +286,13 @@ def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_th
 
 def test_taps_hold_nothing_once_taken_and_hear_nothing_while_closed() -> None:
     m = model("yolo11n")
-    listener = Listener(m, host.anatomy(m, 64), ["neck_p3"])
+    extractor = FeatureExtractor(m, host.model_spec(m, 64), ["neck_p3"])
     m(torch.rand(1, 3, 64, 64))
-    assert set(listener.taps.take()) == {"neck_p3"}
-    assert listener.taps.take() == {}
-    listener.taps.open = False
+    assert set(extractor.taps.take()) == {"neck_p3"}
+    assert extractor.taps.take() == {}
+    extractor.taps.open = False
     m(torch.rand(1, 3, 64, 64))
-    assert listener.taps.take() == {}
+    assert extractor.taps.take() == {}
 
 
 def test_every_teacher_is_drawn_as_often_and_alike_on_every_rank() -> None:
@@ -303,9 +303,9 @@ def test_every_teacher_is_drawn_as_often_and_alike_on_every_rank() -> None:
 
 
 def test_maps_too_small_to_hold_a_pattern_are_left_out() -> None:
-    s = host.anatomy(model("yolo26n"), 32)
+    s = host.model_spec(model("yolo26n"), 32)
     assert (s.taps["neck_p5"].rows, s.taps["neck_p5"].columns) == (1, 1)
     matched = Lesson(s, s, GAINS)
     assert matched.match.shared == ("backbone_p3", "backbone_p4", "neck_p3", "neck_p4")
-    bare = Anatomy(s.names, s.strides, s.branches, s.reg_max, s.rotated, {}, s.channels, s.parameters)
+    bare = ModelSpec(s.names, s.strides, s.branches, s.reg_max, s.rotated, {}, s.channels, s.parameters)
     assert {t.name for t in Lesson(bare, s, GAINS).acting} == {"soft", "soft_box"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from yolo_mkd.distill.balance import Reading
+from yolo_mkd.distill.balance import GradientRatio
 from yolo_mkd.distill.monitor import Shares
 from yolo_mkd.host import LOGGER
 
@@ -33,8 +33,8 @@ def test_a_run_without_knowledge_leaves_neither_table_nor_picture(tmp_path: Path
 
 def test_each_epoch_teacher_and_term_has_a_row(tmp_path: Path, warned: list[str]) -> None:
     shares = Shares(tmp_path, fresh=True)
-    shares.add(1, "t.pt", 0.5, {"soft": Reading(0.48, 0.3), "relation": Reading(0.1, -0.2)})
-    Shares(tmp_path, fresh=False).add(2, "t.pt", 1.0, {"soft": Reading(0.5, 0.1)})  # resumed
+    shares.add(1, "t.pt", 0.5, {"soft": GradientRatio(0.48, 0.3), "relation": GradientRatio(0.1, -0.2)})
+    Shares(tmp_path, fresh=False).add(2, "t.pt", 1.0, {"soft": GradientRatio(0.5, 0.1)})  # resumed
     assert [(r["epoch"], r["term"], r["weight"], r["share"], r["cosine"]) for r in rows(tmp_path)] == [
         ("1", "soft", "0.5", "0.48", "0.3"),
         ("1", "relation", "0.5", "0.1", "-0.2"),
@@ -49,7 +49,9 @@ def test_each_epoch_teacher_and_term_has_a_row(tmp_path: Path, warned: list[str]
     ("strength", "words"), [(0.0, "no gradient"), (math.nan, "not finite"), (math.inf, "not finite")]
 )
 def test_a_dead_term_is_called_out_by_name(tmp_path: Path, warned: list[str], strength: float, words: str) -> None:
-    Shares(tmp_path, fresh=True).add(7, "t.pt", 1.0, {"soft": Reading(0.5, 0.1), "relation": Reading(strength, 0.0)})
+    Shares(tmp_path, fresh=True).add(
+        7, "t.pt", 1.0, {"soft": GradientRatio(0.5, 0.1), "relation": GradientRatio(strength, 0.0)}
+    )
     assert len(warned) == 1
     assert "epoch 7 relation (by t.pt)" in warned[0]
     assert words in warned[0]
@@ -59,13 +61,15 @@ def test_the_picture_has_a_panel_for_each_teacher(tmp_path: Path, warned: list[s
     shares = Shares(tmp_path, fresh=True)
     for epoch in (1, 2, 3):
         for teacher in ("large.pt", "medium.pt"):
-            shares.add(epoch, teacher, 1.0, {"soft": Reading(0.5 / epoch, 0.1), "attention": Reading(0.2, 0.1)})
+            shares.add(
+                epoch, teacher, 1.0, {"soft": GradientRatio(0.5 / epoch, 0.1), "attention": GradientRatio(0.2, 0.1)}
+            )
         shares.draw()
         wide = cv2.imread(str(shares.png))
     one = tmp_path / "one"
     one.mkdir()
     alone = Shares(one, fresh=True)
-    alone.add(1, "large.pt", 1.0, {"soft": Reading(0.5, 0.1)})
+    alone.add(1, "large.pt", 1.0, {"soft": GradientRatio(0.5, 0.1)})
     alone.draw()
     assert wide.std() > 10  # something is drawn
     assert wide.shape[1] > 1.7 * cv2.imread(str(alone.png)).shape[1]

@@ -17,7 +17,7 @@ from yolo_mkd import host
 from yolo_mkd.distill.criterion import Criterion
 from yolo_mkd.distill.distiller import Lesson
 from yolo_mkd.distill.resample import at_levels, at_size, inside
-from yolo_mkd.distill.teachers import Teacher, within
+from yolo_mkd.distill.teachers import LiveTeacher, within
 from yolo_mkd.knowledge import Knowledge, Outputs
 from yolo_mkd.settings import BadInput
 from yolo_mkd.trainer import MKDTrainer
@@ -113,8 +113,8 @@ def test_what_lies_in_the_padding_is_cut_away_level_by_level() -> None:
 def test_a_p6_teacher_meets_a_size_that_is_no_multiple_of_64() -> None:
     torch.manual_seed(0)
     teacher, images = host.build("yolo26n-p6.yaml", classes=3), torch.rand(1, 3, 96, 128)
-    anatomy = host.anatomy(teacher, 96)
-    said = Teacher("p6", host.freeze(teacher), anatomy, ["neck_p3", "neck_p5"]).speak(images)
+    spec = host.model_spec(teacher, 96)
+    said = LiveTeacher("p6", host.freeze(teacher), spec, ["neck_p3", "neck_p5"]).infer(images)
     assert {s: said.levels[s] for s in (8, 16, 32)} == {8: (12, 16), 16: (6, 8), 32: (3, 4)}
     assert said.features["neck_p5"].shape[2:] == (3, 4)
     assert said.branches["one2many"].logits.shape[2] == sum(r * c for r, c in said.levels.values())
@@ -122,7 +122,7 @@ def test_a_p6_teacher_meets_a_size_that_is_no_multiple_of_64() -> None:
 
 def test_a_teacher_with_smaller_maps_does_not_tell_one2one_the_same_thing_twice() -> None:
     model = host.build("yolo26n.yaml", classes=3)
-    at = {size: host.anatomy(model, size) for size in (64, 96, 128)}
+    at = {size: host.model_spec(model, size) for size in (64, 96, 128)}
     asked = {"soft": 1.0}
     assert Lesson(at[64], at[128], asked).match.branches == ("one2many", "one2one")
     assert Lesson(at[128], at[128], asked).match.branches == ("one2many", "one2one")
@@ -139,8 +139,8 @@ class Seen:
         self.teacher: list[Tensor] = []
         self.student: list[Tensor] = []
         self.labels: list[Tensor] = []
-        speak, call = Teacher.speak, Criterion.__call__
-        monkeypatch.setattr(Teacher, "speak", lambda t, x: (self.teacher.append(x.clone()), speak(t, x))[1])
+        infer, call = LiveTeacher.infer, Criterion.__call__
+        monkeypatch.setattr(LiveTeacher, "infer", lambda t, x: (self.teacher.append(x.clone()), infer(t, x))[1])
 
         def hear(criterion: Any, preds: Any, batch: dict[str, Any]) -> Any:
             self.student.append(batch["img"].clone())

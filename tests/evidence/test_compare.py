@@ -15,7 +15,7 @@ from yolo_mkd.evidence.compare import config as asking
 from yolo_mkd.evidence.compare import executors as running
 from yolo_mkd.evidence.compare import methods, statistics
 from yolo_mkd.evidence.compare import trials as cells
-from yolo_mkd.evidence.compare.trials import Cell
+from yolo_mkd.evidence.compare.trials import Trial
 from yolo_mkd.settings import BadInput
 
 KNOWN = host.arguments()
@@ -200,18 +200,18 @@ def done(score: float, cost_s: float) -> dict[str, Any]:
     return {"status": "done", "best": {"map50_95": score}, "epochs": 10, "cost_s": cost_s, "whole_s": cost_s + 1}
 
 
-def cell(method: str, seed: int = 0, longer: bool = False) -> Cell:
+def cell(method: str, seed: int = 0, longer: bool = False) -> Trial:
     place = f"d/m/{{}}-s{seed}"
     after = (place.format("plain"), place.format("mkd")) if longer else None
-    return Cell(place.format(method), "d", "m", method, seed, method == "mkd", {"epochs": 10}, {}, after)
+    return Trial(place.format(method), "d", "m", method, seed, method == "mkd", {"epochs": 10}, {}, after)
 
 
 @pytest.fixture
-def three() -> list[Cell]:
+def three() -> list[Trial]:
     return [cell("plain"), cell("longer", longer=True), cell("mkd")]
 
 
-def test_longer_waits_for_the_costs_that_decide_its_epochs(three: list[Cell], tmp_path: Path) -> None:
+def test_longer_waits_for_the_costs_that_decide_its_epochs(three: list[Trial], tmp_path: Path) -> None:
     pool = Pretend(slots=3)
     results = running.run_all(tmp_path, three, pool)
     assert pool.begun == ["plain-s0", "mkd-s0", "longer-s0"]
@@ -229,14 +229,14 @@ def test_never_more_cells_at_a_time_than_there_is_room_for(tmp_path: Path) -> No
     assert len(pool.begun) == 5
 
 
-def test_a_cell_that_breaks_is_a_result_and_the_rest_goes_on(three: list[Cell], tmp_path: Path) -> None:
+def test_a_cell_that_breaks_is_a_result_and_the_rest_goes_on(three: list[Trial], tmp_path: Path) -> None:
     results = running.run_all(tmp_path, three, Pretend(broken=("plain-s0",)))
     assert results[three[0].name]["reason"] == "RuntimeError: broke"
     assert results[three[2].name]["status"] == "done"
     assert "follow from the cost of d/m/plain-s0, which failed" in results[three[1].name]["reason"]
 
 
-def test_a_comparison_that_was_cut_off_goes_on_with_the_cell_in_hand(three: list[Cell], tmp_path: Path) -> None:
+def test_a_comparison_that_was_cut_off_goes_on_with_the_cell_in_hand(three: list[Trial], tmp_path: Path) -> None:
     cut = Pretend(cut="mkd-s0")
     with pytest.raises(KeyboardInterrupt):
         running.run_all(tmp_path, three, cut)
@@ -247,7 +247,7 @@ def test_a_comparison_that_was_cut_off_goes_on_with_the_cell_in_hand(three: list
     assert again.begun == ["mkd-s0", "longer-s0"]
 
 
-def test_the_epochs_of_longer_stay_when_it_goes_on(three: list[Cell], tmp_path: Path) -> None:
+def test_the_epochs_of_longer_stay_when_it_goes_on(three: list[Trial], tmp_path: Path) -> None:
     results = {three[0].name: done(0.5, 10.0), three[2].name: done(0.5, 25.0)}
     assert cells.start(tmp_path, three[1], results) == ""
     before = (tmp_path / three[1].name / cells.TASK).read_text()
@@ -256,12 +256,14 @@ def test_the_epochs_of_longer_stay_when_it_goes_on(three: list[Cell], tmp_path: 
     assert (tmp_path / three[1].name / cells.TASK).read_text() == before
 
 
-def test_time_left_is_what_the_same_methods_took(three: list[Cell]) -> None:
+def test_time_left_is_what_the_same_methods_took(three: list[Trial]) -> None:
     more = [*three, cell("plain", 1), cell("mkd", 1)]
     ended = {three[0].name: done(0.5, 99.0), three[2].name: done(0.5, 199.0)}
-    assert running.Progress(more, ended, 1).rest() == "; about 8 min left"  # 100 + 200, and longer: their mean, 150
-    assert running.Progress(more, ended, 2).rest() == "; about 4 min left"
-    assert running.Progress(more, {}, 1).rest() == ""
+    assert (
+        running.TrialProgress(more, ended, 1).rest() == "; about 8 min left"
+    )  # 100 + 200, and longer: their mean, 150
+    assert running.TrialProgress(more, ended, 2).rest() == "; about 4 min left"
+    assert running.TrialProgress(more, {}, 1).rest() == ""
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from yolo_mkd.evidence.compare import findings, latency, plots, tables
-from yolo_mkd.evidence.compare.trials import Cell
+from yolo_mkd.evidence.compare.trials import Trial
 from yolo_mkd.settings import Failed
 
 
@@ -20,8 +20,8 @@ def done(score: float, cost_s: float = 10.0, batches: Any = ((1, 2), (3, 4)), **
     }  # fmt: skip
 
 
-def cell(method: str, seed: int, data: str) -> Cell:
-    return Cell(f"{data}/m/{method}-s{seed}", data, "m", method, seed, False, {}, {})
+def cell(method: str, seed: int, data: str) -> Trial:
+    return Trial(f"{data}/m/{method}-s{seed}", data, "m", method, seed, False, {}, {})
 
 
 def rows(scores: dict[str, list[float]], data: str = "d", **others: Any) -> list[dict[str, Any]]:
@@ -276,7 +276,7 @@ def test_a_student_is_exported_and_timed_once_for_all_its_methods(monkeypatch: p
     }
     monkeypatch.setattr(latency, "time", lambda file, data, duration, threads: segments)
     own = [
-        Cell(f"{m}-{d}", d, "m", m, 0, False, {}, {"imgsz": 64, "data": f"{d}.yaml"})
+        Trial(f"{m}-{d}", d, "m", m, 0, False, {}, {"imgsz": 64, "data": f"{d}.yaml"})
         for d in ("one", "two")
         for m in "abc"
     ]

@@ -20,7 +20,7 @@ from yolo_mkd.evidence.compare import config as asking
 from yolo_mkd.evidence.compare import executors as running
 from yolo_mkd.evidence.compare import trials as cells
 from yolo_mkd.evidence.compare import worker as cell
-from yolo_mkd.evidence.compare.trials import Cell
+from yolo_mkd.evidence.compare.trials import Trial
 from yolo_mkd.host import clock
 from yolo_mkd.settings import BadInput
 
@@ -230,7 +230,7 @@ def test_a_cell_goes_on_from_its_last_checkpoint(tiny_detector: Any, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         student.train(**{k: v for k, v in arguments.items() if k != "model"})
     val = {"data": arguments["data"], "imgsz": 32, "batch": 8, "device": "cpu"}
-    own = Cell("d/m/plain-s0", "d", "m", "plain", 0, False, arguments, val)
+    own = Trial("d/m/plain-s0", "d", "m", "plain", 0, False, arguments, val)
     cells.start(tmp_path, own, {})
     assert running.run_cell(str(tmp_path / own.name), 1) == ""
     assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [2]
@@ -256,10 +256,10 @@ def test_a_cell_ends_when_the_comparison_is_killed() -> None:
 def test_cells_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    pool = running.Cluster("auto", None)
+    pool = running.RayExecutor("auto", None)
     assert pool.slots == 1
     arguments = {"project": str(tmp_path), "name": "run", "model": "gone.yaml"}
-    results = running.run_all(tmp_path, [Cell("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], pool)
+    results = running.run_all(tmp_path, [Trial("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], pool)
     assert "gone.yaml" in results["d/m/x-s0"]["reason"]  # it ran, in a process of its own
     assert not ray.is_initialized()
 
@@ -269,14 +269,14 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(address: str) -> None
     pytest.importorskip("ray")
     begun = time.monotonic()
     with pytest.raises(BadInput, match=f"ray={address} does not answer"):
-        running.Cluster(address, None)
+        running.RayExecutor(address, None)
     assert time.monotonic() - begun < 20
 
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BadInput, match=r"pip install ray"):
-        running.Cluster("auto", None)
+        running.RayExecutor("auto", None)
 
 
 # What is asked for

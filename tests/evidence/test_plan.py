@@ -112,7 +112,7 @@ def test_calibration_would_set_the_gain_that_gives_the_share_asked(arguments: di
 def test_memory_counts_each_saved_storage_once_and_no_weight() -> None:
     model = nn.Sequential(nn.Linear(10, 20), nn.Sigmoid(), nn.Linear(20, 5))
     x = torch.zeros(4, 10, requires_grad=True)
-    saved = probe.Saved(model)
+    saved = probe.SavedTensorCounter(model)
     with saved:
         model(x).sum()
     assert saved.bytes == 4 * (4 * 10 + 4 * 20)  # the input, and the sigmoid's output, which the next layer saves too
@@ -224,7 +224,7 @@ def test_a_class_is_found_by_name_whatever_its_index(
     stock = YOLO(tiny_detector.pt).val(data=tiny_detector.data, imgsz=64, device="cpu", plots=False, verbose=False).box
     kept = dict.fromkeys(("train", "val"), tiny_detector.images)
     data = host.check_data(str(sample.copy(host.check_data(tiny_detector.data), kept, tmp_path, classes, names)))
-    exam = accuracy.Exam(data, sample.images_of(data, "val"), tmp_path / "exam", "cpu")
+    exam = accuracy.QuickEval(data, sample.images_of(data, "val"), tmp_path / "exam", "cpu")
     found = exam.score("teacher", str(tiny_detector.pt), 64)
     assert found["map50_95"] == pytest.approx(sum(stock.maps[i] for i in classes) / len(classes), abs=1e-9)
     assert sorted(found["classes"]) == known

@@ -17,11 +17,11 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules.head import RTDETRDecoder
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import Balance, Wish
-from yolo_mkd.distill.criterion import Criterion, Moment, Source
+from yolo_mkd.distill.balance import GradientBalancer, TermWeight
+from yolo_mkd.distill.criterion import Criterion, Progress, Source
 from yolo_mkd.distill.distiller import TERMS, Lesson
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.teachers import Listener, Teacher
+from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher
 from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import BadInput, preset
 from yolo_mkd.trainer import MKDTrainer
@@ -80,9 +80,9 @@ class Said:
 
     def __init__(self, name: str):
         model = built(name)
-        self.name, self.anatomy = name, host.anatomy(model, IMGSZ)
+        self.name, self.spec = name, host.model_spec(model, IMGSZ)
         before = checksum(host.freeze(model))
-        self.said = Teacher(name, model, self.anatomy, list(ROLES)).speak(batch()["img"])
+        self.said = LiveTeacher(name, model, self.spec, list(ROLES)).infer(batch()["img"])
         assert checksum(model) == before, f"{name} changed when it was asked"
         self.kept = checksum_of(self.said)
 
@@ -92,10 +92,10 @@ class Said:
 
 def live(model: Any, pupil: Any, imgsz: int = IMGSZ) -> Any:
     """A teacher that is asked anew each time."""
-    anatomy = host.anatomy(model, imgsz)
-    roles = Lesson(pupil.anatomy, anatomy, GAINS).roles
-    teacher = Teacher("t", host.freeze(model), anatomy, roles)
-    return SimpleNamespace(name="t", anatomy=anatomy, answer=teacher.answer)
+    spec = host.model_spec(model, imgsz)
+    roles = Lesson(pupil.spec, spec, GAINS).roles
+    teacher = LiveTeacher("t", host.freeze(model), spec, roles)
+    return SimpleNamespace(name="t", spec=spec, answer=teacher.answer)
 
 
 def named(model: Any, names: list[str]) -> Any:
@@ -114,7 +114,7 @@ class Pupil:
     def __init__(self, model: Any, imgsz: int = IMGSZ):
         self.model = model.train()
         self.model.args = get_cfg()
-        self.anatomy = host.anatomy(self.model, imgsz)
+        self.spec = host.model_spec(self.model, imgsz)
         self.start = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.detection = self.model.init_criterion()
         head = host.head(self.model)
@@ -125,16 +125,18 @@ class Pupil:
         """One optimisation step of the detection loss and all acting terms; every claim about it is asserted."""
         self.model.load_state_dict(self.start)
         self.model.zero_grad(set_to_none=False)  # memory that is kept need not be found again
-        lesson = Lesson(self.anatomy, teacher.anatomy, asked)
+        lesson = Lesson(self.spec, teacher.spec, asked)
         names = [t.name for t in lesson.acting]
-        balance = Balance({n: Wish(asked[n], TERMS[n].gain, TERMS[n].share) for n in names}, calibrate=False)
-        listener = Listener(self.model, self.anatomy, lesson.roles)
+        balance = GradientBalancer(
+            {n: TermWeight(asked[n], TERMS[n].gain, TERMS[n].share) for n in names}, calibrate=False
+        )
+        extractor = FeatureExtractor(self.model, self.spec, lesson.roles)
         criterion = Criterion(  # measures each term's gradient on the weights that it is given
-            self.detection, listener, [Source(teacher, lesson, balance)], Schedule(0, 0, 9, 9), Moment(), self.end, 0
+            self.detection, extractor, [Source(teacher, lesson, balance)], Schedule(0, 0, 9, 9), Progress(), self.end, 0
         )
         optimizer = torch.optim.SGD([*self.model.parameters(), *lesson.parts.parameters()], lr=0.01)
         loss, items = criterion(self.model(shown["img"]), shown)
-        listener.taps.remove()
+        extractor.taps.remove()
         assert loss.isfinite().all()
         assert set(balance.epoch) == set(names)
         for name in names:
@@ -289,7 +291,7 @@ def test_images_of_other_channels_are_seen_by_both(ours: int, theirs: int) -> No
     teacher, shown, seen = live(model, pupil), batch(ours), []
     model.model[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     lesson = pupil.step(teacher, shown)
-    lesson.refuse_silence("t.pt")
+    lesson.require_active_term("t.pt")
     assert {t.name for t in lesson.acting} == set(MKD) - {"soft_dfl"}
     assert seen[0].shape[1] == theirs
     assert all(torch.equal(seen[0][:, i], shown["img"][:, i % ours]) for i in range(theirs))
@@ -297,9 +299,9 @@ def test_images_of_other_channels_are_seen_by_both(ours: int, theirs: int) -> No
 
 @pytest.mark.parametrize(("ours", "theirs"), [(3, 1), (6, 3), (3, 6), (1, 6)])
 def test_a_teacher_of_other_channels_is_refused_in_one_line(ours: int, theirs: int) -> None:
-    student, teacher = (host.anatomy(built("yolo26n", channels), IMGSZ) for channels in (ours, theirs))
+    student, teacher = (host.model_spec(built("yolo26n", channels), IMGSZ) for channels in (ours, theirs))
     with pytest.raises(BadInput, match=f"sees images of {theirs} channels, the data has {ours}") as refused:
-        Lesson(student, teacher, GAINS).refuse_silence("t.pt")
+        Lesson(student, teacher, GAINS).require_active_term("t.pt")
     assert "\n" not in str(refused.value)
 
 

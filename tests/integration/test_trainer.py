@@ -15,10 +15,10 @@ import torch
 from ultralytics import YOLO
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import Balance, class_weights
+from yolo_mkd.distill.balance import GradientBalancer, class_weights
 from yolo_mkd.distill.criterion import Criterion
 from yolo_mkd.distill.distiller import TERMS
-from yolo_mkd.distill.teachers import Teacher
+from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.settings import BadInput
 from yolo_mkd.trainer import MKDTrainer
 
@@ -56,7 +56,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_zero_gains_train_bit_for_bit_as_stock_and_never_ask_the_teacher(
     train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Teacher, "speak", lambda self, images: pytest.fail("the teacher was asked"))
+    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: pytest.fail("the teacher was asked"))
     plain = train(name="plain")
     zero = train(MKDTrainer.using(tiny_detector.pt, **OFF), name="zero")
     expected, found = weights(plain.last), weights(zero.last)
@@ -98,8 +98,8 @@ def test_the_teacher_is_not_asked_once_the_knowledge_is_off(
     train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch, close_mosaic: int, until: float, heard: int
 ) -> None:
     asked: list[int] = []
-    speak = Teacher.speak
-    monkeypatch.setattr(Teacher, "speak", lambda self, images: (asked.append(len(images)), speak(self, images))[1])
+    infer = LiveTeacher.infer
+    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: (asked.append(len(images)), infer(self, images))[1])
     trainer = train(MKDTrainer.using(tiny_detector.pt, until=until), epochs=4, close_mosaic=close_mosaic)
     assert sum(asked) == heard * 24
     assert [float(r["kd/soft"]) > 0 for r in rows(trainer)] == [epoch < heard for epoch in range(4)]
@@ -118,8 +118,10 @@ def test_soft_targets_weigh_classes_by_what_the_teacher_sees_until_gains_are_fro
     train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[dict[str, torch.Tensor]] = []
-    weigh = Balance.weigh
-    monkeypatch.setattr(Balance, "weigh", lambda self, *batch: (heard.append(batch[0]), weigh(self, *batch))[1])
+    weigh = GradientBalancer.weigh
+    monkeypatch.setattr(
+        GradientBalancer, "weigh", lambda self, *batch: (heard.append(batch[0]), weigh(self, *batch))[1]
+    )
     seen: list[Any] = []
     truth = Criterion.truth
     monkeypatch.setattr(Criterion, "truth", lambda *args: (seen.append(truth(*args)), seen[-1])[1])

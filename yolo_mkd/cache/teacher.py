@@ -17,9 +17,9 @@ from yolo_mkd import host
 from yolo_mkd.cache.codec import Layout, decode, encode
 from yolo_mkd.cache.store import Store, estimate
 from yolo_mkd.distill.matching import patterned
-from yolo_mkd.distill.teachers import Teacher
+from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.host import LOGGER
-from yolo_mkd.host.spec import Anatomy
+from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import BadInput
 
@@ -27,7 +27,7 @@ GB = 2**30
 SEEING = ("ultralytics", "torch", "numpy", "opencv-python", "albumentations")  # versions that decide what a view shows
 
 
-class Recorded:
+class CachedTeacher:
     """In the place of a teacher: known views are replayed; about others it is asked, and what it says is noted.
 
     Attributes:
@@ -36,7 +36,7 @@ class Recorded:
         asked: about how many images it had to be asked.
     """
 
-    def __init__(self, teacher: Teacher, store: Store, layout: Layout, file: str, complete: bool):
+    def __init__(self, teacher: LiveTeacher, store: Store, layout: Layout, file: str, complete: bool):
         """Put a record before a teacher.
 
         Args:
@@ -47,10 +47,10 @@ class Recorded:
             complete: every view that the run should show is recorded.
         """
         self.name, self.asked, self.store, self.layout = teacher.name, 0, store, layout
-        self.file, self.anatomy = file, teacher.listener.anatomy
-        self.teacher: Teacher | None = None if complete else teacher
+        self.file, self.spec = file, teacher.extractor.spec
+        self.teacher: LiveTeacher | None = None if complete else teacher
 
-    def answer(self, batch: dict[str, Any]) -> Knowledge:
+    def __call__(self, batch: dict[str, Any]) -> Knowledge:
         """What the teacher says about a batch whose images carry their views in `code`."""
         codes = [int(code) for code in batch["code"]]
         entries = np.zeros(len(codes), self.layout.dtype)
@@ -60,7 +60,7 @@ class Recorded:
             entries[known] = self.store.get([codes[i] for i in known])
         if missing:
             images = batch.get("teacher_img", batch["img"])[missing]
-            said = self._asked(images.device).speak(images)
+            said = self._asked(images.device).infer(images)
             entries[missing] = encode(self.layout, [codes[i] for i in missing], said)
             self.store.put(entries[missing])
             self.asked += len(missing)
@@ -70,40 +70,40 @@ class Recorded:
         """Write what was noted to the disk."""
         self.store.flush()
 
-    def _asked(self, device: torch.device) -> Teacher:
+    def _asked(self, device: torch.device) -> LiveTeacher:
         """The teacher, called back where an epoch that Ultralytics repeats shows a view that was not foreseen."""
         if self.teacher is None:
             model = host.freeze(host.load_detector("teacher", self.file, transformer=True))
-            self.teacher = Teacher(self.name, model.to(device), self.anatomy, list(self.layout.roles))
+            self.teacher = LiveTeacher(self.name, model.to(device), self.spec, list(self.layout.roles))
         return self.teacher
 
 
-def layout_of(anatomy: Anatomy) -> Layout:
+def layout_of(spec: ModelSpec) -> Layout:
     """The layout of a teacher's record: all that any student may want of it."""
-    side = max(tap.rows * stride for tap, stride in zip(necks(anatomy), anatomy.strides, strict=True))
+    side = max(tap.rows * stride for tap, stride in zip(necks(spec), spec.strides, strict=True))
     return Layout(
-        classes=len(anatomy.names),
-        levels={s: (side // s, side // s) for s in anatomy.strides},
-        branches=anatomy.branches,
-        roles={r: (tap.rows, tap.columns) for r, tap in anatomy.taps.items() if patterned(anatomy, r)},
+        classes=len(spec.names),
+        levels={s: (side // s, side // s) for s in spec.strides},
+        branches=spec.branches,
+        roles={r: (tap.rows, tap.columns) for r, tap in spec.taps.items() if patterned(spec, r)},
     )
 
 
-def necks(anatomy: Anatomy) -> list[Any]:
+def necks(spec: ModelSpec) -> list[Any]:
     """The head's inputs in the order of its strides."""
-    return [tap for role, tap in anatomy.taps.items() if role.startswith("neck")]
+    return [tap for role, tap in spec.taps.items() if role.startswith("neck")]
 
 
 def open_record(
     place: bool | str | Path,
-    teacher: Teacher,
+    teacher: LiveTeacher,
     file: str,
     seen: Mapping[str, Any],
     images: int,
     keys: Sequence[int],
     limit_gb: float | None,
     unlabelled: bool = False,
-) -> Recorded:
+) -> CachedTeacher:
     """Open the record of one teacher on one data set, or begin it.
 
     Args:
@@ -119,7 +119,7 @@ def open_record(
     Raises:
         BadInput: a record there is of something else, or the disk is too small.
     """
-    layout = layout_of(teacher.listener.anatomy)
+    layout = layout_of(teacher.extractor.spec)
     sha = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     header = {"teacher": sha, **seen, "versions": versions(), "layout": layout.described()}
     whole = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
@@ -141,7 +141,7 @@ def open_record(
         f"M-KD: record of {teacher.name} in {folder}: {there} of the run's {images * len(keys)} views are there, "
         f"{size / 2**20:.0f} MB when all are"
     )
-    return Recorded(teacher, store, layout, file, complete=there == images * len(keys))
+    return CachedTeacher(teacher, store, layout, file, complete=there == images * len(keys))
 
 
 def versions() -> dict[str, str]:

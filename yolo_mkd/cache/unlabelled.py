@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from yolo_mkd import host
-from yolo_mkd.cache.teacher import Recorded
+from yolo_mkd.cache.teacher import CachedTeacher
 from yolo_mkd.cache.views import Views
-from yolo_mkd.distill.teachers import Speaker, Teacher
+from yolo_mkd.distill.teachers import LiveTeacher, Teacher
 from yolo_mkd.host.pool import unlabelled_dataset, unlabelled_loader
 from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import BadInput
@@ -32,7 +32,7 @@ FRESH = 10**6  # views of an image that is not recorded: never the same one twic
 
 
 @dataclass(frozen=True)
-class Sifted:
+class FilterReport:
     """The unlabelled images that can be trained on, and what was left out.
 
     Attributes:
@@ -105,7 +105,7 @@ def listed(places: str | list[str]) -> list[str]:
     return places if isinstance(places, list) else [places]
 
 
-def sift(images: Sequence[Path], kept_out: Iterable[Path]) -> Sifted:
+def sift(images: Sequence[Path], kept_out: Iterable[Path]) -> FilterReport:
     """Leave out what cannot be read and what the model is to be measured on.
 
     Args:
@@ -128,7 +128,7 @@ def sift(images: Sequence[Path], kept_out: Iterable[Path]) -> Sifted:
             twins.append(file)
         else:
             kept.append(file)
-    return Sifted(kept, twins, unreadable)
+    return FilterReport(kept, twins, unreadable)
 
 
 def decoded(data: bytes) -> np.ndarray | None:
@@ -168,7 +168,7 @@ def chosen(unlabelled: Any, data: dict[str, Any], args: Any) -> list[Path]:
     return sifted.kept
 
 
-class Pool:
+class UnlabelledLoader:
     """The unlabelled images of a training, and the batches that they are joined to.
 
     Attributes:
@@ -228,20 +228,20 @@ class Pool:
         self._loader.reset()
         self._batches = self._endless()
 
-    def introduce(self, teachers: Iterable[Speaker], device: torch.device) -> None:
+    def introduce(self, teachers: Iterable[Teacher], device: torch.device) -> None:
         """Say before training how much live teachers know about the pool."""
         for teacher in teachers:
-            assert isinstance(teacher, Teacher)
+            assert isinstance(teacher, LiveTeacher)
             text, doubtful = verdict(teacher.name, self.certain(teacher, device))
             (host.LOGGER.warning if doubtful else host.LOGGER.info)(f"M-KD: {text}")
 
-    def certain(self, teacher: Teacher, device: torch.device) -> tuple[int, int] | None:
+    def certain(self, teacher: LiveTeacher, device: torch.device) -> tuple[int, int] | None:
         """In how many of how many augmented images a teacher is certain of some object; None where it has no scores."""
         count = min(EXAMINED, len(self.views))
         shown = [self.views[i * len(self.views) // count, 0]["img"] for i in range(count)]
         found = 0
         for images in torch.stack(shown).split(self.batch):
-            said = teacher.speak(images.to(device).float() / 255)
+            said = teacher.infer(images.to(device).float() / 255)
             if not said.branches:
                 return None
             found += int((best_scores(said) >= CERTAIN).sum())
@@ -272,7 +272,7 @@ def verdict(name: str, certain: tuple[int, int] | None) -> tuple[str, bool]:
 
     Args:
         name: the teacher's.
-        certain: as `Pool.certain` gives it.
+        certain: as `UnlabelledLoader.certain` gives it.
     """
     if certain is None:
         return f"{name} gives no scores at anchors, so unlabelled images count as much as labelled ones", False
@@ -284,7 +284,7 @@ def verdict(name: str, certain: tuple[int, int] | None) -> tuple[str, bool]:
     return f"{text}: {advice}", True
 
 
-class Joint:
+class JoinedTeacher:
     """Two records of one teacher, of the labelled images and of the unlabelled, as one speaker.
 
     Attributes:
@@ -293,7 +293,7 @@ class Joint:
         pool: speaks about the others.
     """
 
-    def __init__(self, labelled: Recorded, pool: Recorded):
+    def __init__(self, labelled: CachedTeacher, pool: CachedTeacher):
         self.name, self.labelled, self.pool = labelled.name, labelled, pool
 
     def flush(self) -> None:
@@ -301,13 +301,13 @@ class Joint:
         self.labelled.flush()
         self.pool.flush()
 
-    def answer(self, batch: dict[str, Any]) -> Knowledge:
+    def __call__(self, batch: dict[str, Any]) -> Knowledge:
         """What the teacher says about a batch, joined or not."""
         if "labelled" not in batch:
-            return self.labelled.answer(batch)
+            return self.labelled(batch)
         n = batch["labelled"]
         images = {k: batch[k] for k in ("img", "teacher_img") if k in batch}
         first: dict[str, Any] = {k: v[:n] for k, v in images.items()}
         others: dict[str, Any] = {k: v[n:] for k, v in images.items()}
         first["code"], others["code"] = batch["code"], batch["pool_code"]
-        return self.labelled.answer(first).together(self.pool.answer(others))
+        return self.labelled(first).together(self.pool(others))

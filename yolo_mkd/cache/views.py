@@ -52,7 +52,7 @@ class Views:
             loader: Ultralytics' for training on this data set, before its first batch.
             epoch: tells the epoch, from 0, whenever the loader begins anew: at the start and when mosaic is closed.
         """
-        passes = Passes(loader.batch_sampler.sampler, self.views, epoch)
+        passes = ViewBatchSampler(loader.batch_sampler.sampler, self.views, epoch)
         object.__setattr__(loader, "dataset", self)  # torch lets nobody set these two once a loader is made
         object.__setattr__(loader, "batch_sampler", passes)
 
@@ -101,7 +101,7 @@ class Views:
             transform.set_random_seed(seed)
 
 
-class Passes:
+class ViewBatchSampler:
     """Batches without end, each index with the view of its epoch, whenever a loader asks for them in advance.
 
     Attributes:

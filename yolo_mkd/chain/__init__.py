@@ -21,7 +21,7 @@ from yolo_mkd.cache.views import refuse
 from yolo_mkd.chain import assistant as midpoint
 from yolo_mkd.distill.distiller import TERMS, Lesson, check_asked
 from yolo_mkd.host import LOGGER
-from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, settle
+from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, resolve
 from yolo_mkd.trainer import TRAINERS
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def train(**arguments: Any) -> tuple[Path, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChainRequest:
     """A chain that is asked for, with everything checked and nothing written.
 
     Attributes:
@@ -125,14 +125,14 @@ class Asked:
     stages: list[dict[str, Any]]
 
 
-def checked(arguments: dict[str, Any], verb: str) -> Asked:
+def checked(arguments: dict[str, Any], verb: str) -> ChainRequest:
     """Check all the arguments of a new chain.
 
     Raises:
         BadInput: they cannot work.
     """
     refuse_unknown(arguments, {*defaults(), *host.arguments()}, verb)
-    own = settle({k: v for k, v in arguments.items() if k in defaults()})
+    own = resolve({k: v for k, v in arguments.items() if k in defaults()})
     theirs = {k: v for k, v in arguments.items() if k not in defaults()}
     refuse_conflicts(theirs)
     if own["record"]:
@@ -149,7 +149,7 @@ def checked(arguments: dict[str, Any], verb: str) -> Asked:
     folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
     if (folder / "chain.yaml").exists():
         raise BadInput(f"{folder} holds a chain already: go on with resume={folder}, or choose another name=")
-    return Asked(own, theirs, data, folder, stages)
+    return ChainRequest(own, theirs, data, folder, stages)
 
 
 def start(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -258,21 +258,21 @@ def plan(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[dict[str
         host.check_imgsz(
             own["teacher_imgsz"] or imgsz, model, "teacher", "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
         )
-        known[hears[0]] = host.anatomy(model, own["teacher_imgsz"] or imgsz)
+        known[hears[0]] = host.model_spec(model, own["teacher_imgsz"] or imgsz)
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
         host.check_labels(data, host.task(stage["model"], argument))
         model = host.build(stage["model"], data["nc"], data["channels"], data.get("kpt_shape"), argument)
         host.check_imgsz(imgsz, model, argument)
-        anatomy = replace(host.anatomy(model, imgsz), names=data["names"], channels=data["channels"])
-        known[stage["name"]] = anatomy  # as it will be once fitted to the data
+        spec = replace(host.model_spec(model, imgsz), names=data["names"], channels=data["channels"])
+        known[stage["name"]] = spec  # as it will be once fitted to the data
         for name in stage["hears"]:
-            lesson = Lesson(anatomy, known[name], asked)
-            lesson.refuse_silence(name)
+            lesson = Lesson(spec, known[name], asked)
+            lesson.require_active_term(name)
             if own["record"]:
-                lesson.refuse_unrecorded()
-        stage.update(parameters=anatomy.parameters, status="waiting")
-    sizes = {name: anatomy.parameters for name, anatomy in known.items()}
+                lesson.require_cacheable()
+        stage.update(parameters=spec.parameters, status="waiting")
+    sizes = {name: spec.parameters for name, spec in known.items()}
     show_plan(hears, sizes)
     return stages
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_mkd import chain, host, report
-from yolo_mkd.cache.teacher import Recorded
+from yolo_mkd.cache.teacher import CachedTeacher
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.host.dry import dry_run, precision, silent
 from yolo_mkd.host.runs import progress
@@ -40,7 +40,7 @@ def record(**arguments: Any) -> dict[str, Any]:
         raise BadInput("record=false keeps nothing: leave it out, or name a folder")
     with tempfile.TemporaryDirectory(prefix="yolo-mkd-record-") as folder:
         asked = chain.checked({**arguments, "assistant": None}, "record")
-        filled = Filling()
+        filled = CacheBuilder()
         student = asked.stages[-1]
         knowledge = {key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}
         knowledge["record"] = asked.own["record"] or True
@@ -58,7 +58,7 @@ def record(**arguments: Any) -> dict[str, Any]:
     return filled.figures
 
 
-class Filling:
+class CacheBuilder:
     """Shows a teacher all views of a run; `host.dry.dry_run` calls it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Filling:
     def __call__(self, trainer: Any) -> None:
         """Go through the epochs whose views are new, and leave a checkpoint as a training does."""
         speaker = trainer.sources[0].teacher
-        assert isinstance(speaker, Recorded)
+        assert isinstance(speaker, CachedTeacher)
         views, closes = trainer.knowledge["views"], trainer.epochs - trainer.args.close_mosaic
         last = trainer._schedule().end
         ahead = [*range(min(views, closes, last)), *range(max(0, closes), min(max(0, closes) + views, last))]
@@ -83,7 +83,7 @@ class Filling:
             for batch in progress(trainer.train_loader, f"recording epoch {epoch + 1}'s views"):
                 if speaker.store.missing([int(code) for code in batch["code"]]):
                     with precision(trainer):
-                        speaker.answer(trainer.preprocess_batch(batch))
+                        speaker(trainer.preprocess_batch(batch))
         speaker.store.flush()
         self.figures = {
             "folder": str(speaker.store.folder),

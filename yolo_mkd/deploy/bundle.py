@@ -216,7 +216,7 @@ def without_paths(exported: Path, target: Path) -> Any:
     return graph
 
 
-def reference(inside: contents.Contents, about: artefact.Artefact, pictures: list[Path]) -> dict[str, Any]:
+def reference(inside: contents.Contents, about: artefact.ExportedModel, pictures: list[Path]) -> dict[str, Any]:
     """Save the samples, and say what must be found on them.
 
     A sample is a PNG: lossless, so that every device sees the same pixels, and readable with zlib and numpy alone. The

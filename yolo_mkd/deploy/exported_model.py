@@ -25,7 +25,7 @@ PRECISIONS = {None: "fp32", 32: "fp32", 16: "fp16", 8: "int8"}  # Ultralytics' q
 
 
 @dataclass(frozen=True)
-class Artefact:
+class ExportedModel:
     """A detector's file. The head is the file's own statement, never inferred from a shape."""
 
     names: dict[int, str]
@@ -37,7 +37,7 @@ class Artefact:
     precision: str = "fp32"  # of the weights: fp32 | fp16 | int8
 
 
-def read(path: str | Path) -> Artefact:
+def read(path: str | Path) -> ExportedModel:
     """Read what an exported file of any format says of itself.
 
     Args:
@@ -59,7 +59,7 @@ def read(path: str | Path) -> Artefact:
     return artefact
 
 
-def read_onnx(path: Path, session: Any) -> Artefact:
+def read_onnx(path: Path, session: Any) -> ExportedModel:
     """Read what an .onnx file says of itself, through a session that has it open; its precision from the graph.
 
     Raises:
@@ -135,7 +135,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
         raise BadInput(f"{path.name} cannot be loaded by ONNX Runtime ({cause}): export it again") from error
 
 
-def describe(session: Any) -> Artefact:
+def describe(session: Any) -> ExportedModel:
     """Read names, stride, size, head and stated precision from an ONNX Runtime session's metadata.
 
     Raises:
@@ -154,7 +154,7 @@ def describe(session: Any) -> Artefact:
     return agreed(replace(artefact, output=tuple(outputs[0].shape)), tuple(shape))
 
 
-def interpret(about: Mapping[str, Any], kind: str) -> Artefact:
+def interpret(about: Mapping[str, Any], kind: str) -> ExportedModel:
     """Turn an export's metadata into an artefact whose output is not known yet.
 
     Raises:
@@ -173,10 +173,10 @@ def interpret(about: Mapping[str, Any], kind: str) -> Artefact:
         raise BadInput(f"the file states head {head} and quantize {arguments.get('quantize')}: neither is known here")
     names = {int(index): str(name) for index, name in about["names"].items()}
     height, width = about["imgsz"]
-    return Artefact(names, int(about["stride"]), (height, width), head, (), kind, precision)
+    return ExportedModel(names, int(about["stride"]), (height, width), head, (), kind, precision)
 
 
-def agreed(artefact: Artefact, given: tuple[Any, ...]) -> Artefact:
+def agreed(artefact: ExportedModel, given: tuple[Any, ...]) -> ExportedModel:
     """Return the artefact if its graph's input and output are what its metadata say.
 
     Raises:

@@ -22,7 +22,7 @@ SCALE = 1024.0  # keeps half-precision gradients of small losses from vanishing;
 
 
 @dataclass(frozen=True)
-class Reading:
+class GradientRatio:
     """One term's gradient on one batch, compared with the detection loss's.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reading:
     cosine: float
 
 
-def read(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -> dict[str, Reading]:
+def read(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -> dict[str, GradientRatio]:
     """Compare the gradients of some losses with the task's. The graph stays usable.
 
     Args:
@@ -60,7 +60,7 @@ def read(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(table)
         table /= distributed.get_world_size()
-    return {name: Reading(*values) for name, values in zip(losses, table.tolist(), strict=True)}
+    return {name: GradientRatio(*values) for name, values in zip(losses, table.tolist(), strict=True)}
 
 
 def class_weights(masses: Tensor, power: float) -> Tensor:
@@ -77,7 +77,7 @@ def class_weights(masses: Tensor, power: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Wish:
+class TermWeight:
     """What is asked of one term.
 
     Attributes:
@@ -92,7 +92,7 @@ class Wish:
 
 
 @dataclass
-class Balance:
+class GradientBalancer:
     """The gains of one teacher's terms through a run.
 
     Attributes:
@@ -109,13 +109,13 @@ class Balance:
         labels: how many labels each class had until then, C.
     """
 
-    wishes: dict[str, Wish]
+    weights_asked: dict[str, TermWeight]
     calibrate: bool = True
     gate: bool = False
     gains: dict[str, float] = field(default_factory=dict)
     frozen: bool = False
     history: dict[str, list[float]] = field(default_factory=dict)
-    epoch: dict[str, list[Reading]] = field(default_factory=dict)
+    epoch: dict[str, list[GradientRatio]] = field(default_factory=dict)
     shut: set[str] = field(default_factory=set)
     power: float = 0.0
     masses: dict[str, Tensor] = field(default_factory=dict)
@@ -123,15 +123,15 @@ class Balance:
 
     def __post_init__(self) -> None:
         if not self.gains:
-            self.gains = {n: self.usual(n) if self.calibrate else w.asked for n, w in self.wishes.items()}
+            self.gains = {n: self.usual(n) if self.calibrate else w.asked for n, w in self.weights_asked.items()}
         self.frozen = self.frozen or not self.calibrate
 
     def usual(self, name: str) -> float:
         """The gain that usually gives the share that is asked of a term."""
-        wish = self.wishes[name]
+        wish = self.weights_asked[name]
         return wish.gain * wish.asked / wish.share
 
-    def hear(self, readings: dict[str, Reading], stays: dict[str, float]) -> None:
+    def hear(self, readings: dict[str, GradientRatio], stays: dict[str, float]) -> None:
         """Take in one batch's readings: adjust gains that are not final, set the gate, note the shares.
 
         Args:
@@ -144,9 +144,9 @@ class Balance:
                 self.history.setdefault(name, []).append(r.strength * stays[name])
                 late = self.history[name][len(self.history[name]) // 2 :]  # the first readings are of another student
                 low, high = (limit * self.usual(name) for limit in LIMITS)
-                self.gains[name] = min(max(self.wishes[name].asked / median(late), low), high)
+                self.gains[name] = min(max(self.weights_asked[name].asked / median(late), low), high)
             share = r.strength * stays[name] * self.gains[name]
-            self.epoch.setdefault(name, []).append(Reading(share, r.cosine))
+            self.epoch.setdefault(name, []).append(GradientRatio(share, r.cosine))
             if self.gate:
                 (self.shut.add if r.cosine < 0 else self.shut.discard)(name)
 
@@ -188,9 +188,11 @@ class Balance:
         bounds = {n: [limit * self.usual(n) for limit in LIMITS] for n in self.history}
         return [n for n, b in bounds.items() if self.gains[n] in b]
 
-    def close_epoch(self) -> dict[str, Reading]:
+    def close_epoch(self) -> dict[str, GradientRatio]:
         """The epoch's mean share at full weight and cosine of each term, and a clean sheet for the next."""
-        found = {n: Reading(fmean(r.strength for r in rs), fmean(r.cosine for r in rs)) for n, rs in self.epoch.items()}
+        found = {
+            n: GradientRatio(fmean(r.strength for r in rs), fmean(r.cosine for r in rs)) for n, rs in self.epoch.items()
+        }
         self.epoch = {}
         return found
 

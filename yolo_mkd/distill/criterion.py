@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import READINGS, Balance, read
+from yolo_mkd.distill.balance import READINGS, GradientBalancer, read
 from yolo_mkd.distill.distiller import Lesson
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.teachers import Listener, Speaker, Teacher, draw
+from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher, Teacher, draw
 from yolo_mkd.knowledge import Knowledge, Truth
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
@@ -26,13 +26,13 @@ MOST = 8  # of them in a long epoch, unless the gate hangs on them
 class Source:
     """A teacher, what it can teach this student, and how much each term weighs."""
 
-    teacher: Speaker
+    teacher: Teacher
     lesson: Lesson
-    balance: Balance
+    balance: GradientBalancer
 
 
 @dataclass
-class Moment:
+class Progress:
     """Where a run is: the epoch, the batch in it, and how many there are."""
 
     epoch: int = 0
@@ -58,10 +58,10 @@ class Criterion:
     def __init__(
         self,
         detection: Any,
-        student: Listener,
+        student: FeatureExtractor,
         sources: list[Source],
         schedule: Schedule,
-        moment: Moment,
+        moment: Progress,
         weights: list[nn.Parameter],
         seed: int,
     ):
@@ -101,10 +101,10 @@ class Criterion:
         """The teacher that the next batch hears."""
         return self.sources[draw(self.seed, self.step, len(self.sources))]
 
-    def ask(self, batch: dict[str, Any]) -> None:
+    def prefetch(self, batch: dict[str, Any]) -> None:
         """Let a live teacher look at the next batch while the student does."""
-        if self.on and isinstance(self.source.teacher, Teacher):
-            self.source.teacher.ask(batch)
+        if self.on and isinstance(self.source.teacher, LiveTeacher):
+            self.source.teacher.prefetch(batch)
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
@@ -126,7 +126,7 @@ class Criterion:
         values: dict[str, Tensor] = {}
         if self.on:
             source = self.source
-            taught = source.teacher.answer(batch)
+            taught = source.teacher(batch)
             with torch.autocast(images.device.type, enabled=False):  # the terms need full precision
                 values, total = self._knowledge(source, preds, taught, batch, loss.sum() / labelled)
             loss = torch.cat([loss, total.view(1) * labelled])

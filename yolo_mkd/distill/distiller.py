@@ -12,14 +12,14 @@ from yolo_mkd.distill import baseline_terms as rivals
 from yolo_mkd.distill import terms
 from yolo_mkd.distill.matching import Match
 from yolo_mkd.distill.terms import Term
-from yolo_mkd.host.spec import Anatomy
+from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, Truth
 from yolo_mkd.knowledge.soft_targets import class_mass
 from yolo_mkd.settings import BadInput
 
 
 @dataclass(frozen=True)
-class Kind:
+class TermSpec:
     """A kind of knowledge.
 
     Attributes:
@@ -34,19 +34,19 @@ class Kind:
 
 
 TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trunk; rivals: as published
-    "soft": Kind(terms.soft, 1.0, 0.8),
-    "soft_box": Kind(terms.soft_box, 1.0, 0.4),
-    "soft_dfl": Kind(terms.soft_dfl, 0.02, 0.16),
-    "attention": Kind(terms.attention, 1.0, 0.25),
-    "relation": Kind(terms.relation, 1.0, 0.1),
-    "guidance": Kind(terms.guidance, 6.0, 1.0),
-    "exploration": Kind(terms.exploration, 0.15, 0.05),
-    "channel_wise": Kind(rivals.channel_wise, 1.0, 1.0),
-    "masked_generation": Kind(rivals.masked_generation, 2e-5, 1.0),
-    "focal_global": Kind(rivals.focal_global, 1.0, 1.0),
-    "pearson": Kind(rivals.pearson, 6.0, 1.0),
-    "localization": Kind(rivals.localization, 0.25, 0.1),
-    "score_l2": Kind(rivals.score_l2, 6.0, 1.0),
+    "soft": TermSpec(terms.soft, 1.0, 0.8),
+    "soft_box": TermSpec(terms.soft_box, 1.0, 0.4),
+    "soft_dfl": TermSpec(terms.soft_dfl, 0.02, 0.16),
+    "attention": TermSpec(terms.attention, 1.0, 0.25),
+    "relation": TermSpec(terms.relation, 1.0, 0.1),
+    "guidance": TermSpec(terms.guidance, 6.0, 1.0),
+    "exploration": TermSpec(terms.exploration, 0.15, 0.05),
+    "channel_wise": TermSpec(rivals.channel_wise, 1.0, 1.0),
+    "masked_generation": TermSpec(rivals.masked_generation, 2e-5, 1.0),
+    "focal_global": TermSpec(rivals.focal_global, 1.0, 1.0),
+    "pearson": TermSpec(rivals.pearson, 6.0, 1.0),
+    "localization": TermSpec(rivals.localization, 0.25, 0.1),
+    "score_l2": TermSpec(rivals.score_l2, 6.0, 1.0),
 }
 
 
@@ -59,11 +59,11 @@ class Lesson:
         parts: what acting terms train beside the student, by term; dropped at the end.
     """
 
-    def __init__(self, student: Anatomy, teacher: Anatomy, asked: dict[str, float]):
+    def __init__(self, student: ModelSpec, teacher: ModelSpec, asked: dict[str, float]):
         """Match two models and decide which terms act.
 
         Args:
-            student: the student's anatomy.
+            student: the student's spec.
             teacher: the teacher's.
             asked: share or gain of each term by name; absent is off.
         """
@@ -91,7 +91,7 @@ class Lesson:
         needed = {role for t in self.acting for role in t.roles}
         return [r for r in self.match.shared if r in needed]
 
-    def refuse_silence(self, teacher: str) -> None:
+    def require_active_term(self, teacher: str) -> None:
         """Refuse to train with a teacher that can teach this student nothing.
 
         Args:
@@ -110,7 +110,7 @@ class Lesson:
             reasons = "; ".join(f"{t.name}: {t.why_not}" for t in self.terms)
             raise BadInput(f"teacher={teacher} can teach this student nothing ({reasons})")
 
-    def refuse_unrecorded(self) -> None:
+    def require_cacheable(self) -> None:
         """Refuse to replay a teacher to terms that need more of it than a record holds.
 
         Raises:

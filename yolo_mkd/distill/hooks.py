@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class Taps:
+class FeatureHooks:
     """Hooks on the given layers. They listen only while `open`, and hold nothing once taken."""
 
     def __init__(self, layers: dict[str, nn.Module]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from yolo_mkd.distill.resample import at_levels, at_size, at_strides
-from yolo_mkd.host.spec import Anatomy
+from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, Outputs
 from yolo_mkd.knowledge.exploration import inheriting
 
@@ -19,7 +19,7 @@ class Match:
     """A student and a teacher, matched by role.
 
     Attributes:
-        student: the student's anatomy.
+        student: the student's spec.
         teacher: the teacher's, at the image size that it sees.
         explores: whether half of the student's neck channels explore and are hidden from the other terms.
         strides: of the head's levels that both have.
@@ -29,8 +29,8 @@ class Match:
         neck: those of them that are the heads' inputs.
     """
 
-    student: Anatomy
-    teacher: Anatomy
+    student: ModelSpec
+    teacher: ModelSpec
     explores: bool
     strides: tuple[int, ...]
     branches: tuple[str, ...]
@@ -39,7 +39,7 @@ class Match:
     neck: tuple[str, ...]
 
     @classmethod
-    def of(cls, student: Anatomy, teacher: Anatomy, explores: bool = False) -> Match:
+    def of(cls, student: ModelSpec, teacher: ModelSpec, explores: bool = False) -> Match:
         """Match two models; the student explores only where there is a neck layer to explore in."""
         shared = tuple(r for r in student.taps if r in teacher.taps and patterned(student, r) and patterned(teacher, r))
         neck = tuple(r for r in shared if r.startswith("neck"))
@@ -94,7 +94,7 @@ class Match:
         return ks.features[role][:, self.widths(role)[0] :]
 
 
-def patterned(model: Anatomy, role: str) -> bool:
+def patterned(model: ModelSpec, role: str) -> bool:
     """Whether a layer's map is large enough to hold a pattern."""
     return min(model.taps[role].rows, model.taps[role].columns) >= SMALLEST
 

@@ -6,7 +6,7 @@ import csv
 import math
 from pathlib import Path
 
-from yolo_mkd.distill.balance import Reading
+from yolo_mkd.distill.balance import GradientRatio
 from yolo_mkd.host import LOGGER
 
 COLUMNS = ("epoch", "teacher", "term", "weight", "share", "cosine")
@@ -31,7 +31,7 @@ class Shares:
         if fresh:
             self.csv.unlink(missing_ok=True)
 
-    def add(self, epoch: int, teacher: str, weight: float, readings: dict[str, Reading]) -> None:
+    def add(self, epoch: int, teacher: str, weight: float, readings: dict[str, GradientRatio]) -> None:
         """Write down one epoch of one teacher, and call out terms without a finite gradient.
 
         Args:

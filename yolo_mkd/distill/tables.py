@@ -58,7 +58,7 @@ def gains_table(sources: Iterable[Any], epoch: float) -> str:
     lines = [f"\nM-KD: gains measured and frozen after {epoch:.3g} epochs"]
     for s in sources:
         limited = s.balance.limited()
-        for name, wish in s.balance.wishes.items():
+        for name, wish in s.balance.weights_asked.items():
             note = "  (at its limit: this share cannot be had with a sensible gain)" if name in limited else ""
             figures = f"share {wish.asked:<6.3g} gain {s.balance.gains[name]:<9.4g}"
             lines.append(f"  {s.teacher.name:<28} {name:<18} {figures} nominal {s.balance.usual(name):.4g}{note}")
@@ -83,7 +83,7 @@ def gains_record(sources: list[Any]) -> list[dict[str, Any]]:
         {
             "teacher": s.teacher.name,
             "calibrated": s.balance.calibrate,
-            "asked": {n: w.asked for n, w in s.balance.wishes.items()},
+            "asked": {n: w.asked for n, w in s.balance.weights_asked.items()},
             "gains": dict(s.balance.gains),
             "classes": class_weights(s),
         }

@@ -11,34 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_mkd import host
-from yolo_mkd.distill.hooks import Taps
-from yolo_mkd.host.spec import Anatomy
+from yolo_mkd.distill.hooks import FeatureHooks
+from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, Outputs
 
 PADDING = 114 / 255  # the grey that Ultralytics pads with
 
 
-class Listener:
+class FeatureExtractor:
     """Hears what one model says in a forward pass."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, roles: list[str]):
+    def __init__(self, model: nn.Module, spec: ModelSpec, roles: list[str]):
         """Put taps on a model.
 
         Args:
             model: a YOLO detector.
-            anatomy: its anatomy.
+            spec: its anatomy.
             roles: the hidden layers to hear.
         """
-        self.anatomy = anatomy
-        self.taps = Taps({role: host.layer(model, anatomy.taps[role].layer) for role in roles})
+        self.spec = spec
+        self.taps = FeatureHooks({role: host.layer(model, spec.taps[role].layer) for role in roles})
 
     def knowledge(self, raw: Any) -> Knowledge:
         """The model's knowledge of the batch of its last forward pass, whose raw head outputs are given."""
-        branches, levels = host.outputs(raw, self.anatomy.strides, self.anatomy.reg_max)
+        branches, levels = host.outputs(raw, self.spec.strides, self.spec.reg_max)
         return Knowledge(branches, self.taps.take(), levels)
 
 
-class Speaker(Protocol):
+class Teacher(Protocol):
     """Who teaches: a live teacher, or the record of one.
 
     Attributes:
@@ -47,59 +47,59 @@ class Speaker(Protocol):
 
     name: str
 
-    def answer(self, batch: dict[str, Any]) -> Knowledge:
+    def __call__(self, batch: dict[str, Any]) -> Knowledge:
         """What it says about a batch of Ultralytics' data."""
 
 
-class Teacher:
+class LiveTeacher:
     """A trained detector that is asked and never changed: no gradients, fixed statistics, no part of the student."""
 
-    def __init__(self, name: str, model: nn.Module, anatomy: Anatomy, roles: list[str]):
+    def __init__(self, name: str, model: nn.Module, spec: ModelSpec, roles: list[str]):
         """Make a trained detector ready to be asked.
 
         Args:
             name: what to call it.
             model: the detector, as `host.freeze` gives it.
-            anatomy: its anatomy.
+            spec: its anatomy.
             roles: the hidden layers that the terms read.
         """
         self.name, self.model = name, model
-        self.listener = Listener(model, anatomy, roles)
+        self.extractor = FeatureExtractor(model, spec, roles)
         self._stream: Any = None
-        self._asked: tuple[Tensor, Knowledge] | None = None
+        self._prefetched: tuple[Tensor, Knowledge] | None = None
 
-    def ask(self, batch: dict[str, Any]) -> None:
+    def prefetch(self, batch: dict[str, Any]) -> None:
         """Let the teacher look at a batch on a stream of its own, while the student does on the device's own stream."""
         images = seen(batch)
         device = torch.get_device_module(images.device)
         self._stream = self._stream or device.Stream()
         self._stream.wait_stream(device.current_stream())  # for the images, and for whoever still reads the last answer
         with device.stream(self._stream):
-            self._asked = images, self.speak(images)
+            self._prefetched = images, self.infer(images)
 
-    def answer(self, batch: dict[str, Any]) -> Knowledge:
+    def __call__(self, batch: dict[str, Any]) -> Knowledge:
         """What the teacher says about a batch of Ultralytics' data, at the size that it sees."""
-        images, asked, self._asked = seen(batch), self._asked, None
+        images, asked, self._prefetched = seen(batch), self._prefetched, None
         if asked is None or asked[0] is not images:
-            return self.speak(images)
+            return self.infer(images)
         torch.get_device_module(images.device).current_stream().wait_stream(self._stream)
         return asked[1]
 
     @torch.no_grad()
-    def speak(self, images: Tensor) -> Knowledge:
+    def infer(self, images: Tensor) -> Knowledge:
         """What the teacher says about images, B C H W in [0, 1]; grey ones are shown to a colour teacher as grey.
 
         Images that are no multiple of its largest stride, as a P6 teacher can meet, are padded while it looks.
         """
         images = images.to(next(self.model.parameters()).dtype, memory_format=torch.channels_last)
-        if images.shape[1] == 1 < self.listener.anatomy.channels:
-            images = images.expand(-1, self.listener.anatomy.channels, -1, -1)
+        if images.shape[1] == 1 < self.extractor.spec.channels:
+            images = images.expand(-1, self.extractor.spec.channels, -1, -1)
         height, width = images.shape[2:]
-        largest = max(self.listener.anatomy.strides)
+        largest = max(self.extractor.spec.strides)
         if not (height % largest or width % largest):
-            return self.listener.knowledge(self.model(images))
+            return self.extractor.knowledge(self.model(images))
         padded = F.pad(images, (0, -width % largest, 0, -height % largest), value=PADDING)
-        return within(self.listener.knowledge(self.model(padded)), height, width)
+        return within(self.extractor.knowledge(self.model(padded)), height, width)
 
 
 def seen(batch: dict[str, Any]) -> Tensor:

@@ -33,11 +33,11 @@ from yolo_mkd.host.models import (
     write_architecture,
 )
 from yolo_mkd.host.reading import (
-    anatomy,
     branch_weights,
     branches_of,
     first,
     keep_graphs,
+    model_spec,
     outputs,
     remaining,
     shared_weights,
@@ -61,7 +61,6 @@ __all__ = [
     "OBBTrainer",
     "PoseTrainer",
     "SegmentationTrainer",
-    "anatomy",
     "annotate",
     "architecture_name",
     "arguments",
@@ -84,6 +83,7 @@ __all__ = [
     "layer",
     "load_detector",
     "metrics",
+    "model_spec",
     "newest_chain",
     "one_line",
     "outputs",

@@ -151,7 +151,7 @@ def head(model: nn.Module) -> Any:
     return layer(model, -1)
 
 
-class Silent(nn.Module):
+class RemovedHead(nn.Module):
     """Stands in for a head that nobody listens to, such as a frozen RT-DETR's decoder."""
 
     def __init__(self, instead_of: Any):
@@ -183,7 +183,7 @@ def freeze(model: DetectionModel) -> DetectionModel:
 def silence(model: DetectionModel) -> None:
     """Take out a head whose outputs nobody reads."""
     layers: Any = model.model
-    layers[-1] = Silent(head(model))
+    layers[-1] = RemovedHead(head(model))
 
 
 def frozen_precision(trainer: BaseTrainer) -> torch.dtype:

@@ -12,13 +12,13 @@ from ultralytics.nn.modules.head import OBB, Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss
 
-from yolo_mkd.host.models import Silent, head
-from yolo_mkd.host.spec import Anatomy, Tap
+from yolo_mkd.host.models import RemovedHead, head
+from yolo_mkd.host.spec import LayerSpec, ModelSpec
 from yolo_mkd.knowledge import Outputs
 
 
 @torch.no_grad()
-def anatomy(model: DetectionModel, imgsz: int, classes: int | Sequence[int] | None = None) -> Anatomy:
+def model_spec(model: DetectionModel, imgsz: int, classes: int | Sequence[int] | None = None) -> ModelSpec:
     """Find a detector's layers by role, with one forward pass over an empty image.
 
     Args:
@@ -36,7 +36,7 @@ def anatomy(model: DetectionModel, imgsz: int, classes: int | Sequence[int] | No
 
     handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(model.model[:-1])]
     end, layers = head(model), model.model
-    layers[-1] = Silent(end)  # the head's own shapes are not asked for, and RT-DETR's takes no small image
+    layers[-1] = RemovedHead(end)  # the head's own shapes are not asked for, and RT-DETR's takes no small image
     modes = {m: m.training for m in model.modules()}
     channels = int(model.yaml.get("channels", 3))
     try:
@@ -49,15 +49,15 @@ def anatomy(model: DetectionModel, imgsz: int, classes: int | Sequence[int] | No
             module.training = training
 
     strides = tuple(imgsz // shapes[i][2] for i in end.f)
-    taps: dict[str, Tap] = {}
+    taps: dict[str, LayerSpec] = {}
     backbone = range(min(len(model.yaml["backbone"]), len(shapes)))
     for s in strides:
         at = [i for i in backbone if i in shapes and len(shapes[i]) == 4 and imgsz // s == shapes[i][3]]
         if at and at[-1] not in end.f:
-            taps[f"backbone_p{int(math.log2(s))}"] = Tap(at[-1], *shapes[at[-1]][1:])
+            taps[f"backbone_p{int(math.log2(s))}"] = LayerSpec(at[-1], *shapes[at[-1]][1:])
     for i, s in zip(end.f, strides, strict=True):
-        taps[f"neck_p{int(math.log2(s))}"] = Tap(i, *shapes[i][1:])
-    return Anatomy(
+        taps[f"neck_p{int(math.log2(s))}"] = LayerSpec(i, *shapes[i][1:])
+    return ModelSpec(
         names={i: name for i, name in model.names.items() if i in kept},
         strides=strides,
         branches=branches_of(end),
@@ -112,7 +112,7 @@ def first(raw: Any, count: int) -> Any:
     return type(raw)(first(v, count) for v in raw) if isinstance(raw, list | tuple) else raw
 
 
-def shared_weights(model: DetectionModel, anatomy: Anatomy) -> list[nn.Parameter]:
+def shared_weights(model: DetectionModel, spec: ModelSpec) -> list[nn.Parameter]:
     """The weights on which the terms' gradients are measured: those of the layers that end the backbone's stages.
 
     Every term and the task reach them, at half the cost of the whole trunk and with the same picture (yolo26 at width
@@ -120,7 +120,7 @@ def shared_weights(model: DetectionModel, anatomy: Anatomy) -> list[nn.Parameter
     and guidance, which tap that layer or hang right on it, look 2.4 to 3.5 times as strong. Where the user has frozen
     the backbone, all trainable weights before the head.
     """
-    ends = [p for role, tap in anatomy.taps.items() if "backbone" in role for p in model.model[tap.layer].parameters()]
+    ends = [p for role, tap in spec.taps.items() if "backbone" in role for p in model.model[tap.layer].parameters()]
     trunk = [p for layer in model.model[:-1] for p in layer.parameters()]
     groups = ([p for p in group if p.requires_grad] for group in (ends, trunk, model.parameters()))
     return next(group for group in groups if group)

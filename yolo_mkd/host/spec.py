@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Tap:
+class LayerSpec:
     """Where a role sits in one model: the layer's index and its output's channels, rows and columns."""
 
     layer: int
@@ -19,7 +19,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelSpec:
     """What of a detector matters to distillation, read before training.
 
     Attributes:
@@ -38,6 +38,6 @@ class Anatomy:
     branches: tuple[str, ...]
     reg_max: int
     rotated: bool
-    taps: dict[str, Tap]
+    taps: dict[str, LayerSpec]
     channels: int
     parameters: int

@@ -24,7 +24,7 @@ from yolo_mkd.deploy.check.matching import (
     iou_matrix,
     judge,
 )
-from yolo_mkd.deploy.exported_model import Artefact
+from yolo_mkd.deploy.exported_model import ExportedModel
 from yolo_mkd.deploy.images import find_images
 from yolo_mkd.settings import BadInput
 
@@ -50,7 +50,7 @@ class Parity:
 
     passed: bool
     reason: str  # one line; empty when passed
-    artefact: Artefact | None = None
+    artefact: ExportedModel | None = None
     detections: Detections | None = None
     accuracy: Accuracy | None = None
 

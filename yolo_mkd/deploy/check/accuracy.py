@@ -8,7 +8,7 @@ from typing import Any
 
 from yolo_mkd.deploy import exported_model as artefacts
 from yolo_mkd.deploy.check.matching import MAX_DET, NMS_IOU
-from yolo_mkd.deploy.exported_model import Artefact
+from yolo_mkd.deploy.exported_model import ExportedModel
 from yolo_mkd.settings import BadInput
 
 # share of the checkpoint's mAP50-95 that passes, and that passes with a warning. MLPerf's edge gates for int8 are
@@ -106,7 +106,7 @@ def measure(
 def compare(
     source: Path,
     path: Path,
-    artefact: Artefact,
+    artefact: ExportedModel,
     data: str | None,
     names: dict[int, str],
     reference: Scores | None = None,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_mkd.deploy.check.matching import Detections, Rows, compare, detect_in
-from yolo_mkd.deploy.exported_model import Artefact
+from yolo_mkd.deploy.exported_model import ExportedModel
 from yolo_mkd.deploy.images import read_image
 
 Picture = NDArray[np.uint8]  # H W 3, BGR
@@ -25,7 +25,7 @@ SAME_SCORE = 0.02  # ours
 def name(
     source: Path,
     pictures: list[Path],
-    artefact: Artefact,
+    artefact: ExportedModel,
     expected: list[Rows],
     got: list[Rows],
     found: Detections,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_mkd.deploy.exported_model import Artefact
+from yolo_mkd.deploy.exported_model import ExportedModel
 from yolo_mkd.deploy.images import read_image
 
 Rows = NDArray[np.float64]  # N 6: x1 y1 x2 y2 [pixels of the image], score, class; the best score first
@@ -82,7 +82,7 @@ class Detections:
         return "\n".join(lines)
 
 
-def detect(path: Path, pictures: list[Path], artefact: Artefact, conf: float) -> list[Rows]:
+def detect(path: Path, pictures: list[Path], artefact: ExportedModel, conf: float) -> list[Rows]:
     """Detect with a checkpoint or an exported file through Ultralytics, image by image, letterboxed to full size.
 
     Args:
@@ -94,7 +94,7 @@ def detect(path: Path, pictures: list[Path], artefact: Artefact, conf: float) ->
     return detect_in(path, [read_image(p) for p in pictures], artefact, conf)
 
 
-def detect_in(path: Path, pictures: list[NDArray[np.uint8]], artefact: Artefact, conf: float) -> list[Rows]:
+def detect_in(path: Path, pictures: list[NDArray[np.uint8]], artefact: ExportedModel, conf: float) -> list[Rows]:
     """Detect as `detect` does, in images already read: BGR, H W 3."""
     from ultralytics import YOLO
 

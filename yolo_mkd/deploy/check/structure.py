@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from yolo_mkd.deploy.exported_model import Artefact, graph_precision
+from yolo_mkd.deploy.exported_model import ExportedModel, graph_precision
 
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
 QUANTISED_DECODE = (
@@ -14,7 +14,7 @@ QUANTISED_DECODE = (
 )
 
 
-def fault(artefact: Artefact, names: dict[int, str], strides: list[int]) -> str:
+def fault(artefact: ExportedModel, names: dict[int, str], strides: list[int]) -> str:
     """Say in one line what in the file's description contradicts the checkpoint; nothing when all agrees."""
     if len(artefact.names) != len(names):
         return f"the file has {len(artefact.names)} classes, the checkpoint {len(names)}"
@@ -30,7 +30,7 @@ def fault(artefact: Artefact, names: dict[int, str], strides: list[int]) -> str:
     return ""
 
 
-def graph_fault(path: Path, artefact: Artefact, highest: int | None) -> str:
+def graph_fault(path: Path, artefact: ExportedModel, highest: int | None) -> str:
     """Say in one line what an ONNX graph contradicts: the opset its target reads, or the precision it states."""
     if artefact.format != "onnx":
         return ""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_mkd.deploy.exported_model import Artefact, format_of
+from yolo_mkd.deploy.exported_model import ExportedModel, format_of
 from yolo_mkd.settings import BadInput
 
 Tensor = NDArray[np.float32]  # 1 3 H W, RGB, 0..1
@@ -22,7 +22,7 @@ Inference = tuple[NDArray[Any], dict[str, float]]  # the head's output, millisec
 class Backend(Protocol):
     """An opened file, ready to run."""
 
-    artefact: Artefact
+    artefact: ExportedModel
     provider: str  # the one really used: CPUExecutionProvider, CUDAExecutionProvider, OpenVINO CPU, ncnn CPU
     accelerator: str | None  # the GPU's name; None on the processor
     arithmetic: str  # what it computes in, which can be less than the file's precision

@@ -18,7 +18,7 @@ from yolo_mkd.evidence.compare import executors as running
 from yolo_mkd.evidence.compare import latency, plots, tables
 from yolo_mkd.evidence.compare.config import SCHEMA, establish, extend, lay_out, refuse_mixed
 from yolo_mkd.evidence.compare.findings import FIGURES, mean_rows, notes, rows_of
-from yolo_mkd.evidence.compare.trials import RESULT, Cell, result
+from yolo_mkd.evidence.compare.trials import RESULT, Trial, result
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput
 
@@ -77,11 +77,11 @@ def carry_out(arguments: dict[str, Any], verb: str) -> dict[str, Any]:
     root, plan = go_on(arguments) if resumed else lay_out(arguments, verb)
     if ray and str(plan["device"]) not in {"None", "cpu"}:
         raise BadInput(f"device={plan['device']}: leave it out with ray=, which gives out the devices")
-    pool = running.Cluster(str(ray), parallel) if ray else running.Here(parallel or 1)
+    pool = running.RayExecutor(str(ray), parallel) if ray else running.LocalExecutor(parallel or 1)
     if not resumed:
         establish(root, plan)
     save(root, plan)
-    cells = [Cell(**cell) for cell in plan["cells"]]
+    cells = [Trial(**cell) for cell in plan["cells"]]
     LOGGER.info(f"M-KD: {len(cells)} cells in {chain.shortest(root)}, each with its log.txt")
     for method, why in plan["live"].items():
         LOGGER.warning(f"M-KD: {method} asks the teacher itself, not its record: {why}")
@@ -126,7 +126,7 @@ def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is gone or has changed: put the same file back")
     root = file.parent.resolve()
     more: dict[str, Any] = {k: arguments[k] for k in ("methods", "seeds") if k in arguments}
-    results = {c["name"]: result(root, Cell(**c)) for c in plan["cells"]}
+    results = {c["name"]: result(root, Trial(**c)) for c in plan["cells"]}
     if more or any(r is None or r["status"] != "done" for r in results.values()):
         refuse_mixed(root, plan)
     if more:
@@ -145,7 +145,7 @@ def save(root: Path, plan: dict[str, Any]) -> None:
 
 
 def write(
-    root: Path, plan: dict[str, Any], cells: list[Cell], results: dict[str, dict[str, Any]], together: int
+    root: Path, plan: dict[str, Any], cells: list[Trial], results: dict[str, dict[str, Any]], together: int
 ) -> dict[str, Any]:
     """Write the report: `compare.json`, and what is drawn from it."""
     rows = rows_of(cells, results, plan["references"])
@@ -169,7 +169,7 @@ def write(
     return document
 
 
-def raw(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
+def raw(cell: Trial, found: dict[str, Any]) -> dict[str, Any]:
     """A cell's figures, or why it has none."""
     place = {"data": cell.data, "student": cell.student, "method": cell.method, "seed": cell.seed}
     if found["status"] != "done":

@@ -11,9 +11,9 @@ from typing import Any
 from yolo_mkd import chain, host, report
 from yolo_mkd.distill.distiller import TERMS, Lesson
 from yolo_mkd.evidence.compare.methods import ablation, read_all
-from yolo_mkd.evidence.compare.trials import Cell, build, labels
+from yolo_mkd.evidence.compare.trials import Trial, build, labels
 from yolo_mkd.host.dry import silent
-from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, settle
+from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, resolve
 
 SCHEMA = "yolo-mkd/comparison/2"
 OWN = {"methods", "seeds", "record", "latency", "parallel", "ray", "json"}
@@ -132,11 +132,11 @@ def extend(root: Path, plan: dict[str, Any], more: dict[str, Any]) -> dict[str, 
     return {**whole, **kept, "cells": [there.get(cell["name"], cell) for cell in whole["cells"]]}
 
 
-def settings_of(cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
+def settings_of(cells: Iterable[Trial]) -> dict[str, dict[str, Any]]:
     """What each distilled method learns by, its preset and the defaults filled in."""
     found = {}
     for method, arguments in {c.method: c.arguments for c in cells if c.chain}.items():
-        own = settle(arguments)
+        own = resolve(arguments)
         found[method] = {name: own[name] for name in SETTINGS}
     return found
 
@@ -153,7 +153,7 @@ def refuse_mixed(root: Path, plan: dict[str, Any]) -> None:
     """
     if changed := [f"{k} {v}" for k, v in plan["versions"].items() if report.versions().get(k) != v]:
         raise BadInput(f"resume={root} was begun with {', '.join(changed)}: install that, or start a new comparison")
-    for method, now in settings_of(Cell(**c) for c in plan["cells"]).items():
+    for method, now in settings_of(Trial(**c) for c in plan["cells"]).items():
         before = plan["settings"][method]
         if changed := [f"{k}={before[k]}" for k in now if now[k] != before[k]]:
             raise BadInput(f"resume={root}: {method} meant {', '.join(changed)} then: start a new comparison")
@@ -204,9 +204,9 @@ def acting(arguments: dict[str, Any], whole: str) -> list[str]:
         asked = chain.checked({**arguments, **preset, "record": False}, "ablate")
     own, imgsz = asked.own, asked.theirs.get("imgsz", 640)
     student = host.build(own["model"], asked.data["nc"], asked.data["channels"], asked.data.get("kpt_shape"))
-    anatomy = replace(host.anatomy(student, imgsz), names=asked.data["names"], channels=asked.data["channels"])
-    teacher = host.anatomy(host.load_detector("teacher", own["teacher"], True), own["teacher_imgsz"] or imgsz)
-    return [t.name for t in Lesson(anatomy, teacher, {n: own[n] for n in TERMS}).acting]
+    spec = replace(host.model_spec(student, imgsz), names=asked.data["names"], channels=asked.data["channels"])
+    teacher = host.model_spec(host.load_detector("teacher", own["teacher"], True), own["teacher_imgsz"] or imgsz)
+    return [t.name for t in Lesson(spec, teacher, {n: own[n] for n in TERMS}).acting]
 
 
 def seeds_of(given: Any) -> list[int]:

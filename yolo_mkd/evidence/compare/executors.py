@@ -13,14 +13,14 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from yolo_mkd import host, report
-from yolo_mkd.evidence.compare.trials import LOG, RESULT, Cell, result, start
+from yolo_mkd.evidence.compare.trials import LOG, RESULT, Trial, result, start
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput
 
 LONGEST = 240  # characters of a reason
 
 
-class Pool(Protocol):
+class Executor(Protocol):
     """Where cells run."""
 
     slots: int
@@ -35,7 +35,7 @@ class Pool(Protocol):
         """End whatever still runs."""
 
 
-class Here:
+class LocalExecutor:
     """Some cells at a time on this machine, which share its cores."""
 
     def __init__(self, parallel: int):
@@ -65,7 +65,7 @@ class Here:
         self.pool.shutdown(cancel_futures=True)
 
 
-class Cluster:
+class RayExecutor:
     """Cells as tasks of a Ray cluster, whose machines share this folder and have yolo-mkd installed."""
 
     def __init__(self, address: str, most: int | None):
@@ -172,7 +172,7 @@ def reason(log: Path, code: int) -> str:
     return lines[-1][:LONGEST] if lines else f"ended with exit code {code} and said nothing"
 
 
-def run_all(root: Path, cells: Sequence[Cell], pool: Pool) -> dict[str, dict[str, Any]]:
+def run_all(root: Path, cells: Sequence[Trial], pool: Executor) -> dict[str, dict[str, Any]]:
     """Run what has not ended yet, in order; a cell that waits for others' costs begins when they are known.
 
     Args:
@@ -185,8 +185,8 @@ def run_all(root: Path, cells: Sequence[Cell], pool: Pool) -> dict[str, dict[str
     """
     results = {c.name: found for c in cells if (found := result(root, c))}
     waiting = [c for c in cells if c.name not in results]
-    progress = Progress(cells, results, pool.slots)
-    running: dict[Any, Cell] = {}
+    progress = TrialProgress(cells, results, pool.slots)
+    running: dict[Any, Trial] = {}
     try:
         while waiting or running:
             ready = [c for c in waiting if set(c.longer or ()) <= set(results)]
@@ -208,10 +208,10 @@ def run_all(root: Path, cells: Sequence[Cell], pool: Pool) -> dict[str, dict[str
     return results
 
 
-class Progress:
+class TrialProgress:
     """What is done, and how long the rest may take by what the same methods took."""
 
-    def __init__(self, cells: Sequence[Cell], results: dict[str, dict[str, Any]], slots: int):
+    def __init__(self, cells: Sequence[Trial], results: dict[str, dict[str, Any]], slots: int):
         self.cells, self.slots = cells, slots
         self.left = [c for c in cells if c.name not in results]
         self.took: dict[str, list[float]] = {}
@@ -219,7 +219,7 @@ class Progress:
             if cell.name in results and results[cell.name]["status"] == "done":
                 self.took.setdefault(cell.method, []).append(results[cell.name]["whole_s"])
 
-    def ended(self, root: Path, cell: Cell) -> dict[str, Any]:
+    def ended(self, root: Path, cell: Trial) -> dict[str, Any]:
         """Say what came of a cell, and return it."""
         found = result(root, cell)
         assert found is not None

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from yolo_mkd.evidence.compare.statistics import CONFIDENCE, DIGITS, interval, paired
-from yolo_mkd.evidence.compare.trials import Cell
+from yolo_mkd.evidence.compare.trials import Trial
 
 NMS_FREE = "nms_free_map50_95"
 FIGURES = {  # of a result, by what the tables call them; None where the student has no such head
@@ -21,7 +21,7 @@ LEARNED = 0.01  # mAP50-95 below which a student has learned nothing
 Results = dict[str, dict[str, Any]]
 
 
-def rows_of(cells: Sequence[Cell], results: Results, references: Sequence[str]) -> list[dict[str, Any]]:
+def rows_of(cells: Sequence[Trial], results: Results, references: Sequence[str]) -> list[dict[str, Any]]:
     """One row for each data set, student and method, in the order of the cells.
 
     Args:

@@ -8,14 +8,14 @@ from typing import Any
 
 from yolo_mkd.deploy.export import export
 from yolo_mkd.deploy.time import time
-from yolo_mkd.evidence.compare.trials import Cell
+from yolo_mkd.evidence.compare.trials import Trial
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import Failed
 
 TIMED_S = 5.0  # per student
 
 
-def measure(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def measure(cells: Sequence[Trial], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Export, verify and time the first trained cell of each data set and student, on this machine's CPU.
 
     Args:

@@ -17,14 +17,14 @@ from yolo_mkd.cache.unlabelled import check_ratio, find
 from yolo_mkd.evidence.compare.methods import Method, reference
 from yolo_mkd.host.dry import silent
 from yolo_mkd.host.runs import AUGMENTATION
-from yolo_mkd.settings import BadInput, defaults, settle
+from yolo_mkd.settings import BadInput, defaults, resolve
 
 TASK, RESULT, LOG = "cell.yaml", "result.json", "log.txt"
 SEEN = {*AUGMENTATION, "views", "teacher_imgsz"}  # what methods that share a teacher's record may not differ in
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training, as `compare.yaml` and its own `cell.yaml` hold it.
 
     Attributes:
@@ -55,7 +55,7 @@ class Cell:
 def build(
     root: Path, data: dict[str, str], students: dict[str, str], methods: Sequence[Method], seeds: Sequence[int],
     baseline: dict[str, Any], record: bool,
-) -> tuple[list[Cell], dict[str, str]]:  # fmt: skip
+) -> tuple[list[Trial], dict[str, str]]:  # fmt: skip
     """All cells, each kind of them checked, in the order in which they run.
 
     Args:
@@ -106,7 +106,7 @@ def build(
                     }
                     longer = (place["plain"], place[paced.name]) if method.base == "longer" and paced else None
                     cells.append(
-                        Cell(
+                        Trial(
                             place[name], label, student, name, seed, not method.stock, whole, val, longer,
                             to_label(method, common),
                         )
@@ -172,7 +172,7 @@ def recorded(method: Method, arguments: dict[str, Any], wanted: bool, records: P
     Raises:
         BadInput: it could not train either way.
     """
-    own = settle({k: v for k, v in arguments.items() if k in defaults()})
+    own = resolve({k: v for k, v in arguments.items() if k in defaults()})
     special = slug(method.name) if set(method.changes) & SEEN else ""
     kept = {**arguments, "record": str(records.with_name(f"{records.name}-{special}") if special else records)}
     with silent():
@@ -209,7 +209,7 @@ def labels(argument: str, files: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def start(root: Path, cell: Cell, results: dict[str, dict[str, Any]]) -> str:
+def start(root: Path, cell: Trial, results: dict[str, dict[str, Any]]) -> str:
     """Write a cell's task, with its epochs where these depend on other cells.
 
     Returns:
@@ -245,7 +245,7 @@ def lengthened(arguments: dict[str, Any], epochs: int) -> dict[str, int]:
     return {"epochs": epochs, "close_mosaic": round(end * epochs / asked)}
 
 
-def result(root: Path, cell: Cell) -> dict[str, Any] | None:
+def result(root: Path, cell: Trial) -> dict[str, Any] | None:
     """What became of a cell, if it has ended."""
     file = root / cell.name / RESULT
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None

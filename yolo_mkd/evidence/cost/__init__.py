@@ -71,7 +71,7 @@ def report_of(file: Path) -> dict[str, Any]:
     return dict(js.loads(file.read_text(encoding="utf-8")))
 
 
-def checked(arguments: dict[str, Any], folder: Path) -> tuple[chain.Asked, dict[str, Any]]:
+def checked(arguments: dict[str, Any], folder: Path) -> tuple[chain.ChainRequest, dict[str, Any]]:
     """Check everything as train does, and make what the workers train on.
 
     Returns:
@@ -102,7 +102,7 @@ def checked(arguments: dict[str, Any], folder: Path) -> tuple[chain.Asked, dict[
     return asked, shared
 
 
-def specs(asked: chain.Asked, shared: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+def specs(asked: chain.ChainRequest, shared: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """What each worker is told: its model, arguments and knowledge."""
     student = asked.stages[-1]
     model, teacher = host.write_architecture(student["model"], folder), student["hears"][0]
@@ -187,7 +187,7 @@ class Worker:
         self.process.wait()
 
 
-def measure(asked: chain.Asked, shared: dict[str, Any], folder: Path, rounds: int) -> dict[str, Any]:
+def measure(asked: chain.ChainRequest, shared: dict[str, Any], folder: Path, rounds: int) -> dict[str, Any]:
     """Start a worker of each kind, and let them take turns."""
     told = specs(asked, shared, folder)
     first = Worker({**told["recorded"], "arguments": {**shared, "name": "first"}}, folder / "first.log")
@@ -232,7 +232,7 @@ def take_turns(workers: dict[str, Worker], rounds: int, device: str) -> dict[str
 
 
 def conclude(
-    asked: chain.Asked, shared: dict[str, Any], answers: dict[str, Any], refused: dict[str, str]
+    asked: chain.ChainRequest, shared: dict[str, Any], answers: dict[str, Any], refused: dict[str, str]
 ) -> dict[str, Any]:
     """From what the workers answered to the figures."""
     plain = [a["step_s"] for a in answers["plain"]["whole"]]

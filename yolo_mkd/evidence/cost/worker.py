@@ -19,7 +19,7 @@ from ultralytics import YOLO
 
 from yolo_mkd import host
 from yolo_mkd.cache.store import estimate
-from yolo_mkd.cache.teacher import Recorded
+from yolo_mkd.cache.teacher import CachedTeacher
 from yolo_mkd.evidence.cost.stopwatch import Stopwatch
 from yolo_mkd.host.dry import PLAIN
 from yolo_mkd.settings import BadInput
@@ -28,11 +28,11 @@ from yolo_mkd.trainer import TRAINERS, MKDTrainer
 PARTS = ("data", "teacher", "student", "loss", "terms", "backward", "update")
 
 
-class Enough(Exception):
+class StopTraining(Exception):
     """The parent wants no more steps."""
 
 
-class Paced:
+class StepServer:
     """Ultralytics callbacks that let a training go on for as many steps as the parent orders.
 
     Attributes:
@@ -50,7 +50,7 @@ class Paced:
         on_cuda = trainer.device.type == "cuda"
         self.watch.clock = lambda: now(trainer) if on_cuda else time.perf_counter()
         attach(self.watch, trainer)
-        if isinstance(trainer, MKDTrainer) and trainer.listener is not None:
+        if isinstance(trainer, MKDTrainer) and trainer.extractor is not None:
             criterion = host.unwrap_model(trainer.model).criterion
             criterion._due = lambda source: bool(self.order.get("reading"))
         self.tell({"ready": True, "batches": len(trainer.train_loader)})
@@ -87,7 +87,7 @@ class Paced:
         """
         line = sys.stdin.readline()
         if not line:
-            raise Enough
+            raise StopTraining
         self.order = json.loads(line)
         self.left, self.watch.on = self.order["steps"], self.order["parts"]
         self.watch.seconds.clear()
@@ -117,7 +117,7 @@ def peak(trainer: Any) -> int:
 def kept(trainer: Any) -> dict[str, Any]:
     """The size of the record and what its formula says [bytes], and whether the teacher is still asked."""
     speaker = trainer.sources[0].teacher if isinstance(trainer, MKDTrainer) else None
-    if not isinstance(speaker, Recorded):
+    if not isinstance(speaker, CachedTeacher):
         return {}
     images = len(trainer.train_loader.dataset)
     formula = estimate(speaker.layout, images, max(1, round(speaker.asked / images)))
@@ -153,7 +153,7 @@ def work(spec: dict[str, Any], answers: TextIO) -> None:
     Raises:
         BadInput: this kind of training cannot be had for this pair.
     """
-    pace = Paced(answers)
+    pace = StepServer(answers)
     yolo = YOLO(spec["model"])
     trainer: Any = PLAIN[host.task(spec["model"])]
     if spec.get("knowledge"):
@@ -167,7 +167,7 @@ def work(spec: dict[str, Any], answers: TextIO) -> None:
         yolo.add_callback(event, callback)
     try:
         yolo.train(trainer=trainer, **spec["arguments"])
-    except Enough:
+    except StopTraining:
         return
     except (ValueError, RuntimeError, KeyError, AttributeError, TypeError, AssertionError) as error:
         raise BadInput(host.one_line(error)) from error

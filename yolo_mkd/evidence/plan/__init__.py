@@ -22,13 +22,13 @@ from yolo_mkd.cache.store import estimate
 from yolo_mkd.cache.teacher import layout_of
 from yolo_mkd.cache.views import shown
 from yolo_mkd.chain import assistant
-from yolo_mkd.distill.balance import Reading
+from yolo_mkd.distill.balance import GradientRatio
 from yolo_mkd.distill.criterion import Source
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.tables import notes
 from yolo_mkd.evidence.plan import cost, sample
-from yolo_mkd.evidence.plan.accuracy import Exam
+from yolo_mkd.evidence.plan.accuracy import QuickEval
 from yolo_mkd.evidence.plan.advice import answer, warnings
 from yolo_mkd.evidence.plan.probe import Probe
 from yolo_mkd.host.dry import PLAIN, dry_run, silent
@@ -43,7 +43,7 @@ REPLACED = {"data", "batch", "device", "fraction", "cache", "plots", "save_perio
 
 
 @dataclass(frozen=True)
-class Asked(chain.Asked):
+class PlanRequest(chain.ChainRequest):
     """What the user asks for.
 
     Attributes:
@@ -68,7 +68,7 @@ class Asked(chain.Asked):
 
 
 @dataclass(frozen=True)
-class Speaker:
+class StageTeacher:
     """Who teaches a stage: its file or its stand-in's, and whether it is the one that will teach."""
 
     name: str
@@ -99,7 +99,7 @@ def plan(**arguments: Any) -> dict[str, Any]:
     return figures
 
 
-def checked(arguments: dict[str, Any]) -> Asked:
+def checked(arguments: dict[str, Any]) -> PlanRequest:
     """Check everything as train does.
 
     Raises:
@@ -108,10 +108,10 @@ def checked(arguments: dict[str, Any]) -> Asked:
     if arguments.get("resume"):
         raise BadInput("resume= goes on with a chain that has begun: give the arguments of a new one")
     asked = chain.checked(arguments, "plan")
-    return Asked(**vars(asked), named=[n for n in TERMS if n in arguments])
+    return PlanRequest(**vars(asked), named=[n for n in TERMS if n in arguments])
 
 
-def foresee(asked: Asked, folder: Path) -> dict[str, Any]:
+def foresee(asked: PlanRequest, folder: Path) -> dict[str, Any]:
     """Probe each stage, then examine the models that are trained already."""
     train = sample.images_of(asked.data, "train", asked.theirs.get("fraction", 1.0))
     val = sample.images_of(asked.data, "val")
@@ -136,7 +136,7 @@ def foresee(asked: Asked, folder: Path) -> dict[str, Any]:
         "assistant": about_assistant(asked),
         "stages": stages,
         "examined_images": len(images),
-        "accuracy": examine(asked, Exam(asked.data, images, folder, asked.device)),
+        "accuracy": examine(asked, QuickEval(asked.data, images, folder, asked.device)),
         "total": {
             **{key: sum(s["cost"][key] for s in stages) for key in ("hours", "hours_plain")},
             **{key: sum(s["disk"][key] for s in stages) for key in ("peak", "kept")},
@@ -144,7 +144,9 @@ def foresee(asked: Asked, folder: Path) -> dict[str, Any]:
     }
 
 
-def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val: list[Path]) -> list[dict[str, Any]]:
+def probe_stages(
+    asked: PlanRequest, folder: Path, batch: int, train: list[Path], val: list[Path]
+) -> list[dict[str, Any]]:
     """Set up each stage on a few images and measure it."""
     small = min(batch, max(2, CPU_PIXELS // asked.imgsz**2)) if asked.device == "cpu" else batch
     shown = sample.spread(train, max(TRAIN_IMAGES, 4 * small))
@@ -154,11 +156,11 @@ def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val:
         **{k: v for k, v in asked.theirs.items() if k not in REPLACED},
         **{"data": str(few), "batch": small, "device": asked.device, "project": str(folder), "plots": False},
     }
-    speakers: dict[str, Speaker] = {}
+    teachers: dict[str, StageTeacher] = {}
     found = []
     for stage in asked.stages:
         name, task = stage["name"], host.task(stage["model"])
-        hears = [speakers.get(h) or Speaker("teacher", h, True) for h in stage["hears"]]
+        hears = [teachers.get(h) or StageTeacher("teacher", h, True) for h in stage["hears"]]
         length = {"epochs": asked.own["teacher_epochs"]} if name == "teacher" else {}
         probe, trainer = Probe(PROBE_S / len(asked.stages)), PLAIN[task]
         if hears:
@@ -168,11 +170,11 @@ def probe_stages(asked: Asked, folder: Path, batch: int, train: list[Path], val:
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
         run = run_of(asked, probe, batch, len(train), len(val))
         found.append(stage_figures(stage, run, probe, hears, asked.own["teacher_imgsz"] or asked.imgsz))
-        speakers[name] = Speaker(name, stand_in(stage["model"], asked.data, folder / f"{name}.pt"), False)
+        teachers[name] = StageTeacher(name, stand_in(stage["model"], asked.data, folder / f"{name}.pt"), False)
     return found
 
 
-def run_of(asked: Asked, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
+def run_of(asked: PlanRequest, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
     """The whole run of a stage, with Ultralytics' defaults where nothing is asked for."""
     args = probe.args
     schedule = Schedule.of(args.epochs, args.warmup_epochs, args.close_mosaic, asked.own["until"])
@@ -201,7 +203,7 @@ def stand_in(model: str, data: dict[str, Any], file: Path) -> str:
 
 
 def stage_figures(
-    stage: dict[str, Any], run: cost.Run, probe: Probe, hears: list[Speaker], imgsz: int
+    stage: dict[str, Any], run: cost.Run, probe: Probe, hears: list[StageTeacher], imgsz: int
 ) -> dict[str, Any]:
     """What is known of a stage before it is trained."""
     figures, args = probe.figures, probe.args
@@ -235,17 +237,17 @@ def record_figures(source: Source, run: cost.Run) -> dict[str, Any]:
 PROBED = ("batch", "timed", "plain", "taught", "reading_s", "load_s", "update_s", "val_s_per_image")
 
 
-def hop(speaker: Speaker, source: Source, readings: list[dict[str, Reading]], imgsz: int) -> dict[str, Any]:
+def hop(teacher: StageTeacher, source: Source, readings: list[dict[str, GradientRatio]], imgsz: int) -> dict[str, Any]:
     """What one teacher can teach one student, term by term."""
     lesson, match = source.lesson, source.lesson.match
     known = {ours for ours, _ in match.classes}
     return {
-        "teacher": speaker.name,
-        "file": Path(speaker.file).name if speaker.known else None,
-        "known": speaker.known,
-        **host.size(Path(speaker.file), imgsz),
+        "teacher": teacher.name,
+        "file": Path(teacher.file).name if teacher.known else None,
+        "known": teacher.known,
+        **host.size(Path(teacher.file), imgsz),
         "ratio": match.teacher.parameters / match.student.parameters,
-        "terms": [term_figures(t.name, source, readings if speaker.known else []) for t in lesson.terms],
+        "terms": [term_figures(t.name, source, readings if teacher.known else []) for t in lesson.terms],
         "layers": {
             r: {"student": asdict(match.student.taps[r]), "teacher": asdict(match.teacher.taps[r])}
             for r in lesson.roles
@@ -256,7 +258,7 @@ def hop(speaker: Speaker, source: Source, readings: list[dict[str, Reading]], im
     }
 
 
-def term_figures(name: str, source: Source, readings: Sequence[dict[str, Reading]]) -> dict[str, Any]:
+def term_figures(name: str, source: Source, readings: Sequence[dict[str, GradientRatio]]) -> dict[str, Any]:
     """What a term reads, and its gradient's share and direction where its teacher is known."""
     term, balance = source.lesson.term(name), source.balance
     found: dict[str, Any] = {
@@ -285,7 +287,7 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "values": values}
 
 
-def about_assistant(asked: Asked) -> str:
+def about_assistant(asked: PlanRequest) -> str:
     """Which assistant was chosen and why; empty where the user chose."""
     if asked.own["assistant"] != "auto":
         return ""
@@ -301,7 +303,7 @@ def examined(stages: list[dict[str, Any]]) -> int:
     return int(min(VAL_IMAGES, max(8, EXAM_S / per_image)))
 
 
-def examine(asked: Asked, exam: Exam) -> dict[str, dict[str, Any]]:
+def examine(asked: PlanRequest, exam: QuickEval) -> dict[str, dict[str, Any]]:
     """The accuracy of every model that is trained already, by its name in the chain."""
     last = asked.stages[-1]
     trained = {s["name"]: s["model"] for s in asked.stages if s["model"].endswith(".pt") and s["name"] != "teacher"}

@@ -14,7 +14,7 @@ from yolo_mkd.settings import BadInput
 
 
 @dataclass(frozen=True)
-class Exam:
+class QuickEval:
     """What models are compared on: some images of a data set, and where and how to look at them."""
 
     data: Mapping[str, Any]

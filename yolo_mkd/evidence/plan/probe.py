@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import Reading, read
+from yolo_mkd.distill.balance import GradientRatio, read
 from yolo_mkd.distill.criterion import Source
-from yolo_mkd.distill.teachers import Teacher
+from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.host.dry import disk, precision
 
 HEARD = (2, 8)  # batches at least and at most on which gradients are measured
@@ -40,7 +40,7 @@ class Probe:
 
     seconds: float
     sources: list[Source] = field(default_factory=list)
-    readings: list[list[dict[str, Reading]]] = field(default_factory=list)
+    readings: list[list[dict[str, GradientRatio]]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     args: Any = None
 
@@ -95,14 +95,14 @@ def prepared(trainer: Any) -> Iterator[tuple[Batch, float]]:
             yield batch, clock(trainer) - started
 
 
-def hear(trainer: Any, batch: Batch, sources: list[Source]) -> tuple[list[dict[str, Reading]], float]:
+def hear(trainer: Any, batch: Batch, sources: list[Source]) -> tuple[list[dict[str, GradientRatio]], float]:
     """Let each source's balance hear one batch's gradients as in training, and return them and the time it took [s]."""
     criterion = host.unwrap_model(trainer.model).criterion
     criterion.student.taps.open = True
     with precision(trainer):
         preds = trainer.model(batch["img"])
         loss, _ = criterion.detection(preds, batch)
-        taught = [s.teacher.answer(batch) for s in sources]
+        taught = [s.teacher(batch) for s in sources]
     ks, task, found = criterion.student.knowledge(preds), loss.sum() / len(batch["img"]), []
     started = clock(trainer)
     for source, kt in zip(sources, taught, strict=True):
@@ -127,7 +127,7 @@ def forward(trainer: Any, batch: Batch, source: Source | None) -> tuple[Tensor, 
         total = loss.sum()
         marks.append(clock(trainer))
         if source:
-            kt = source.teacher.answer(batch)
+            kt = source.teacher(batch)
             marks.append(clock(trainer))
     if source:
         losses = source.lesson.losses(criterion.student.knowledge(preds), kt, criterion.truth(batch, source, kt))
@@ -199,7 +199,7 @@ def memory(trainer: Any, batch: Batch, sources: list[Source]) -> dict[str, Any]:
     """
     trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     states = [t for state in trainer.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-    models = [s.teacher.model for s in sources if isinstance(s.teacher, Teacher)]
+    models = [s.teacher.model for s in sources if isinstance(s.teacher, LiveTeacher)]
     found: dict[str, Any] = {
         "parameters": size_of([*trainer.model.parameters(), *trainer.model.buffers()]),
         "gradients": size_of(trained),
@@ -209,7 +209,7 @@ def memory(trainer: Any, batch: Batch, sources: list[Source]) -> dict[str, Any]:
     }
     turns: dict[str, Source | None] = {"plain": None, **({"taught": sources[0]} if sources else {})}
     for name, source in turns.items():
-        saved = Saved(trainer.model, *(s.lesson.parts for s in sources))
+        saved = SavedTensorCounter(trainer.model, *(s.lesson.parts for s in sources))
         with saved:
             forward(trainer, batch, source)
         found[f"saved_{name}"] = saved.bytes
@@ -225,7 +225,7 @@ def size_of(tensors: list[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-class Saved(saved_tensors_hooks):
+class SavedTensorCounter(saved_tensors_hooks):
     """Counts what a forward pass keeps for its backward pass, each storage once and weights not at all.
 
     Attributes:
