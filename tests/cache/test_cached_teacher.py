@@ -11,10 +11,11 @@ import torch
 from ultralytics import YOLO
 
 from yolo_mkd import host
-from yolo_mkd.cache.teacher import CachedTeacher, layout_of, open_record
-from yolo_mkd.distill.distiller import Lesson
-from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher
-from yolo_mkd.knowledge import Truth
+from yolo_mkd.cache.teacher import CachedTeacher, layout_of, open_cache
+from yolo_mkd.distill.distiller import Distiller
+from yolo_mkd.distill.hooks import FeatureExtractor
+from yolo_mkd.distill.teachers import LiveTeacher
+from yolo_mkd.knowledge import LossWeights, Targets
 from yolo_mkd.settings import BadInput, preset
 from yolo_mkd.trainer import MKDTrainer
 
@@ -54,7 +55,7 @@ def test_the_teacher_speaks_once_about_each_view_and_later_runs_replay_it_exactl
     assert asked == []
     assert all(torch.equal(v, weights(again)[k]) for k, v in weights(first).items())
     assert any(not torch.equal(v, weights(other)[k]) for k, v in weights(first).items())
-    assert again.sources[0].teacher.teacher is None  # and its memory is free
+    assert again.kd.distillers[0].teacher.teacher is None  # and its memory is free
 
 
 def test_only_what_is_missing_is_asked(train: Any, asked: list[int]) -> None:
@@ -75,7 +76,7 @@ def test_views_after_mosaic_has_closed_are_recorded_on_their_own(train: Any, ask
 
 def test_a_full_record_goes_on_asking(train: Any, asked: list[int]) -> None:
     trainer = train("small", record_limit=1e-5)  # 10 kB, about a record
-    assert trainer.sources[0].teacher.store.full
+    assert trainer.kd.distillers[0].teacher.store.full
     assert sum(asked) > 24 * 3
 
 
@@ -122,7 +123,7 @@ def teacher(tiny_detector: Any) -> LiveTeacher:
 
 @pytest.fixture
 def recorded(teacher: LiveTeacher, tiny_detector: Any, tmp_path: Path) -> CachedTeacher:
-    return open_record(str(tmp_path), teacher, str(tiny_detector.pt), {"views": 1}, 16, [0], None)
+    return open_cache(str(tmp_path), teacher, str(tiny_detector.pt), {"views": 1}, 16, [0], None)
 
 
 def test_each_term_finds_in_the_record_what_it_finds_in_the_teacher(
@@ -132,18 +133,18 @@ def test_each_term_finds_in_the_record_what_it_finds_in_the_teacher(
     student = host.build(str(tiny_detector.pt.parents[2] / "yolo26n.yaml"), 3)
     spec = teacher.extractor.spec
     student.names = spec.names
-    lesson = Lesson(host.model_spec(student, 64), spec, ASKED)
-    ks = FeatureExtractor(student.train(), lesson.match.student, lesson.roles).knowledge(student(pictures))
-    truth = Truth(torch.zeros(0, 4), torch.zeros(0))
-    live = lesson.losses(ks, teacher.infer(pictures), truth)
+    distiller = Distiller(host.model_spec(student, 64), spec, ASKED)
+    ks = FeatureExtractor(student.train(), distiller.match.student, distiller.roles).collect(student(pictures))
+    labels = Targets(torch.zeros(0, 4), torch.zeros(0)), LossWeights()
+    live = distiller.losses(ks, teacher.infer(pictures), *labels)
     batch = {"img": pictures, "code": list(range(16))}
     for kt in (recorded(batch), recorded(batch)):  # first noted, then read
         assert kt.features == {}
-        found = lesson.losses(ks, kt, truth)
+        found = distiller.losses(ks, kt, *labels)
         assert set(found) == set(live) == {"soft", "soft_box", "attention", "relation"}
         for name, value in live.items():
             assert found[name].item() == pytest.approx(value.item(), rel=0.01), name
-    assert recorded.asked == 16
+    assert recorded.computed == 16
 
 
 def test_a_batch_is_put_together_from_the_record_and_the_teacher_in_its_own_order(
@@ -152,7 +153,7 @@ def test_a_batch_is_put_together_from_the_record_and_the_teacher_in_its_own_orde
     whole = recorded({"img": pictures[:6], "code": [0, 1, 2, 3, 4, 5]})
     order = [9, 4, 0, 8, 2]
     mixed = recorded({"img": pictures[order], "code": order})
-    assert recorded.asked == 6 + 2
+    assert recorded.computed == 6 + 2
     for place, code in ((1, 4), (2, 0), (4, 2)):
         assert torch.equal(mixed.branches["one2many"].logits[place], whole.branches["one2many"].logits[code])
         assert torch.equal(mixed.maps["neck_p3"][place], whole.maps["neck_p3"][code])
@@ -164,6 +165,6 @@ def test_a_teacher_that_has_left_is_called_back_for_a_view_that_nobody_foresaw(
     first = recorded({"img": pictures[:2], "code": [0, 1]})
     recorded.teacher = None
     again = recorded({"img": pictures[:3], "code": [0, 1, 17]})
-    assert recorded.asked == 3
+    assert recorded.computed == 3
     for name, branch in first.branches.items():
         assert torch.equal(again.branches[name].logits[:2], branch.logits)

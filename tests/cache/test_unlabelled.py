@@ -105,7 +105,7 @@ def test_knowledge_is_cut_and_put_together_along_the_images() -> None:
         return Knowledge({"one2many": outputs}, roles, {8: (4, 4)}, {"neck_p3": torch.rand(count, 4, 4)}, relations)
 
     a, b = some(2), some(3)
-    both = a.together(b)
+    both = a.joined_with(b)
     again = both.first(2)
     for k in ("logits", "distances", "bins"):
         assert torch.equal(getattr(again.branches["one2many"], k), getattr(a.branches["one2many"], k))
@@ -144,7 +144,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def listen(self: Any, preds: Any, batch: Any) -> Any:
         loss, items = inner(self, preds, batch)
         n = batch.get("labelled", len(batch["img"]))
-        alone, _ = self.detection(host.first(preds, n), batch)
+        alone, _ = self.detection(host.of_first(preds, n), batch)
         calls.append({"images": len(batch["img"]), "labelled": n, "loss": loss.detach(), "alone": alone.detach()})
         calls[-1] |= {"first": batch["img"][:n].clone(), "others": batch["img"][n:].clone()}
         return loss, items
@@ -262,7 +262,7 @@ def test_the_teacher_is_certain_of_drawn_objects_and_not_of_noise(train: Any, po
     found = []
     for place in (pool, tmp_path / "noise"):
         trainer = train(knowledge={"unlabelled": str(place), "calibrate": False}, epochs=1, mosaic=0.0)
-        found.append(trainer.pool.certain(trainer.sources[0].teacher, torch.device("cpu")))
+        found.append(trainer.pool.certain(trainer.kd.distillers[0].teacher, torch.device("cpu")))
     assert found[0][1] == 20 and found[1][1] == 8
     assert found[0][0] / 20 > found[1][0] / 8
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from yolo_mkd.distill.balance import LIMITS, GradientBalancer, GradientRatio, TermWeight, class_weights, read
+from yolo_mkd.distill.balance import LIMITS, GradientBalancer, GradientRatio, TermWeight, class_weights, gradient_ratios
 
 
 def weights(*values: float) -> list[nn.Parameter]:
@@ -22,14 +22,14 @@ def balance(**options: bool) -> GradientBalancer:
 
 def heard(b: GradientBalancer, *strengths: float, remaining: float = 1.0) -> GradientBalancer:
     for strength in strengths:
-        b.hear({"a": GradientRatio(strength, 0.1)}, {"a": remaining})
+        b.update({"a": GradientRatio(strength, 0.1)}, {"a": remaining})
     return b
 
 
 def test_strength_and_cosine_of_two_known_gradients() -> None:
     x, y = weights(1.0, 1.0)
     task, loss = 3 * x + 4 * y, 10 * x  # gradients (3, 4) and (10, 0)
-    found = read(task.sum(), {"a": loss.sum()}, [x, y])["a"]
+    found = gradient_ratios(task.sum(), {"a": loss.sum()}, [x, y])["a"]
     assert found.strength == pytest.approx(2.0)
     assert found.cosine == pytest.approx(0.6)
 
@@ -37,14 +37,14 @@ def test_strength_and_cosine_of_two_known_gradients() -> None:
 def test_a_loss_that_does_not_reach_the_weights_has_no_strength() -> None:
     x, y = weights(1.0, 1.0)
     losses = {"elsewhere": (y * 2).sum(), "constant": torch.tensor(3.0)}
-    found = read((x * 2).sum(), losses, [x])
+    found = gradient_ratios((x * 2).sum(), losses, [x])
     assert {name: r.strength for name, r in found.items()} == {"elsewhere": 0.0, "constant": 0.0}
 
 
 def test_reading_leaves_the_graph_and_the_gradients_alone() -> None:
     (x,) = weights(2.0)
     task, loss = x.square().sum(), (x**3).sum()
-    read(task, {"a": loss}, [x])
+    gradient_ratios(task, {"a": loss}, [x])
     assert x.grad is None
     (task + loss).backward()
     assert x.grad is not None
@@ -54,7 +54,7 @@ def test_reading_leaves_the_graph_and_the_gradients_alone() -> None:
 def test_small_half_precision_gradients_do_not_vanish() -> None:
     (x,) = weights(1.0)
     half = x.half() * 1.0  # the gradient passes in fp16, whose smallest value is 6e-8
-    found = read((half.float() * 1e-8).sum(), {"a": (half.float() * 2e-8).sum()}, [x])["a"]
+    found = gradient_ratios((half.float() * 1e-8).sum(), {"a": (half.float() * 2e-8).sum()}, [x])["a"]
     assert found.strength == pytest.approx(2.0, rel=0.05)
 
 
@@ -77,18 +77,18 @@ def test_classes_that_are_seldom_seen_weigh_more(masses: list[float], power: flo
 def test_class_weights_follow_all_that_was_heard_and_survive_a_resumed_run() -> None:
     b = balance()
     b.power = 0.5
-    assert b.classes() is None
+    assert b.class_weights() is None
     for mass in ([6.0, 0.0], [2.0, 2.0]):
-        b.weigh({"one2many": torch.tensor(mass), "one2one": torch.ones(2)}, torch.tensor([3, 1]))
+        b.observe_classes({"one2many": torch.tensor(mass), "one2one": torch.ones(2)}, torch.tensor([3, 1]))
     again = balance()
     again.power = 0.5
     again.restore(b.state())
-    found = again.classes()
+    found = again.class_weights()
     assert found is not None
     assert found["one2many"].tolist() == pytest.approx([5 / 6, 5 / 3])
     assert found["one2one"].tolist() == pytest.approx([1.0, 1.0])
     again.power = 0.0
-    assert again.classes() is None
+    assert again.class_weights() is None
 
 
 def test_a_class_that_no_label_names_takes_no_weight_from_the_others() -> None:
@@ -96,8 +96,8 @@ def test_a_class_that_no_label_names_takes_no_weight_from_the_others() -> None:
     b.power = 1.0
     mass = torch.tensor([8.0, 90.0, 2.0])  # as with classes=[0, 2], of a teacher that knows all three
     for labels in ([2, 0, 0], [1, 0, 1]):
-        b.weigh({"one2many": mass.clone()}, torch.tensor(labels))
-    found = b.classes()
+        b.observe_classes({"one2many": mass.clone()}, torch.tensor(labels))
+    found = b.class_weights()
     assert found is not None
     assert found["one2many"].tolist() == pytest.approx([5 / 8, 1.0, 5 / 2])
 
@@ -155,31 +155,31 @@ def test_an_epoch_reports_the_mean_share_as_the_gain_has_it_and_starts_anew() ->
     b = heard(balance(), 0.25)
     b.freeze()
     heard(b, 0.75)
-    assert b.heard == 2
+    assert b.measured == 2
     assert b.close_epoch() == {"a": GradientRatio(pytest.approx((0.25 + 0.75) * 2.0 / 2), pytest.approx(0.1))}
-    assert b.heard == 0
+    assert b.measured == 0
     assert b.close_epoch() == {}
 
 
 def test_a_shut_gate_gives_no_weight_and_keeps_the_gain() -> None:
     b = heard(balance(gate=True), 0.25)
-    b.hear({"a": GradientRatio(0.25, -0.2)}, {"a": 1.0})
+    b.update({"a": GradientRatio(0.25, -0.2)}, {"a": 1.0})
     assert b.gain("a") == 0
     assert b.gains["a"] == 2.0
-    b.hear({"a": GradientRatio(0.25, 0.0)}, {"a": 1.0})
+    b.update({"a": GradientRatio(0.25, 0.0)}, {"a": 1.0})
     assert b.gain("a") == 2.0
     b = balance()  # no gate was asked for
-    b.hear({"a": GradientRatio(0.25, -0.2)}, {"a": 1.0})
+    b.update({"a": GradientRatio(0.25, -0.2)}, {"a": 1.0})
     assert b.gain("a") == 2.0
 
 
 def test_a_resumed_run_goes_on_with_the_same_gains_and_gate() -> None:
     b = heard(balance(gate=True), 0.1, 0.2)
     b.freeze()
-    b.hear({"a": GradientRatio(0.2, -1.0)}, {"a": 1.0})
+    b.update({"a": GradientRatio(0.2, -1.0)}, {"a": 1.0})
     other = balance(gate=True)
     other.restore(b.state())
-    assert (other.gains, other.frozen, other.history, other.shut) == (b.gains, True, b.history, {"a"})
+    assert (other.gains, other.frozen, other.history, other.gated) == (b.gains, True, b.history, {"a"})
 
 
 def one_rank(rank: int, folder: Path) -> None:
@@ -187,11 +187,11 @@ def one_rank(rank: int, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     x, y = weights(1.0, 1.0)
     task, loss = 3 * x + 4 * y, 10 * (x if rank == 0 else y)  # cosines 0.6 and 0.8
-    found = read(task.sum(), {"a": loss.sum()}, [x, y])["a"]
+    found = gradient_ratios(task.sum(), {"a": loss.sum()}, [x, y])["a"]
     b = balance()
     b.power = 1.0
-    b.weigh({"one2one": torch.tensor([8.0, 0.0] if rank == 0 else [0.0, 2.0])}, torch.eye(2)[rank])
-    torch.save({"reading": found, "classes": b.classes()}, folder / f"{rank}.pt")
+    b.observe_classes({"one2one": torch.tensor([8.0, 0.0] if rank == 0 else [0.0, 2.0])}, torch.eye(2)[rank])
+    torch.save({"reading": found, "classes": b.class_weights()}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from ultralytics.cfg import get_cfg
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import GradientBalancer, TermWeight
-from yolo_mkd.distill.criterion import PATIENCE, Criterion, Progress, Source
-from yolo_mkd.distill.distiller import TERMS, Lesson
+from yolo_mkd.distill.balance import GradientBalancer
+from yolo_mkd.distill.criterion import PATIENCE, Criterion, Progress
+from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher
-from yolo_mkd.knowledge import Truth
+from yolo_mkd.distill.teachers import LiveTeacher
+from yolo_mkd.knowledge import LossWeights, Targets
 from yolo_mkd.settings import preset
 
 GAINS = {name: float(gain) for name, gain in preset("nominal").items() if name in TERMS}
@@ -32,25 +33,22 @@ class Bench:
         self.student = host.build("yolo26n.yaml", classes=3).train()
         self.student.args = get_cfg()
         spec = host.model_spec(self.student, 64)
-        sources = []
+        distillers = []
         for i in range(teachers):
             model = host.build("yolo26n.yaml", classes=3)
-            lesson = Lesson(spec, host.model_spec(model, 64), {**GAINS, **gains})
-            weights_asked = {
-                t.name: TermWeight(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in lesson.acting
-            }
-            teacher = LiveTeacher(f"t{i}", host.freeze(model), lesson.match.teacher, lesson.roles)
-            sources.append(Source(teacher, lesson, GradientBalancer(weights_asked, calibrate, gate)))
-        extractor = FeatureExtractor(self.student, spec, sources[0].lesson.roles)
+            distiller = Distiller(spec, host.model_spec(model, 64), {**GAINS, **gains}, calibrate, gate)
+            distiller.connect(LiveTeacher(f"t{i}", host.freeze(model), distiller.match.teacher, distiller.roles))
+            distillers.append(distiller)
+        extractor = FeatureExtractor(self.student, spec, distillers[0].roles)
         schedule = Schedule(warmup=10, fitted=fitted, end=90, epochs=100)
-        self.moment = Progress(round(10 * weight) if weight else 90)
+        self.progress = Progress(round(10 * weight) if weight else 90)
         shared = host.shared_weights(self.student, spec)
         detection = self.student.init_criterion()
-        self.criterion = Criterion(detection, extractor, sources, schedule, self.moment, shared, seed=0)
+        self.criterion = Criterion(detection, extractor, distillers, schedule, self.progress, shared, seed=0)
 
     @property
     def balance(self) -> GradientBalancer:
-        return self.criterion.sources[0].balance
+        return self.criterion.distillers[0].balancer
 
     def batch(self, images: int = 2) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1)
@@ -73,7 +71,7 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
     student = host.load_detector("model", str(tiny_detector.pt)).requires_grad_(True).train()
     student.args = get_cfg()
     teacher = host.freeze(host.load_detector("teacher", str(tiny_detector.pt)))
-    lesson = Lesson(host.model_spec(student, 96), host.model_spec(teacher, 96), GAINS)
+    distiller = Distiller(host.model_spec(student, 96), host.model_spec(teacher, 96), GAINS)
     pictures, rows = [], []
     for i, path in enumerate(tiny_detector.images[:8]):
         pictures.append(cv2.resize(cv2.imread(str(path)), (96, 96))[..., ::-1].transpose(2, 0, 1) / 255)
@@ -81,7 +79,7 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
         rows += [[i, *map(float, line.split())] for line in label.read_text().splitlines()]
     images, labels = torch.tensor(np.stack(pictures), dtype=torch.float32), torch.tensor(rows)
     batch = {"img": images, "batch_idx": labels[:, 0], "cls": labels[:, 1:2], "bboxes": labels[:, 2:]}
-    extractor = FeatureExtractor(student, lesson.match.student, lesson.roles)
+    extractor = FeatureExtractor(student, distiller.match.student, distiller.roles)
     preds = student(images)
     trunk = [p for n, p in student.named_parameters() if not n.startswith("model.23.")]
 
@@ -90,8 +88,8 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
         return float(torch.cat([g.flatten() for g in found if g is not None]).norm())
 
     task = strength(student.init_criterion()(preds, batch)[0].sum() / len(images))
-    kt = LiveTeacher("t", teacher, lesson.match.teacher, lesson.roles).infer(images)
-    losses = lesson.losses(extractor.knowledge(preds), kt, Truth(labels[:, 2:], labels[:, 0]))
+    kt = LiveTeacher("t", teacher, distiller.match.teacher, distiller.roles).infer(images)
+    losses = distiller.losses(extractor.collect(preds), kt, Targets(labels[:, 2:], labels[:, 0]), LossWeights())
     shares = {name: GAINS[name] * strength(loss) / task for name, loss in losses.items()}
     assert all(0.05 < share < 5 for share in shares.values()), shares  # weighted by score, guidance had 7.4 here
 
@@ -126,9 +124,9 @@ def test_a_doubled_batch_doubles_the_loss_so_that_an_image_counts_the_same(name:
 
 
 def broken(bench: Bench, name: str, value: float) -> None:
-    term = bench.criterion.sources[0].lesson.term(name)
+    term = bench.criterion.distillers[0].distiller.term(name)
     sound = term.loss
-    term.loss = lambda ks, kt, truth: sound(ks, kt, truth) * value
+    term.loss = lambda ks, kt, *labels: sound(ks, kt, *labels) * value
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -198,7 +196,7 @@ def test_while_guidance_layers_are_fitted_they_learn_at_full_gain_and_the_studen
         heard = 1.0 if fitted > 1 else 0.5  # the schedule holds back the student, not the layers
         assert loss[3].item() == pytest.approx(6 * heard * 2 * float(items["kd/guidance"]), rel=1e-5)
         loss[3].backward()
-        parts = list(bench.criterion.sources[0].lesson.parts.parameters())
+        parts = list(bench.criterion.distillers[0].distiller.adapters.parameters())
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parts)
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trunk(bench)) == (fitted == 1)
 
@@ -209,12 +207,12 @@ def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() ->
     loss, _ = bench.loss()  # measures this batch
     balance = bench.balance
     task = of_the_trunk(bench, loss[:3].sum()).norm()
-    lesson = bench.criterion.sources[0].lesson
+    distiller = bench.criterion.distillers[0].distiller
     batch = bench.batch()
     preds = bench.student(batch["img"])
-    kt = bench.criterion.sources[0].teacher.infer(batch["img"])
-    losses = lesson.losses(
-        bench.criterion.student.knowledge(preds), kt, bench.criterion.truth(batch, bench.criterion.source, kt)
+    kt = bench.criterion.distillers[0].teacher.infer(batch["img"])
+    losses = distiller.losses(
+        bench.criterion.student.collect(preds), kt, *bench.criterion.weigh(bench.criterion.distiller, kt, batch)
     )
     for name, value in losses.items():
         share = balance.gains[name] * of_the_trunk(bench, value).norm() * 2 / task  # losses are per image
@@ -223,7 +221,7 @@ def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() ->
 
 
 def test_a_term_a_thousand_times_as_large_ends_with_the_same_contribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolo_mkd.distill.balance.LIMITS", (0.0, float("inf")))
+    monkeypatch.setattr("yolo_mkd.distill.balancer.LIMITS", (0.0, float("inf")))
     sizes = []
     for factor in (1.0, 1000.0):
         bench = Bench(calibrate=True, **{**dict.fromkeys(TERMS, 0.0), "attention": 0.25})
@@ -271,20 +269,20 @@ def test_at_the_end_of_a_dual_heads_run_the_measured_share_is_still_the_one_aske
 
 def test_the_gate_leaves_out_a_term_that_pulls_against_the_task_and_lets_it_back_in() -> None:
     bench = Bench(gate=True, **{**dict.fromkeys(TERMS, 0.0), "attention": 1.0, "soft": 1.0})
-    term = bench.criterion.sources[0].lesson.term("attention")
+    term = bench.criterion.distillers[0].distiller.term("attention")
     sound, sign = term.loss, [-1.0]
 
-    def task(ks: Any, kt: Any, truth: Any) -> Tensor:
+    def task(ks: Any, kt: Any, targets: Any, weights: Any) -> Tensor:
         logits = ks.branches["one2many"].logits
         return sign[0] * torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
 
     term.loss = task  # most anchors are background, so the task agrees with the positive sign
     _, items = bench.loss()
-    assert bench.balance.shut == {"attention"}
+    assert bench.balance.gated == {"attention"}
     bench.criterion.step = 50  # measured again
     sign[0] = 1.0
     loss, items = bench.loss()
-    assert bench.balance.shut == set()
+    assert bench.balance.gated == set()
     assert loss[3].item() == pytest.approx(2 * float(items["kd/soft"] + items["kd/attention"]), rel=1e-4)
     assert sound is not term.loss
 
@@ -293,32 +291,32 @@ def test_gradients_are_measured_evenly_and_more_often_until_the_gains_are_frozen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured: list[int] = []
-    hear = GradientBalancer.hear
+    hear = GradientBalancer.update
     monkeypatch.setattr(
-        GradientBalancer, "hear", lambda self, *a: (measured.append(bench.moment.batch), hear(self, *a))
+        GradientBalancer, "update", lambda self, *a: (measured.append(bench.progress.batch), hear(self, *a))
     )
     bench = Bench(calibrate=True, fitted=95, **{**dict.fromkeys(TERMS, 0.0), "soft": 1.0})
-    bench.moment.batches = 120
+    bench.progress.batches = 120
     bench.criterion.schedule = Schedule(warmup=0, fitted=3, end=90, epochs=100)
-    for bench.moment.batch in range(120):
+    for bench.progress.batch in range(120):
         pass_by(bench)
     assert measured == [0, 30, 60, 90]  # 12 in three epochs
     bench.balance.close_epoch()
     assert bench.balance.freeze()
     measured.clear()
-    for bench.moment.batch in range(120):
+    for bench.progress.batch in range(120):
         pass_by(bench)
     assert measured == [20, 70]  # 50 apart, from one epoch to the next
-    bench.moment.batches = 1200
+    bench.progress.batches = 1200
     measured.clear()
-    for bench.moment.batch in range(400):
+    for bench.progress.batch in range(400):
         pass_by(bench)
     assert measured == [100, 250]  # 150 apart: eight in a long epoch
 
 
 def pass_by(bench: Bench) -> None:
     """Let the criterion see a batch, which takes time only where gradients are measured."""
-    if bench.criterion._due(bench.criterion.sources[0]):
+    if bench.criterion._due(bench.criterion.distillers[0]):
         bench.loss()
     else:
         bench.criterion.step += 1

@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from yolo_mkd import host
-from yolo_mkd.distill.distiller import TERMS, Lesson
+from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.matching import shared_classes
 from yolo_mkd.distill.resample import anchors_of
-from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher, draw
+from yolo_mkd.distill.teachers import LiveTeacher, draw
 from yolo_mkd.host.spec import ModelSpec
-from yolo_mkd.knowledge import Knowledge, Outputs, Truth
+from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
 from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
 from yolo_mkd.settings import defaults
 
 GAINS = {name: float(defaults()[name]) for name in TERMS}
-TRUTH = Truth(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0]))
+TRUTH = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0])), LossWeights()
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
 LAYERS = {  # the last of each backbone stage, and the head's inputs
     "yolov8n": ((4, 6, 9), (15, 18, 21)),
@@ -38,18 +39,18 @@ def model(name: str, names: dict[int, str] = NAMES) -> nn.Module:
     return built
 
 
-def lesson(student: nn.Module, teacher: nn.Module, imgsz: int = 64, **gains: float) -> Lesson:
-    return Lesson(host.model_spec(student, imgsz), host.model_spec(teacher, imgsz), {**GAINS, **gains})
+def distiller(student: nn.Module, teacher: nn.Module, imgsz: int = 64, **gains: float) -> Distiller:
+    return Distiller(host.model_spec(student, imgsz), host.model_spec(teacher, imgsz), {**GAINS, **gains})
 
 
-def taught(by: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
+def taught(by: nn.Module, matched: Distiller, images: torch.Tensor) -> Knowledge:
     return LiveTeacher("t", host.freeze(by), matched.match.teacher, matched.roles).infer(images)
 
 
-def knowledge(of: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge:
+def knowledge(of: nn.Module, matched: Distiller, images: torch.Tensor) -> Knowledge:
     extractor = FeatureExtractor(of, matched.match.student, matched.roles)
-    found = extractor.knowledge(of(images))
-    extractor.taps.remove()
+    found = extractor.collect(of(images))
+    extractor.hooks.remove()
     return found
 
 
@@ -57,16 +58,16 @@ def knowledge(of: nn.Module, matched: Lesson, images: torch.Tensor) -> Knowledge
 def test_layers_are_found_by_role_in_every_family(name: str) -> None:
     spec = host.model_spec(model(name), 64)
     assert spec.strides == (8, 16, 32)
-    found = (tuple(spec.taps[f"{place}_p{p}"].layer for p in (3, 4, 5)) for place in ("backbone", "neck"))
+    found = (tuple(spec.layers[f"{place}_p{p}"].layer for p in (3, 4, 5)) for place in ("backbone", "neck"))
     assert tuple(found) == LAYERS[name]
-    assert [(t.rows, t.columns) for t in spec.taps.values()] == [(8, 8), (4, 4), (2, 2)] * 2
+    assert [(t.rows, t.columns) for t in spec.layers.values()] == [(8, 8), (4, 4), (2, 2)] * 2
     assert spec.branches == (("one2many", "one2one") if name in {"yolo26n", "yolov10n"} else ("one2many",))
     assert spec.reg_max == (1 if name == "yolo26n" else 16)
 
 
 def test_an_image_size_between_strides_is_rounded_up_as_ultralytics_does() -> None:
     odd = host.model_spec(model("yolo26n"), 50)
-    assert (odd.taps["neck_p3"].rows, odd.taps["neck_p5"].rows) == (8, 2)
+    assert (odd.layers["neck_p3"].rows, odd.layers["neck_p5"].rows) == (8, 2)
 
 
 def test_reading_the_spec_changes_nothing_in_the_model() -> None:
@@ -93,10 +94,10 @@ PAIRS = [
 @pytest.mark.parametrize(("student", "teacher", "acting"), PAIRS)
 def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, acting: set[str]) -> None:
     s, t = model(student).train(), model(teacher)
-    matched = lesson(s, t)
+    matched = distiller(s, t)
     assert {term.name for term in matched.acting} == acting
     images = torch.rand(2, 3, 64, 64)
-    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), TRUTH)
+    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), *TRUTH)
     for name, loss in losses.items():
         s.zero_grad()
         loss.backward(retain_graph=True)
@@ -108,35 +109,35 @@ def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, a
 
 def test_each_branch_has_class_weights_of_its_own_and_they_follow_the_names() -> None:
     s, t = model("yolo26n").train(), model("yolo26n", {0: "cow", 1: "cat"})
-    matched = lesson(s, t)
+    matched = distiller(s, t)
     images = torch.rand(2, 3, 64, 64)
     ks, kt = knowledge(s, matched, images), taught(t, matched, images)
     classes = {"one2many": torch.tensor([0.2, 3.0]), "one2one": torch.tensor([5.0, 0.5])}  # of cat and cow
-    found = matched.losses(ks, kt, replace(TRUTH, classes=classes))["soft"]
+    found = matched.losses(ks, kt, TRUTH[0], LossWeights(classes=classes))["soft"]
     expected = [
         class_loss(ks.branches[b].logits[:, [0, 2]], o.logits[:, [1, 0]], classes[b]) for b, o in kt.branches.items()
     ]
     assert found.item() == pytest.approx(sum(e.item() for e in expected), rel=1e-5)
     for o in kt.branches.values():
         o.logits[:, 0] += 8  # a teacher that sees cows, its first class and the second of those that both know
-    masses = matched.masses(kt)
+    masses = matched.class_masses(kt)
     assert set(masses) == {"one2many", "one2one"}
     assert all(m[0] == 0 and m[1] == class_mass(kt.branches[b].logits)[0] > 1 for b, m in masses.items())
-    assert lesson(s, t, soft=0, soft_box=0).masses(kt) == {}
+    assert distiller(s, t, soft=0, soft_box=0).class_masses(kt) == {}
     ours = [s for s, _ in matched.match.classes]
     labels = torch.tensor([[ours[1]], [ours[1]], [max(ours) + 1]]).float()  # the last is of a class that only one knows
-    assert matched.labels(labels).tolist() == [2 * (c == ours[1]) for c in ours]
+    assert matched.label_counts(labels).tolist() == [2 * (c == ours[1]) for c in ours]
 
 
 def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
     s, t = model("yolo26n").train(), model("yolo26n")
     images = torch.rand(2, 3, 64, 64)
-    kt = taught(t, lesson(s, t), images)
+    kt = taught(t, distiller(s, t), images)
 
     def trunk_gradient(branches: tuple[str, ...]) -> float:
-        matched = Lesson(replace(host.model_spec(s, 64), branches=branches), host.model_spec(t, 64), GAINS)
+        matched = Distiller(replace(host.model_spec(s, 64), branches=branches), host.model_spec(t, 64), GAINS)
         s.zero_grad()
-        matched.losses(knowledge(s, matched, images), kt, TRUTH)["soft"].backward()
+        matched.losses(knowledge(s, matched, images), kt, *TRUTH)["soft"].backward()
         grads = [p.grad for n, p in s.named_parameters() if not n.startswith("model.23.") and p.grad is not None]
         return float(sum(g.abs().sum() for g in grads))
 
@@ -146,56 +147,56 @@ def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
 
 def test_a_model_teaching_itself_has_nothing_to_say() -> None:
     s = model("yolo11n")
-    matched = lesson(s, s, guidance=0, exploration=0)
+    matched = distiller(s, s, guidance=0, exploration=0)
     images = torch.rand(2, 3, 64, 64)
     k = knowledge(s, matched, images)
-    for name, loss in matched.losses(k, k, TRUTH).items():
+    for name, loss in matched.losses(k, k, *TRUTH).items():
         assert loss.item() == pytest.approx(0, abs=1e-5), name
 
 
 def test_class_names_in_another_order_change_nothing() -> None:
     s, t = model("yolo11n"), model("yolo11s")
     images = torch.rand(1, 3, 64, 64)
-    straight = lesson(s, t, exploration=0, guidance=0)
+    straight = distiller(s, t, exploration=0, guidance=0)
     ks = knowledge(s, straight, images)
     kt = taught(t, straight, images)
     order = [2, 0, 1]
     t.names = {i: NAMES[j] for i, j in enumerate(order)}
     t.names[0] = f" {t.names[0].upper()} "
-    turned = lesson(s, t, exploration=0, guidance=0)
+    turned = distiller(s, t, exploration=0, guidance=0)
     out = kt.branches["one2many"]
     shuffled = Knowledge({"one2many": Outputs(out.logits[:, order], out.distances, out.bins)}, kt.features, kt.levels)
-    expected = straight.losses(ks, kt, TRUTH)
-    for name, loss in turned.losses(ks, shuffled, TRUTH).items():
+    expected = straight.losses(ks, kt, *TRUTH)
+    for name, loss in turned.losses(ks, shuffled, *TRUTH).items():
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-5), name
 
 
 def test_without_a_shared_class_the_soft_targets_are_off_by_name() -> None:
-    matched = lesson(model("yolo11n"), model("yolo11n", {0: "ship", 1: "car"}))
+    matched = distiller(model("yolo11n"), model("yolo11n", {0: "ship", 1: "car"}))
     assert {t.name for t in matched.acting} == {"attention", "relation", "guidance", "exploration"}
     assert matched.term("soft").why_not == "the teacher knows no class of this data"
 
 
 def test_only_equal_strides_are_matched() -> None:
     s, t = model("yolo26n"), model("yolo26n-p2")
-    matched = lesson(s, t)
+    matched = distiller(s, t)
     assert matched.match.strides == (8, 16, 32)
     images = torch.rand(1, 3, 64, 64)
-    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), TRUTH)
+    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), *TRUTH)
     assert all(v.isfinite() for v in losses.values())
     assert set(losses) == ON - {"soft_dfl"}
 
 
 def test_exploring_channels_get_no_gradient_from_the_other_terms_and_the_reverse() -> None:
     s, t = model("yolo26n"), model("yolo26s")
-    matched = lesson(s, t)
+    matched = distiller(s, t)
     images = torch.rand(2, 3, 64, 64)
     ks = knowledge(s, matched, images)
     kt = taught(t, matched, images)
     role = "neck_p4"
     f = ks.features[role] = ks.features[role].detach().requires_grad_()
     half = f.shape[1] // 2
-    for name, loss in matched.losses(ks, kt, TRUTH).items():
+    for name, loss in matched.losses(ks, kt, *TRUTH).items():
         if name not in {"attention", "relation", "guidance", "exploration"}:
             continue
         g = torch.autograd.grad(loss, f, retain_graph=True)[0]
@@ -236,7 +237,7 @@ def test_a_frozen_teacher_says_what_the_model_says_in_both_branches_with_its_lay
         if isinstance(module, nn.BatchNorm2d):  # statistics of their own, which fusing has to take along
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
-    matched, images = lesson(t, t), torch.rand(2, 3, 64, 64)
+    matched, images = distiller(t, t), torch.rand(2, 3, 64, 64)
     plain, _ = host.outputs(t(images), matched.match.teacher.strides, matched.match.teacher.reg_max)
     said = taught(t, matched, images)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in t.model[0].modules())
@@ -257,7 +258,7 @@ def test_a_frozen_teacher_keeps_its_statistics() -> None:
 
 def test_a_teacher_that_was_asked_ahead_has_looked_once_and_answers_that() -> None:
     t = model("yolo26n")
-    matched, looked = lesson(t, t), []
+    matched, looked = distiller(t, t), []
     teacher = LiveTeacher("t", host.freeze(t), matched.match.teacher, matched.roles)
     teacher.model.register_forward_hook(lambda *_: looked.append(1))
     batch, other = ({"img": torch.rand(1, 3, 64, 64)} for _ in range(2))
@@ -275,7 +276,7 @@ def test_a_teacher_that_was_asked_ahead_has_looked_once_and_answers_that() -> No
 @pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo12n", "yolo26n"])
 def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_the_same(name: str) -> None:
     t = model(name)
-    matched, images = lesson(t, t), torch.rand(2, 3, 64, 64)
+    matched, images = distiller(t, t), torch.rand(2, 3, 64, 64)
     full = taught(t, matched, images)
     half = LiveTeacher("t", t.to(torch.bfloat16), matched.match.teacher, matched.roles).infer(images)
     assert half.features["neck_p3"].dtype == torch.bfloat16
@@ -288,11 +289,11 @@ def test_taps_hold_nothing_once_taken_and_hear_nothing_while_closed() -> None:
     m = model("yolo11n")
     extractor = FeatureExtractor(m, host.model_spec(m, 64), ["neck_p3"])
     m(torch.rand(1, 3, 64, 64))
-    assert set(extractor.taps.take()) == {"neck_p3"}
-    assert extractor.taps.take() == {}
-    extractor.taps.open = False
+    assert set(extractor.hooks.take()) == {"neck_p3"}
+    assert extractor.hooks.take() == {}
+    extractor.hooks.open = False
     m(torch.rand(1, 3, 64, 64))
-    assert extractor.taps.take() == {}
+    assert extractor.hooks.take() == {}
 
 
 def test_every_teacher_is_drawn_as_often_and_alike_on_every_rank() -> None:
@@ -304,8 +305,8 @@ def test_every_teacher_is_drawn_as_often_and_alike_on_every_rank() -> None:
 
 def test_maps_too_small_to_hold_a_pattern_are_left_out() -> None:
     s = host.model_spec(model("yolo26n"), 32)
-    assert (s.taps["neck_p5"].rows, s.taps["neck_p5"].columns) == (1, 1)
-    matched = Lesson(s, s, GAINS)
+    assert (s.layers["neck_p5"].rows, s.layers["neck_p5"].columns) == (1, 1)
+    matched = Distiller(s, s, GAINS)
     assert matched.match.shared == ("backbone_p3", "backbone_p4", "neck_p3", "neck_p4")
     bare = ModelSpec(s.names, s.strides, s.branches, s.reg_max, s.rotated, {}, s.channels, s.parameters)
-    assert {t.name for t in Lesson(bare, s, GAINS).acting} == {"soft", "soft_box"}
+    assert {t.name for t in Distiller(bare, s, GAINS).acting} == {"soft", "soft_box"}

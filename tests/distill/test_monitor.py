@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 from yolo_mkd.distill.balance import GradientRatio
-from yolo_mkd.distill.monitor import Shares
+from yolo_mkd.distill.monitor import ShareMonitor
 from yolo_mkd.host import LOGGER
 
 
@@ -27,21 +27,21 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_without_knowledge_leaves_neither_table_nor_picture(tmp_path: Path) -> None:
-    Shares(tmp_path, fresh=True).draw()
+    ShareMonitor(tmp_path, fresh=True).draw()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_each_epoch_teacher_and_term_has_a_row(tmp_path: Path, warned: list[str]) -> None:
-    shares = Shares(tmp_path, fresh=True)
+    shares = ShareMonitor(tmp_path, fresh=True)
     shares.add(1, "t.pt", 0.5, {"soft": GradientRatio(0.48, 0.3), "relation": GradientRatio(0.1, -0.2)})
-    Shares(tmp_path, fresh=False).add(2, "t.pt", 1.0, {"soft": GradientRatio(0.5, 0.1)})  # resumed
+    ShareMonitor(tmp_path, fresh=False).add(2, "t.pt", 1.0, {"soft": GradientRatio(0.5, 0.1)})  # resumed
     assert [(r["epoch"], r["term"], r["weight"], r["share"], r["cosine"]) for r in rows(tmp_path)] == [
         ("1", "soft", "0.5", "0.48", "0.3"),
         ("1", "relation", "0.5", "0.1", "-0.2"),
         ("2", "soft", "1", "0.5", "0.1"),
     ]
     assert warned == []
-    Shares(tmp_path, fresh=True)
+    ShareMonitor(tmp_path, fresh=True)
     assert not (tmp_path / "shares.csv").exists()
 
 
@@ -49,7 +49,7 @@ def test_each_epoch_teacher_and_term_has_a_row(tmp_path: Path, warned: list[str]
     ("strength", "words"), [(0.0, "no gradient"), (math.nan, "not finite"), (math.inf, "not finite")]
 )
 def test_a_dead_term_is_called_out_by_name(tmp_path: Path, warned: list[str], strength: float, words: str) -> None:
-    Shares(tmp_path, fresh=True).add(
+    ShareMonitor(tmp_path, fresh=True).add(
         7, "t.pt", 1.0, {"soft": GradientRatio(0.5, 0.1), "relation": GradientRatio(strength, 0.0)}
     )
     assert len(warned) == 1
@@ -58,7 +58,7 @@ def test_a_dead_term_is_called_out_by_name(tmp_path: Path, warned: list[str], st
 
 
 def test_the_picture_has_a_panel_for_each_teacher(tmp_path: Path, warned: list[str]) -> None:
-    shares = Shares(tmp_path, fresh=True)
+    shares = ShareMonitor(tmp_path, fresh=True)
     for epoch in (1, 2, 3):
         for teacher in ("large.pt", "medium.pt"):
             shares.add(
@@ -68,7 +68,7 @@ def test_the_picture_has_a_panel_for_each_teacher(tmp_path: Path, warned: list[s
         wide = cv2.imread(str(shares.png))
     one = tmp_path / "one"
     one.mkdir()
-    alone = Shares(one, fresh=True)
+    alone = ShareMonitor(one, fresh=True)
     alone.add(1, "large.pt", 1.0, {"soft": GradientRatio(0.5, 0.1)})
     alone.draw()
     assert wide.std() > 10  # something is drawn

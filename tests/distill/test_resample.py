@@ -15,9 +15,9 @@ from ultralytics import YOLO
 
 from yolo_mkd import host
 from yolo_mkd.distill.criterion import Criterion
-from yolo_mkd.distill.distiller import Lesson
+from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.distill.resample import at_levels, at_size, inside
-from yolo_mkd.distill.teachers import LiveTeacher, within
+from yolo_mkd.distill.teachers import LiveTeacher, cropped
 from yolo_mkd.knowledge import Knowledge, Outputs
 from yolo_mkd.settings import BadInput
 from yolo_mkd.trainer import MKDTrainer
@@ -101,7 +101,7 @@ def test_what_lies_in_the_padding_is_cut_away_level_by_level() -> None:
     places = torch.cat([torch.arange(16.0), 100 + torch.arange(4.0)])  # strides 8 and 16 of a 32 x 32 image
     said = Outputs(places.view(1, 1, 20), places.expand(1, 4, 20), places.expand(1, 4, 2, 20))
     f = torch.arange(16.0).view(1, 1, 4, 4)
-    cut = within(Knowledge({"one2many": said}, {"neck_p3": f}, {8: (4, 4), 16: (2, 2)}), 32, 16)
+    cut = cropped(Knowledge({"one2many": said}, {"neck_p3": f}, {8: (4, 4), 16: (2, 2)}), 32, 16)
     kept = [0, 1, 4, 5, 8, 9, 12, 13, 100, 102]
     out = cut.branches["one2many"]
     assert cut.levels == {8: (4, 2), 16: (2, 1)}
@@ -124,9 +124,9 @@ def test_a_teacher_with_smaller_maps_does_not_tell_one2one_the_same_thing_twice(
     model = host.build("yolo26n.yaml", classes=3)
     at = {size: host.model_spec(model, size) for size in (64, 96, 128)}
     asked = {"soft": 1.0}
-    assert Lesson(at[64], at[128], asked).match.branches == ("one2many", "one2one")
-    assert Lesson(at[128], at[128], asked).match.branches == ("one2many", "one2one")
-    assert Lesson(at[96], at[64], asked).match.branches == ("one2many",)
+    assert Distiller(at[64], at[128], asked).match.branches == ("one2many", "one2one")
+    assert Distiller(at[128], at[128], asked).match.branches == ("one2many", "one2one")
+    assert Distiller(at[96], at[64], asked).match.branches == ("one2many",)
 
 
 # Through the trainer

@@ -18,10 +18,11 @@ from ultralytics.nn.modules.head import RTDETRDecoder
 
 from yolo_mkd import host
 from yolo_mkd.distill.balance import GradientBalancer, TermWeight
-from yolo_mkd.distill.criterion import Criterion, Progress, Source
-from yolo_mkd.distill.distiller import TERMS, Lesson
+from yolo_mkd.distill.criterion import Criterion, Distiller, Progress
+from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher
+from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import BadInput, preset
 from yolo_mkd.trainer import MKDTrainer
@@ -93,7 +94,7 @@ class Said:
 def live(model: Any, pupil: Any, imgsz: int = IMGSZ) -> Any:
     """A teacher that is asked anew each time."""
     spec = host.model_spec(model, imgsz)
-    roles = Lesson(pupil.spec, spec, GAINS).roles
+    roles = Distiller(pupil.spec, spec, GAINS).roles
     teacher = LiveTeacher("t", host.freeze(model), spec, roles)
     return SimpleNamespace(name="t", spec=spec, answer=teacher.answer)
 
@@ -121,22 +122,28 @@ class Pupil:
         layers = [head, *(self.model.model[i] for i in head.f)]  # every term reads one of these
         self.end = [p for layer in layers for p in layer.parameters() if p.requires_grad and p.ndim == 1]  # small ones
 
-    def step(self, teacher: Any, shown: dict[str, Tensor], asked: dict[str, float] = GAINS) -> Lesson:
+    def step(self, teacher: Any, shown: dict[str, Tensor], asked: dict[str, float] = GAINS) -> Distiller:
         """One optimisation step of the detection loss and all acting terms; every claim about it is asserted."""
         self.model.load_state_dict(self.start)
         self.model.zero_grad(set_to_none=False)  # memory that is kept need not be found again
-        lesson = Lesson(self.spec, teacher.spec, asked)
-        names = [t.name for t in lesson.acting]
+        distiller = Distiller(self.spec, teacher.spec, asked)
+        names = [t.name for t in distiller.acting]
         balance = GradientBalancer(
             {n: TermWeight(asked[n], TERMS[n].gain, TERMS[n].share) for n in names}, calibrate=False
         )
-        extractor = FeatureExtractor(self.model, self.spec, lesson.roles)
+        extractor = FeatureExtractor(self.model, self.spec, distiller.roles)
         criterion = Criterion(  # measures each term's gradient on the weights that it is given
-            self.detection, extractor, [Source(teacher, lesson, balance)], Schedule(0, 0, 9, 9), Progress(), self.end, 0
+            self.detection,
+            extractor,
+            [Distiller(teacher, distiller, balance)],
+            Schedule(0, 0, 9, 9),
+            Progress(),
+            self.end,
+            0,
         )
-        optimizer = torch.optim.SGD([*self.model.parameters(), *lesson.parts.parameters()], lr=0.01)
+        optimizer = torch.optim.SGD([*self.model.parameters(), *distiller.adapters.parameters()], lr=0.01)
         loss, items = criterion(self.model(shown["img"]), shown)
-        extractor.taps.remove()
+        extractor.hooks.remove()
         assert loss.isfinite().all()
         assert set(balance.epoch) == set(names)
         for name in names:
@@ -148,7 +155,7 @@ class Pupil:
         after = self.model.state_dict()
         assert not torch.equal(after[first], self.start[first])
         assert all(v.isfinite().all() for v in after.values())
-        return lesson
+        return distiller
 
 
 @pytest.fixture(scope="module")
@@ -200,15 +207,15 @@ def teach_by_all(student: str, teachers: list[str], said: dict[str, Said]) -> di
             said[teacher] = Said(teacher)
         one = said[teacher]
         try:
-            lesson = pupil.step(one, shown)
+            distiller = pupil.step(one, shown)
             dual = FAMILIES[student[:-1]].dual and FAMILIES[teacher[:-1]].dual
-            assert {t.name for t in lesson.acting} == acting(student, teacher)
-            assert lesson.match.branches == (("one2many", "one2one") if dual else ("one2many",))
+            assert {t.name for t in distiller.acting} == acting(student, teacher)
+            assert distiller.match.branches == (("one2many", "one2one") if dual else ("one2many",))
             assert checksum_of(one.said) == one.kept, "the teacher's knowledge was changed"
         except (AssertionError, RuntimeError) as e:
             failed.append(f"{teacher} -> {student}: {e}")
             continue
-        row[teacher] = ", ".join(t.name for t in lesson.acting)
+        row[teacher] = ", ".join(t.name for t in distiller.acting)
     assert not failed, "\n".join(failed)
     return row
 
@@ -233,9 +240,9 @@ def test_heads_that_differ_share_what_both_have(student: str, teacher: str, bran
     pupil, model = Pupil(built(student)), built(teacher)
     teaching = live(model, pupil)
     before = checksum(model)
-    lesson = pupil.step(teaching, batch())
-    assert lesson.match.branches == branches
-    assert lesson.term("soft_dfl").why_not == dfl
+    distiller = pupil.step(teaching, batch())
+    assert distiller.match.branches == branches
+    assert distiller.term("soft_dfl").why_not == dfl
     assert checksum(model) == before, "the teacher changed"
     assert all(p.grad is None for p in model.parameters())
 
@@ -254,11 +261,11 @@ def test_heads_that_differ_share_what_both_have(student: str, teacher: str, bran
 )
 def test_p2_and_p6_models_are_matched_by_equal_stride(student: str, teacher: str, strides: tuple[int]) -> None:
     pupil = Pupil(built(student), imgsz=128)
-    lesson = pupil.step(live(built(teacher), pupil, imgsz=128), batch(imgsz=128))
-    assert lesson.match.strides == strides
-    assert lesson.match.neck == tuple(f"neck_p{s.bit_length() - 1}" for s in strides)
+    distiller = pupil.step(live(built(teacher), pupil, imgsz=128), batch(imgsz=128))
+    assert distiller.match.strides == strides
+    assert distiller.match.neck == tuple(f"neck_p{s.bit_length() - 1}" for s in strides)
     both = {name[:6] for name in (student, teacher)} == {"yolov8"}
-    assert {t.name for t in lesson.acting} == set(MKD) - (set() if both else {"soft_dfl"})
+    assert {t.name for t in distiller.acting} == set(MKD) - (set() if both else {"soft_dfl"})
 
 
 @pytest.mark.parametrize(
@@ -272,17 +279,17 @@ def test_p2_and_p6_models_are_matched_by_equal_stride(student: str, teacher: str
 def test_classes_meet_by_name(known: list[str], pairs: tuple[tuple[int, int], ...]) -> None:
     pupil = Pupil(named(built("yolo26n"), ["cat", "dog", "cow"]))
     teacher = named(host.build("yolo11n.yaml", classes=len(known)), known)
-    lesson = pupil.step(live(teacher, pupil), batch())
-    assert lesson.match.classes == pairs
-    assert {t.name for t in lesson.acting} == set(MKD) - {"soft_dfl"}
+    distiller = pupil.step(live(teacher, pupil), batch())
+    assert distiller.match.classes == pairs
+    assert {t.name for t in distiller.acting} == set(MKD) - {"soft_dfl"}
 
 
 def test_without_a_shared_class_only_hidden_layers_teach() -> None:
     pupil = Pupil(named(built("yolo11n"), ["cat", "dog", "cow"]))
-    lesson = pupil.step(live(named(built("yolov8n"), ["ship", "car", "tree"]), pupil), batch())
-    assert {t.name for t in lesson.acting} == {"attention", "relation", "guidance", "exploration"}
+    distiller = pupil.step(live(named(built("yolov8n"), ["ship", "car", "tree"]), pupil), batch())
+    assert {t.name for t in distiller.acting} == {"attention", "relation", "guidance", "exploration"}
     for name in ("soft", "soft_box", "soft_dfl"):
-        assert lesson.term(name).why_not == "the teacher knows no class of this data"
+        assert distiller.term(name).why_not == "the teacher knows no class of this data"
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(1, 1), (1, 3), (6, 6)])
@@ -290,9 +297,9 @@ def test_images_of_other_channels_are_seen_by_both(ours: int, theirs: int) -> No
     pupil, model = Pupil(built("yolo26n", ours)), built("yolo26s", theirs)
     teacher, shown, seen = live(model, pupil), batch(ours), []
     model.model[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    lesson = pupil.step(teacher, shown)
-    lesson.require_active_term("t.pt")
-    assert {t.name for t in lesson.acting} == set(MKD) - {"soft_dfl"}
+    distiller = pupil.step(teacher, shown)
+    distiller.require_active_term("t.pt")
+    assert {t.name for t in distiller.acting} == set(MKD) - {"soft_dfl"}
     assert seen[0].shape[1] == theirs
     assert all(torch.equal(seen[0][:, i], shown["img"][:, i % ours]) for i in range(theirs))
 
@@ -301,7 +308,7 @@ def test_images_of_other_channels_are_seen_by_both(ours: int, theirs: int) -> No
 def test_a_teacher_of_other_channels_is_refused_in_one_line(ours: int, theirs: int) -> None:
     student, teacher = (host.model_spec(built("yolo26n", channels), IMGSZ) for channels in (ours, theirs))
     with pytest.raises(BadInput, match=f"sees images of {theirs} channels, the data has {ours}") as refused:
-        Lesson(student, teacher, GAINS).require_active_term("t.pt")
+        Distiller(student, teacher, GAINS).require_active_term("t.pt")
     assert "\n" not in str(refused.value)
 
 
@@ -323,11 +330,11 @@ def test_an_rtdetr_teacher_teaches_by_its_hidden_layers_and_its_decoder_rests(
     model, pupil = host.load_detector("teacher", str(rtdetr), transformer=True), Pupil(built("yolo26n"))
     teaching = live(model, pupil)
     before = checksum(model.model[:-1])
-    lesson = pupil.step(teaching, batch())
-    assert {t.name for t in lesson.acting} == {"attention", "relation", "guidance", "exploration"}
-    assert lesson.match.neck == ("neck_p3", "neck_p4", "neck_p5")
+    distiller = pupil.step(teaching, batch())
+    assert {t.name for t in distiller.acting} == {"attention", "relation", "guidance", "exploration"}
+    assert distiller.match.neck == ("neck_p3", "neck_p4", "neck_p5")
     for name in ("soft", "soft_box", "soft_dfl"):
-        assert lesson.term(name).why_not == "the teacher's head has no anchors (RT-DETR)"
+        assert distiller.term(name).why_not == "the teacher's head has no anchors (RT-DETR)"
     assert checksum(model.model[:-1]) == before, "the teacher changed"
 
 

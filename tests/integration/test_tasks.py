@@ -138,7 +138,7 @@ def test_one_step_has_a_gradient_for_exactly_the_terms_that_the_heads_share(
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
     loss, items = trainer.model(batch)
     loss.sum().backward()
-    readings = trainer.sources[0].balance.epoch
+    readings = trainer.kd.distillers[0].balance.epoch
     assert set(readings) == soft | HIDDEN
     assert all(0 < r.strength < math.inf for (r,) in readings.values())
     assert {k for k in items if "kd/" in k} == {f"kd/{name}" for name in readings} | {"kd/weight"}

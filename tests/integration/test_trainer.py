@@ -109,8 +109,8 @@ def test_a_head_that_no_term_reads_is_not_run_and_the_terms_find_the_same(train:
     maps = MKDTrainer.using(tiny_detector.pt, **{**OFF, "attention": 1.0}, calibrate=False)
     scores = MKDTrainer.using(tiny_detector.pt, **{**OFF, "attention": 1.0, "soft": 1e-9}, calibrate=False)
     silenced, whole = train(maps, epochs=1, name="maps"), train(scores, epochs=1, name="scores")
-    assert not list(silenced.sources[0].teacher.model.model[-1].parameters())
-    assert list(whole.sources[0].teacher.model.model[-1].parameters())
+    assert not list(silenced.kd.distillers[0].teacher.model.model[-1].parameters())
+    assert list(whole.kd.distillers[0].teacher.model.model[-1].parameters())
     assert float(rows(silenced)[0]["kd/attention"]) == pytest.approx(float(rows(whole)[0]["kd/attention"]), rel=1e-4)
 
 
@@ -118,9 +118,9 @@ def test_soft_targets_weigh_classes_by_what_the_teacher_sees_until_gains_are_fro
     train: Any, tiny_detector: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[dict[str, torch.Tensor]] = []
-    weigh = GradientBalancer.weigh
+    weigh = GradientBalancer.observe_classes
     monkeypatch.setattr(
-        GradientBalancer, "weigh", lambda self, *batch: (heard.append(batch[0]), weigh(self, *batch))[1]
+        GradientBalancer, "observe_classes", lambda self, *batch: (heard.append(batch[0]), weigh(self, *batch))[1]
     )
     seen: list[Any] = []
     truth = Criterion.truth
@@ -164,9 +164,9 @@ def test_on_a_processor_the_teacher_alone_speaks_in_bfloat16_where_that_is_nativ
 ) -> None:
     monkeypatch.setattr(host.models, "native_bfloat16", lambda: native)
     said: list[str] = []
-    monkeypatch.setattr("yolo_mkd.trainer.LOGGER.info", said.append)
+    monkeypatch.setattr("yolo_mkd.session.LOGGER.info", said.append)
     trainer = train(MKDTrainer.using(tiny_detector.pt), epochs=1, amp=amp)
-    assert {p.dtype for p in trainer.sources[0].teacher.model.parameters()} == {expected}
+    assert {p.dtype for p in trainer.kd.distillers[0].teacher.model.parameters()} == {expected}
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     assert [str(expected).removeprefix("torch.") in line for line in said if "teachers speak in" in line] == [True]
     assert all(float(rows(trainer)[0][f"kd/{name}"]) > 0 for name in ACTING)
@@ -206,16 +206,16 @@ def test_adapters_are_trained_and_dropped_and_the_teacher_is_untouched(train: An
     class Watched(MKDTrainer.using(tiny_detector.pt)):  # type: ignore[misc]
         def _setup_train(self) -> None:
             super()._setup_train()
-            before.update({k: v.clone() for k, v in self.parts.state_dict().items()})
-            teacher.update({k: v.clone() for k, v in self.sources[0].teacher.model.state_dict().items()})
+            before.update({k: v.clone() for k, v in self.adapters.state_dict().items()})
+            teacher.update({k: v.clone() for k, v in self.kd.distillers[0].teacher.model.state_dict().items()})
 
     trainer = train(Watched)
     assert len(before) == 6  # in each level the student's side and the teacher's, which is fixed
-    changed = {k for k, v in trainer.parts.state_dict().items() if not torch.equal(v, before[k])}
+    changed = {k for k, v in trainer.adapters.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.endswith("adapter.weight")}
     assert not trainer.state_file.exists()
-    assert all(torch.equal(v, teacher[k]) for k, v in trainer.sources[0].teacher.model.state_dict().items())
-    assert not trainer.sources[0].teacher.model.model[0].training
+    assert all(torch.equal(v, teacher[k]) for k, v in trainer.kd.distillers[0].teacher.model.state_dict().items())
+    assert not trainer.kd.distillers[0].teacher.model.model[0].training
 
 
 def test_the_checkpoint_is_the_plain_students(train: Any, tiny_detector: Any) -> None:
@@ -243,8 +243,8 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
         def save_model(self) -> bool:
             super().save_model()
             if self.epoch == 1:
-                kept.update({k: v.clone() for k, v in self.parts.state_dict().items()})
-                gains.update(self.sources[0].balance.gains)
+                kept.update({k: v.clone() for k, v in self.adapters.state_dict().items()})
+                gains.update(self.kd.distillers[0].balance.gains)
                 raise KeyboardInterrupt
             return True
 
@@ -252,8 +252,11 @@ def test_a_run_goes_on_where_it_was_cut_off_with_the_same_adapters(
         def watch(self) -> None:
             if not found:
                 found.update(epoch=self.epoch, updates=self.model.criterion.detection.updates)
-                found["gains"], found["frozen"] = dict(self.sources[0].balance.gains), self.sources[0].balance.frozen
-                found["adapters"] = {k: v.clone() for k, v in self.parts.state_dict().items()}
+                found["gains"], found["frozen"] = (
+                    dict(self.kd.distillers[0].balance.gains),
+                    self.kd.distillers[0].balance.frozen,
+                )
+                found["adapters"] = {k: v.clone() for k, v in self.adapters.state_dict().items()}
 
         def _setup_train(self) -> None:
             super()._setup_train()
@@ -303,7 +306,7 @@ def test_adapters_get_the_mean_gradient_of_all_ranks(monkeypatch: pytest.MonkeyP
     adapters = torch.nn.ModuleList([torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)])
     adapters[0].weight.grad = torch.tensor([[1.0, 2.0]])  # the other layer heard nothing on this rank
     trainer = MKDTrainer.__new__(MKDTrainer)
-    trainer.parts, trainer.world_size = adapters, 2
+    trainer.adapters, trainer.world_size = adapters, 2
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda grad: grad.add_(3.0))  # the other rank's is 3
     monkeypatch.setattr(host.DetectionTrainer, "optimizer_step", lambda self: None)
     trainer.optimizer_step()
@@ -376,7 +379,7 @@ def test_a_compiled_student_hears_and_learns_the_same(
     assert len(compiled) == 1
     for name in ACTING:
         assert float(rows(fast)[0][f"kd/{name}"]) == pytest.approx(float(rows(plain)[0][f"kd/{name}"]), rel=0.02), name
-    gains = [t.sources[0].balance.gains for t in (plain, fast)]
+    gains = [t.kd.distillers[0].balance.gains for t in (plain, fast)]
     assert gains[1] == pytest.approx(gains[0], rel=0.05)
 
 

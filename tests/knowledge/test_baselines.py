@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolo_mkd.knowledge import Truth
+from yolo_mkd.knowledge import Targets
 from yolo_mkd.knowledge.baselines.cwd import channel_wise_loss, connector
 from yolo_mkd.knowledge.baselines.fgd import FocalGlobal, focal_global_loss
 from yolo_mkd.knowledge.baselines.ld import localization_loss
 from yolo_mkd.knowledge.baselines.mgd import Generator, masked_generation_loss, random_mask
-from yolo_mkd.knowledge.baselines.pkd import pearson_loss, standardise
 from yolo_mkd.knowledge.baselines.ultralytics_l2 import projector, score_l2_loss, teacher_score
+from yolo_mkd.knowledge.correlation import pearson_loss, standardise
 
 LN3 = math.log(3)
 CHANNELS = 6
@@ -30,9 +30,9 @@ def gradient(loss: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad(loss, x)[0]
 
 
-def labels(batch: int) -> Truth:
+def labels(batch: int) -> Targets:
     """The same label in every other image."""
-    return Truth(torch.tensor([[0.5, 0.4, 0.3, 0.5]]).repeat(batch // 2, 1), torch.arange(1.0, batch, 2))
+    return Targets(torch.tensor([[0.5, 0.4, 0.3, 0.5]]).repeat(batch // 2, 1), torch.arange(1.0, batch, 2))
 
 
 def masked(fs: Tensor, ft: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolo_mkd.knowledge import Truth
+from yolo_mkd.knowledge import Targets
 from yolo_mkd.knowledge.baselines.fgd import FocalGlobal, GlobalContext, attention, focal_global_loss, masks
 from yolo_mkd.knowledge.baselines.ld import anchor_boxes, iou, localization_loss, nearest, offset, regions
 
 LN3 = math.log(3)
-NO_LABELS = Truth(torch.zeros(0, 4), torch.zeros(0))
-ONE_LABEL = Truth(torch.tensor([[0.5, 0.4, 0.3, 0.5]]), torch.tensor([1.0]))
+NO_LABELS = Targets(torch.zeros(0, 4), torch.zeros(0))
+ONE_LABEL = Targets(torch.tensor([[0.5, 0.4, 0.3, 0.5]]), torch.tensor([1.0]))
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ class TestFocalGlobal:
     def test_masks_of_two_overlapping_boxes_and_of_an_empty_image(self) -> None:
         # on 4 rows and 8 columns: x 1 to 3, y 1.5 to 2.5 fills columns 1-3 and rows 1-3, nine positions;
         # x 2.25 to 2.75, y 2.4 to 2.6 fills columns 2-3 and rows 2-3, four positions
-        truth = Truth(torch.tensor([[0.25, 0.5, 0.25, 0.25], [0.3125, 0.625, 0.0625, 0.05]]), torch.zeros(2))
+        truth = Targets(torch.tensor([[0.25, 0.5, 0.25, 0.25], [0.3125, 0.625, 0.0625, 0.05]]), torch.zeros(2))
         objects, background = masks(truth, 2, 4, 8)
         expected = torch.zeros(4, 8)
         expected[1:4, 1:4] = 1 / 9
@@ -44,7 +44,7 @@ class TestFocalGlobal:
         assert torch.allclose(background[1], torch.full((4, 8), 1 / 32))
 
     def test_a_box_of_the_whole_image_leaves_no_background(self) -> None:
-        objects, background = masks(Truth(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.zeros(1)), 1, 4, 8)
+        objects, background = masks(Targets(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.zeros(1)), 1, 4, 8)
         assert torch.allclose(objects, torch.full((1, 4, 8), 1 / 45))  # columns 0-8 and rows 0-4, cut at the edge
         assert background.max() == 0
 
@@ -68,10 +68,10 @@ class TestFocalGlobal:
         ],
     )
     def test_a_silent_student_and_one_active_position(
-        self, weights: tuple, truth: Truth | str, expected: float
+        self, weights: tuple, truth: Targets | str, expected: float
     ) -> None:
         # teacher as above, weights S_t C_t = 1.5 * 1.5 at its active position; the student's attention is 1 everywhere
-        labels = Truth(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.zeros(1)) if isinstance(truth, str) else truth
+        labels = Targets(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.zeros(1)) if isinstance(truth, str) else truth
         fs, ft = torch.zeros(1, 2, 1, 2), torch.tensor([LN3, 0, 0, 0]).view(1, 2, 1, 2)
         loss = focal_global_loss(FocalGlobal(2, 2), fs, ft, labels, *weights)
         assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
@@ -130,7 +130,7 @@ def boxes_at(*centres: tuple[float, float, float, float]) -> Tensor:
 LEVELS = {4: (8, 16), 8: (4, 8), 16: (2, 4)}  # of an image of 64 x 32 pixels
 
 
-def plain_regions(truth: Truth, batch: int) -> tuple[list[list[float]], list[list[float]]]:
+def plain_regions(truth: Targets, batch: int) -> tuple[list[list[float]], list[list[float]]]:
     """Both regions with plain numbers, label by label and anchor by anchor."""
     anchors = [
         ((x + 0.5) * k, (y + 0.5) * k, 8 * k, k) for k, (h, w) in LEVELS.items() for y in range(h) for x in range(w)
@@ -184,7 +184,7 @@ class TestRegions:
         # and DIoU = IoU - d^2 / ((16 + d)^2 + 256). Of the nine nearest, d = 0 2 2 4 4 6 6 8 8, the mean is 0.592368
         # and the deviation 0.218975, so tau = 0.811343 and a quarter of it 0.202836.
         # DIoU: 1, .770881, .575641, .409091, .256410 (d = 8), .123473 (d = 10)
-        truth = Truth(torch.tensor([[9 / 24, 0.5, 16 / 24, 8.0]]), torch.zeros(1))
+        truth = Targets(torch.tensor([[9 / 24, 0.5, 16 / 24, 8.0]]), torch.zeros(1))
         main, valuable = regions(truth, {2: (1, 12)}, 1)
         assert main[0].tolist() == [0.0] * 4 + [1.0] + [0.0] * 7
         expected = [1 / 3, 5 / 11, 0.6, 7 / 9, 0, 7 / 9, 0.6, 5 / 11, 1 / 3, 0, 0, 0]
@@ -192,7 +192,7 @@ class TestRegions:
 
     def test_regions_equal_those_of_a_plain_loop(self) -> None:
         size = torch.rand(12, 2) * 0.6 + 0.05
-        truth = Truth(torch.cat([torch.rand(12, 2), size], 1), torch.arange(12) % 3)
+        truth = Targets(torch.cat([torch.rand(12, 2), size], 1), torch.arange(12) % 3)
         main, valuable = regions(truth, LEVELS, 4)
         expected_main, expected_valuable = plain_regions(truth, 4)
         assert torch.equal(main, torch.tensor(expected_main))
@@ -203,7 +203,7 @@ class TestRegions:
 
     def test_an_anchor_outside_its_label_is_not_main(self) -> None:
         # 2 x 2 pixels around (32, 16), where four cells meet at every stride: no anchor's centre is inside
-        main, _ = regions(Truth(boxes_at((32, 16, 2, 2)), torch.zeros(1)), LEVELS, 1)
+        main, _ = regions(Targets(boxes_at((32, 16, 2, 2)), torch.zeros(1)), LEVELS, 1)
         assert main.max() == 0
 
     def test_no_labels_give_empty_regions(self) -> None:
@@ -212,14 +212,14 @@ class TestRegions:
         assert main.max() == valuable.max() == 0
 
     def test_a_label_without_area_gives_finite_regions(self) -> None:
-        main, valuable = regions(Truth(boxes_at((20, 10, 0, 0)), torch.zeros(1)), LEVELS, 1)
+        main, valuable = regions(Targets(boxes_at((20, 10, 0, 0)), torch.zeros(1)), LEVELS, 1)
         assert main.max() == valuable.max() == 0
 
 
 # a label of the anchors' own size, 16, on the middle of three, whose centres are at 1 3 5: IoU 7/9 1 7/9,
 # tau = 0.851852 + 0.128300, DIoU .770881 1 .770881
 THREE = {2: (1, 3)}
-ON_THE_MIDDLE = Truth(torch.tensor([[0.5, 0.5, 16 / 6, 8.0]]), torch.zeros(1))
+ON_THE_MIDDLE = Targets(torch.tensor([[0.5, 0.5, 16 / 6, 8.0]]), torch.zeros(1))
 
 
 class TestLocalization:

@@ -1,4 +1,4 @@
-"""A teacher that speaks once: what it says about a view of an image is kept, and replayed when the view comes back."""
+"""The cached teacher: its outputs for a view of an image are stored once, and read when the view comes back."""
 
 from __future__ import annotations
 
@@ -13,45 +13,52 @@ from typing import Any
 import numpy as np
 import torch
 
-from yolo_mkd import host
+from yolo_mkd import host, report
 from yolo_mkd.cache.codec import Layout, decode, encode
 from yolo_mkd.cache.store import Store, estimate
 from yolo_mkd.distill.matching import patterned
-from yolo_mkd.distill.teachers import LiveTeacher
+from yolo_mkd.distill.teachers import LiveTeacher, teacher_images
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import BadInput
 
 GB = 2**30
-SEEING = ("ultralytics", "torch", "numpy", "opencv-python", "albumentations")  # versions that decide what a view shows
+VIEW_PACKAGES = (
+    "ultralytics",
+    "torch",
+    "numpy",
+    "opencv-python",
+    "albumentations",
+)  # versions that decide what a view shows
 
 
 class CachedTeacher:
-    """In the place of a teacher: known views are replayed; about others it is asked, and what it says is noted.
+    """A teacher whose outputs are read from disk where its cache has them; others are computed once and stored.
 
     Attributes:
-        name: the teacher's.
-        teacher: who is asked; none once every view is recorded, so that its memory is free.
-        asked: about how many images it had to be asked.
+        name: of the teacher.
+        teacher: computes what is missing; None once every view is cached, so that its memory is free.
+        computed: for how many images it had to run.
     """
 
     def __init__(self, teacher: LiveTeacher, store: Store, layout: Layout, file: str, complete: bool):
-        """Put a record before a teacher.
+        """Put a cache before a teacher.
 
         Args:
-            teacher: who is asked about views that are not recorded.
-            store: the record.
-            layout: of the record's entries.
+            teacher: computes the outputs for views that are not cached.
+            store: the cache.
+            layout: of the cache's entries.
             file: the teacher's .pt.
-            complete: every view that the run should show is recorded.
+            complete: every view that the run is to show is cached.
         """
-        self.name, self.asked, self.store, self.layout = teacher.name, 0, store, layout
+        self.name, self.computed, self.store, self.layout = teacher.name, 0, store, layout
         self.file, self.spec = file, teacher.extractor.spec
+        self._precision = next(teacher.model.parameters()).dtype
         self.teacher: LiveTeacher | None = None if complete else teacher
 
     def __call__(self, batch: dict[str, Any]) -> Knowledge:
-        """What the teacher says about a batch whose images carry their views in `code`."""
+        """The teacher's outputs for a batch whose images carry their views in `code`."""
         codes = [int(code) for code in batch["code"]]
         entries = np.zeros(len(codes), self.layout.dtype)
         missing = self.store.missing(codes)
@@ -59,71 +66,107 @@ class CachedTeacher:
         if known:
             entries[known] = self.store.get([codes[i] for i in known])
         if missing:
-            images = batch.get("teacher_img", batch["img"])[missing]
-            said = self._asked(images.device).infer(images)
-            entries[missing] = encode(self.layout, [codes[i] for i in missing], said)
+            images = teacher_images(batch)[missing]
+            computed = self._live(images.device).infer(images)
+            entries[missing] = encode(self.layout, [codes[i] for i in missing], computed)
             self.store.put(entries[missing])
-            self.asked += len(missing)
+            self.computed += len(missing)
         return decode(self.layout, entries, batch["img"].device)
 
+    def prefetch(self, batch: dict[str, Any]) -> None:
+        """Reading from disk takes no time that would be worth overlapping."""
+
     def flush(self) -> None:
-        """Write what was noted to the disk."""
+        """Write what was computed to the disk."""
         self.store.flush()
 
-    def _asked(self, device: torch.device) -> LiveTeacher:
-        """The teacher, called back where an epoch that Ultralytics repeats shows a view that was not foreseen."""
+    def _live(self, device: torch.device) -> LiveTeacher:
+        """The teacher, loaded again where an epoch that Ultralytics repeats shows a view that was not foreseen."""
         if self.teacher is None:
             model = host.freeze(host.load_detector("teacher", self.file, transformer=True))
-            self.teacher = LiveTeacher(self.name, model.to(device), self.spec, list(self.layout.roles))
+            model.to(device, self._precision)
+            self.teacher = LiveTeacher(self.name, model, self.spec, list(self.layout.roles))
         return self.teacher
 
 
+class JoinedTeacher:
+    """Two caches of one teacher, of the labelled images and of the unlabelled, as one teacher.
+
+    Attributes:
+        name: of the teacher.
+        labelled: gives the outputs for the first images of a batch.
+        unlabelled: gives those for the others.
+    """
+
+    def __init__(self, labelled: CachedTeacher, unlabelled: CachedTeacher):
+        self.name, self.labelled, self.unlabelled = labelled.name, labelled, unlabelled
+
+    def __call__(self, batch: dict[str, Any]) -> Knowledge:
+        """The teacher's outputs for a batch, joined or not."""
+        if "labelled" not in batch:
+            return self.labelled(batch)
+        n = batch["labelled"]
+        images = {k: batch[k] for k in ("img", "teacher_img") if k in batch}
+        head: dict[str, Any] = {k: v[:n] for k, v in images.items()}
+        rest: dict[str, Any] = {k: v[n:] for k, v in images.items()}
+        head["code"], rest["code"] = batch["code"], batch["pool_code"]
+        return self.labelled(head).joined_with(self.unlabelled(rest))
+
+    def prefetch(self, batch: dict[str, Any]) -> None:
+        """As `CachedTeacher` has it."""
+
+    def flush(self) -> None:
+        """Write what was computed to the disk."""
+        self.labelled.flush()
+        self.unlabelled.flush()
+
+
 def layout_of(spec: ModelSpec) -> Layout:
-    """The layout of a teacher's record: all that any student may want of it."""
-    side = max(tap.rows * stride for tap, stride in zip(necks(spec), spec.strides, strict=True))
+    """The layout of a teacher's cache: all that the terms of any student can read."""
+    side = max(layer.rows * stride for layer, stride in zip(necks(spec), spec.strides, strict=True))
     return Layout(
         classes=len(spec.names),
         levels={s: (side // s, side // s) for s in spec.strides},
         branches=spec.branches,
-        roles={r: (tap.rows, tap.columns) for r, tap in spec.taps.items() if patterned(spec, r)},
+        roles={r: (layer.rows, layer.columns) for r, layer in spec.layers.items() if patterned(spec, r)},
     )
 
 
 def necks(spec: ModelSpec) -> list[Any]:
     """The head's inputs in the order of its strides."""
-    return [tap for role, tap in spec.taps.items() if role.startswith("neck")]
+    return [layer for role, layer in spec.layers.items() if role.startswith("neck")]
 
 
-def open_record(
+def open_cache(
     place: bool | str | Path,
     teacher: LiveTeacher,
     file: str,
-    seen: Mapping[str, Any],
+    header: Mapping[str, Any],
     images: int,
     keys: Sequence[int],
     limit_gb: float | None,
     unlabelled: bool = False,
 ) -> CachedTeacher:
-    """Open the record of one teacher on one data set, or begin it.
+    """Open the cache of one teacher on one data set, or create it.
 
     Args:
-        place: True for the usual folder, or the folder that holds records.
-        teacher: the teacher, with taps on every role of its layout.
+        place: True for the usual folder, or the folder that holds caches.
+        teacher: the teacher, with hooks on every role of its layout.
         file: its .pt.
-        seen: all that decides which pictures the views are: data, image size, views, augmentation.
+        header: all that decides which pictures the views are: data, image size, views, augmentation.
         images: how many there are in the training set.
         keys: numbers of the views that the run will show.
-        limit_gb: largest size of the record [GB].
-        unlabelled: whether the images are a run's unlabelled ones, whose record lies beside that of the others.
+        limit_gb: largest size of the cache [GB].
+        unlabelled: whether the images are a run's unlabelled ones, whose cache lies beside that of the others.
 
     Raises:
-        BadInput: a record there is of something else, or the disk is too small.
+        BadInput: the cache was built with other settings, or the disk is too small.
     """
     layout = layout_of(teacher.extractor.spec)
-    sha = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    header = {"teacher": sha, **seen, "versions": versions(), "layout": layout.described()}
+    sha = report.sha256(file)
+    header = {"teacher": sha, **header, "versions": versions(), "layout": layout.described()}
     whole = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-    root = host.records_folder() if place is True else Path(str(place))
+    root = host.caches_folder() if place is True else Path(str(place))
     kind = "-unlabelled" if unlabelled else ""
     folder = root / f"{Path(file).stem}-{whole[:12] if place is True else sha[:12]}{kind}"
     size = estimate(layout, images, len(keys))
@@ -133,21 +176,21 @@ def open_record(
     store = Store.open(folder, header, layout, limit)
     if min(size, limit or size) - store.bytes_on_disk > free:
         raise BadInput(
-            f"record={place}: the record takes {size / GB:.1f} GB and {free / GB:.1f} GB are free: "
+            f"record={place}: the teacher cache takes {size / GB:.1f} GB and {free / GB:.1f} GB are free: "
             "use fewer views=, a record_limit=, or another folder"
         )
-    there = sum(store.has(key * images + i) for key in keys for i in range(images))
+    stored = sum(store.has(key * images + i) for key in keys for i in range(images))
     LOGGER.info(
-        f"M-KD: record of {teacher.name} in {folder}: {there} of the run's {images * len(keys)} views are there, "
-        f"{size / 2**20:.0f} MB when all are"
+        f"M-KD: cache of {teacher.name} in {folder}: {stored} of the run's {images * len(keys)} views are stored, "
+        f"{size / 2**20:.0f} MB with all of them"
     )
-    return CachedTeacher(teacher, store, layout, file, complete=there == images * len(keys))
+    return CachedTeacher(teacher, store, layout, file, complete=stored == images * len(keys))
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what a view shows."""
     found = {}
-    for name in SEEING:
+    for name in VIEW_PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Images without labels: found, sifted of what must not be trained on, and joined to the labelled batches.
+"""Images without labels: found, filtered, and joined to the labelled batches.
 
-A teacher needs no label to speak. The detection loss sees the labelled images only, so an unlabelled one is never
-taken for background; the knowledge terms see all.
+A teacher needs no labels. The detection loss is computed on the labelled images only, so that an unlabelled one is
+never taken for background; the knowledge terms are computed on all.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import numpy as np
 import torch
 
 from yolo_mkd import host
-from yolo_mkd.cache.teacher import CachedTeacher
 from yolo_mkd.cache.views import Views
-from yolo_mkd.distill.teachers import LiveTeacher, Teacher
+from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.host.pool import unlabelled_dataset, unlabelled_loader
-from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import BadInput
 
 NAMED = 5  # unreadable files that are named in the log; the others are counted
@@ -56,7 +54,7 @@ class FilterReport:
         return text
 
 
-def find(unlabelled: Any) -> list[Path]:
+def find_images(unlabelled: Any) -> list[Path]:
     """The images that `unlabelled=` names.
 
     Args:
@@ -105,7 +103,7 @@ def listed(places: str | list[str]) -> list[str]:
     return places if isinstance(places, list) else [places]
 
 
-def sift(images: Sequence[Path], kept_out: Iterable[Path]) -> FilterReport:
+def filter_images(images: Sequence[Path], kept_out: Iterable[Path]) -> FilterReport:
     """Leave out what cannot be read and what the model is to be measured on.
 
     Args:
@@ -146,11 +144,11 @@ def digest(content: bytes | np.ndarray) -> bytes:
     return hashlib.sha256(content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()).digest()
 
 
-def chosen(unlabelled: Any, data: dict[str, Any], args: Any) -> list[Path]:
+def unlabelled_images(unlabelled: Any, data: dict[str, Any], args: Any) -> list[Path]:
     """The unlabelled images to train on; what was left out is logged.
 
     Args:
-        unlabelled: as `find` takes it.
+        unlabelled: as `find_images` takes it.
         data: the labelled data set, as `host.check_data` gives it.
         args: Ultralytics' arguments of the run.
 
@@ -161,11 +159,11 @@ def chosen(unlabelled: Any, data: dict[str, Any], args: Any) -> list[Path]:
         raise BadInput(
             "rect=True gives each batch a size of its own, which unlabelled images cannot follow: rect=False"
         )
-    sifted = sift(find(unlabelled), held_out(data))
-    if not sifted.kept:
-        raise BadInput(f"unlabelled={unlabelled}: {sifted}: give other images")
-    host.LOGGER.info(f"M-KD: {sifted}")
-    return sifted.kept
+    report = filter_images(find_images(unlabelled), held_out(data))
+    if not report.kept:
+        raise BadInput(f"unlabelled={unlabelled}: {report}: give other images")
+    host.LOGGER.info(f"M-KD: {report}")
+    return report.kept
 
 
 class UnlabelledLoader:
@@ -176,27 +174,27 @@ class UnlabelledLoader:
         batch: images of it in each batch, on this rank.
     """
 
-    def __init__(self, trainer: Any, files: list[Path], knowledge: dict[str, Any], epoch: Callable[[], int]):
+    def __init__(self, trainer: Any, files: list[Path], options: dict[str, Any], epoch: Callable[[], int]):
         """Make the loader.
 
         Args:
             trainer: an Ultralytics trainer with its loaders built.
             files: the images.
-            knowledge: M-KD's arguments, settled.
+            options: M-KD's arguments, resolved.
             epoch: tells the epoch when the loader begins anew.
 
         Raises:
             BadInput: there are fewer images than a batch takes.
         """
-        ratio, recorded = float(knowledge["unlabelled_ratio"]), bool(knowledge["record"])
+        ratio, recorded = float(options["unlabelled_ratio"]), bool(options["record"])
         self.batch = max(1, round(ratio * trainer.train_loader.batch_size))
         if len(files) < self.batch:
             raise BadInput(
                 f"unlabelled= has {len(files)} images, fewer than the {self.batch} of a batch: "
                 "use more of them, a smaller unlabelled_ratio= or a smaller batch="
             )
-        dataset = unlabelled_dataset(trainer, files, knowledge["teacher_imgsz"] or trainer.args.imgsz)
-        views = knowledge["views"] if recorded else FRESH
+        dataset = unlabelled_dataset(trainer, files, options["teacher_imgsz"] or trainer.args.imgsz)
+        views = options["views"] if recorded else FRESH
         self.views = Views(dataset, views, seed=0 if recorded else trainer.args.seed)
         self._loader = unlabelled_loader(trainer, dataset, self.batch)
         self.views.install(self._loader, epoch)
@@ -228,23 +226,23 @@ class UnlabelledLoader:
         self._loader.reset()
         self._batches = self._endless()
 
-    def introduce(self, teachers: Iterable[Teacher], device: torch.device) -> None:
-        """Say before training how much live teachers know about the pool."""
+    def log_confidence(self, teachers: Iterable[LiveTeacher], device: torch.device) -> None:
+        """Log before training how confident the teachers are on these images."""
         for teacher in teachers:
-            assert isinstance(teacher, LiveTeacher)
-            text, doubtful = verdict(teacher.name, self.certain(teacher, device))
-            (host.LOGGER.warning if doubtful else host.LOGGER.info)(f"M-KD: {text}")
+            text, doubtful = confidence_text(teacher.name, self.confident(teacher, device))
+            log = host.LOGGER.warning if doubtful else host.LOGGER.info
+            log(f"M-KD: {text}")
 
-    def certain(self, teacher: LiveTeacher, device: torch.device) -> tuple[int, int] | None:
-        """In how many of how many augmented images a teacher is certain of some object; None where it has no scores."""
+    def confident(self, teacher: LiveTeacher, device: torch.device) -> tuple[int, int] | None:
+        """In how many of how many augmented images a teacher scores an object highly; None where it has no scores."""
         count = min(EXAMINED, len(self.views))
         shown = [self.views[i * len(self.views) // count, 0]["img"] for i in range(count)]
         found = 0
         for images in torch.stack(shown).split(self.batch):
-            said = teacher.infer(images.to(device).float() / 255)
-            if not said.branches:
+            kt = teacher.infer(images.to(device).float() / 255)
+            if not kt.branches:
                 return None
-            found += int((best_scores(said) >= CERTAIN).sum())
+            found += int((kt.best_scores() >= CERTAIN).sum())
         return found, count
 
     def join(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -262,52 +260,18 @@ class UnlabelledLoader:
         return joined
 
 
-def best_scores(said: Knowledge) -> torch.Tensor:
-    """The best score of each image: B, in the first branch."""
-    return next(iter(said.branches.values())).logits.sigmoid().amax((1, 2))
-
-
-def verdict(name: str, certain: tuple[int, int] | None) -> tuple[str, bool]:
-    """What a teacher's certainty on the unlabelled images means, in one line, and whether it is a warning.
+def confidence_text(name: str, confident: tuple[int, int] | None) -> tuple[str, bool]:
+    """A teacher's confidence on the unlabelled images in one line, and whether it is a warning.
 
     Args:
         name: the teacher's.
-        certain: as `UnlabelledLoader.certain` gives it.
+        confident: as `UnlabelledLoader.confident` gives it.
     """
-    if certain is None:
+    if confident is None:
         return f"{name} gives no scores at anchors, so unlabelled images count as much as labelled ones", False
-    found, count = certain
-    text = f"{name} is certain of an object (score {CERTAIN} or more) in {found} of {count} unlabelled images"
+    found, count = confident
+    text = f"{name} scores an object {CERTAIN} or more in {found} of {count} unlabelled images"
     if found >= HARDLY * count:
         return text, False
-    advice = "they look unlike what it was trained on, or show none of its classes: it has little to say about them"
+    advice = "the teacher is rarely confident on these images: they look unlike its training data or show other classes"
     return f"{text}: {advice}", True
-
-
-class JoinedTeacher:
-    """Two records of one teacher, of the labelled images and of the unlabelled, as one speaker.
-
-    Attributes:
-        name: the teacher's.
-        labelled: speaks about the first images of a batch.
-        pool: speaks about the others.
-    """
-
-    def __init__(self, labelled: CachedTeacher, pool: CachedTeacher):
-        self.name, self.labelled, self.pool = labelled.name, labelled, pool
-
-    def flush(self) -> None:
-        """Write what was noted to the disk."""
-        self.labelled.flush()
-        self.pool.flush()
-
-    def __call__(self, batch: dict[str, Any]) -> Knowledge:
-        """What the teacher says about a batch, joined or not."""
-        if "labelled" not in batch:
-            return self.labelled(batch)
-        n = batch["labelled"]
-        images = {k: batch[k] for k in ("img", "teacher_img") if k in batch}
-        first: dict[str, Any] = {k: v[:n] for k, v in images.items()}
-        others: dict[str, Any] = {k: v[n:] for k, v in images.items()}
-        first["code"], others["code"] = batch["code"], batch["pool_code"]
-        return self.labelled(first).together(self.pool(others))

@@ -143,7 +143,7 @@ def shown(views: int, first: int, end: int, closes: int) -> list[int]:
     return sorted({e % views + views * (e >= closes) for e in range(first, end)})
 
 
-def refuse(args: Any) -> None:
+def require_fixed_size(args: Any) -> None:
     """Refuse what makes a picture depend on more than image, view and seed.
 
     Args:

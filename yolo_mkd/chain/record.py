@@ -1,4 +1,4 @@
-"""Record a teacher: let it speak about every view that a training will show, before any training."""
+"""Build a teacher cache: the teacher's outputs for every view that a training will show, before any training."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from yolo_mkd import chain, host, report
+from yolo_mkd import host, report
 from yolo_mkd.cache.teacher import CachedTeacher
+from yolo_mkd.chain.stages import validate
 from yolo_mkd.distill.distiller import TERMS
-from yolo_mkd.host.dry import dry_run, precision, silent
+from yolo_mkd.host.dry import close_mosaic, dry_run, precision, silent
 from yolo_mkd.host.runs import progress
+from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import KNOWLEDGE, BadInput
 from yolo_mkd.trainer import TRAINERS
 
 
 def record(**arguments: Any) -> dict[str, Any]:
-    """Fill the record of a teacher for a training with these arguments; what is there already is not asked again.
+    """Fill the cache of a teacher for a training with these arguments; what is stored already is not computed again.
 
     Args:
-        **arguments: those of train, which may come from `preset=recorded`. A chain's assistants are trained later and
-            fill their own records then. `json` names a file to write the figures to.
+        **arguments: those of train, with `preset=recorded` unless another is given. A chain's assistants are trained
+            later and fill their own caches then. `json` names a file to write the figures to.
 
     Returns:
-        folder, views, asked (images that the teacher was asked about) and bytes.
+        folder, views, asked (images for which the teacher ran) and bytes.
 
     Raises:
         BadInput: train would refuse these arguments, or the teacher is yet to be trained.
@@ -31,38 +33,38 @@ def record(**arguments: Any) -> dict[str, Any]:
     json = arguments.pop("json", None)
     arguments = {"preset": "recorded", **arguments}
     if arguments.get("teacher_epochs"):
-        raise BadInput("teacher_epochs= trains the teacher first: record it once it is trained")
+        raise BadInput("teacher_epochs= trains the teacher first: build its cache once it is trained")
     if arguments.get("resume"):
-        raise BadInput("resume= goes on with a chain: give the arguments of a new one")
+        raise BadInput("resume= continues a chain: give the arguments of a new one")
     if arguments.get("unlabelled"):
-        raise BadInput("unlabelled= is recorded while training with it: leave it out here")
+        raise BadInput("unlabelled= images are cached while training with them: leave it out here")
     if arguments.get("record") is False:
-        raise BadInput("record=false keeps nothing: leave it out, or name a folder")
+        raise BadInput("record=false stores nothing: leave it out, or name a folder")
     with tempfile.TemporaryDirectory(prefix="yolo-mkd-record-") as folder:
-        asked = chain.checked({**arguments, "assistant": None}, "record")
-        filled = CacheBuilder()
+        asked = validate({**arguments, "assistant": None}, "record")
+        builder = CacheBuilder()
         student = asked.stages[-1]
-        knowledge = {key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}
-        knowledge["record"] = asked.own["record"] or True
-        trainer = TRAINERS[host.task(student["model"])].using(student["hears"][0], **knowledge)
+        options = {key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}
+        options["record"] = asked.own["record"] or True
+        trainer = TRAINERS[host.task(student["model"])].using(student["hears"][0], **options)
         quiet = {"project": folder, "name": "dry", "plots": False, "verbose": False, "data": asked.data["yaml_file"]}
         model = host.write_architecture(student["model"], Path(folder))
         with silent():
-            dry_run(trainer, model, {**asked.theirs, **quiet}, filled)
+            dry_run(trainer, model, {**asked.theirs, **quiet}, builder)
     host.LOGGER.info(
-        f"M-KD: the teacher was asked about {filled.figures['asked']} views, {filled.figures['views']} are on record, "
-        f"{filled.figures['bytes'] / 2**20:.1f} MB in {filled.figures['folder']}"
+        f"M-KD: the teacher ran on {builder.figures['asked']} views, {builder.figures['views']} are cached, "
+        f"{builder.figures['bytes'] / 2**20:.1f} MB in {builder.figures['folder']}"
     )
     if json:
-        report.write(json, "record", filled.figures)
-    return filled.figures
+        report.write(json, "record", builder.figures)
+    return builder.figures
 
 
 class CacheBuilder:
     """Shows a teacher all views of a run; `host.dry.dry_run` calls it.
 
     Attributes:
-        figures: what came of it.
+        figures: folder, views, asked and bytes, once it has run.
     """
 
     def __init__(self) -> None:
@@ -70,26 +72,27 @@ class CacheBuilder:
 
     def __call__(self, trainer: Any) -> None:
         """Go through the epochs whose views are new, and leave a checkpoint as a training does."""
-        speaker = trainer.sources[0].teacher
-        assert isinstance(speaker, CachedTeacher)
-        views, closes = trainer.knowledge["views"], trainer.epochs - trainer.args.close_mosaic
-        last = trainer._schedule().end
+        session: DistillationSession = trainer.kd
+        teacher = session.distillers[0].teacher
+        assert isinstance(teacher, CachedTeacher)
+        views, closes = session.options["views"], trainer.epochs - trainer.args.close_mosaic
+        last = session.schedule.end
         ahead = [*range(min(views, closes, last)), *range(max(0, closes), min(max(0, closes) + views, last))]
         for epoch in sorted(set(ahead)):
             trainer.epoch = epoch
             if epoch >= closes and not trainer.train_loader.dataset.closed:
-                trainer._close_dataloader_mosaic()
+                close_mosaic(trainer)
             trainer.train_loader.reset()
-            for batch in progress(trainer.train_loader, f"recording epoch {epoch + 1}'s views"):
-                if speaker.store.missing([int(code) for code in batch["code"]]):
+            for batch in progress(trainer.train_loader, f"caching the views of epoch {epoch + 1}"):
+                if teacher.store.missing([int(code) for code in batch["code"]]):
                     with precision(trainer):
-                        speaker(trainer.preprocess_batch(batch))
-        speaker.store.flush()
+                        teacher(trainer.preprocess_batch(batch))
+        teacher.flush()
         self.figures = {
-            "folder": str(speaker.store.folder),
-            "views": len(speaker.store),
-            "asked": speaker.asked,
-            "bytes": speaker.store.bytes_on_disk,
+            "folder": str(teacher.store.folder),
+            "views": len(teacher.store),
+            "asked": teacher.computed,
+            "bytes": teacher.store.bytes_on_disk,
         }
-        trainer._detach()
+        session.detach()
         trainer.save_model()

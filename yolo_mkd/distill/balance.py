@@ -1,7 +1,7 @@
-"""How much each term weighs: gains measured once on the run's own gradients, then frozen, and the gate.
+"""Loss weights: gains measured once on the run's own gradients and then frozen, class weights, and the gate.
 
-The value of a loss says little about its pull: at its nominal gain the relation loss is 2 % of the detection loss in
-value and 29 % in gradient. So users ask for shares of the detection loss's gradient. Normalising by values all along
+The value of a loss says little about its gradient: at its nominal gain the relation loss is 2 % of the detection loss
+in value and 29 % in gradient. So users give shares of the detection loss's gradient. Normalising by values all along
 would moreover let a term that is nearly learnt grow without end; measuring once does not. After the idea of GradNorm
 (Chen et al., ICML 2018); the gate after Du et al. (arXiv 1812.02224).
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-READINGS = 12  # before the gains are frozen
+MEASUREMENTS = 12  # before the gains are frozen
 LIMITS = (0.05, 20.0)  # times the nominal gain: beyond, a measurement says more about a dead term than about its weight
 EPS = 1e-7
 SCALE = 1024.0  # keeps half-precision gradients of small losses from vanishing; a power of two, so nothing else changes
@@ -27,23 +27,23 @@ class GradientRatio:
 
     Attributes:
         strength: its norm over the detection gradient's, without any gain.
-        cosine: of the angle between the two; below 0 the term pulls against the task.
+        cosine: of the angle between the two; below 0 the term opposes the task.
     """
 
     strength: float
     cosine: float
 
 
-def read(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -> dict[str, GradientRatio]:
+def gradient_ratios(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -> dict[str, GradientRatio]:
     """Compare the gradients of some losses with the task's. The graph stays usable.
 
     Args:
         task: the detection loss per image, a scalar.
         losses: each term's loss, a scalar.
-        weights: those that the gradients are taken by.
+        weights: the parameters that the gradients are taken by.
 
     Returns:
-        A reading by term, the mean over the ranks of a DDP run; not finite where a gradient is not.
+        The ratio by term, the mean over the ranks of a DDP run; not finite where a gradient is not.
     """
 
     def gradient(loss: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ def read(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Parameter]) -
 
 
 def class_weights(masses: Tensor, power: float) -> Tensor:
-    """Weights of classes, mass^-power, so scaled that the weighted masses have the sum of the masses.
+    """Weights of classes, mass^-power, scaled so that the weighted masses have the sum of the masses.
 
     Args:
-        masses: how much score the teacher has given to each class, C. One that it has never seen weighs 1; less than
-            one sure anchor counts as one.
+        masses: the sum of the teacher's scores for each class, C. A class without any weighs 1; less than one sure
+            anchor counts as one.
         power: 0 weighs anchors alike, 1 classes alike.
     """
     weights = masses.clamp(min=1) ** -power
@@ -78,7 +78,7 @@ def class_weights(masses: Tensor, power: float) -> Tensor:
 
 @dataclass(frozen=True)
 class TermWeight:
-    """What is asked of one term.
+    """The loss weight that is asked for one term.
 
     Attributes:
         asked: its share of the detection gradient or, without calibration, its plain gain.
@@ -90,78 +90,80 @@ class TermWeight:
     gain: float
     share: float
 
+    @property
+    def nominal(self) -> float:
+        """The gain that usually gives the share that is asked for."""
+        return self.gain * self.asked / self.share
+
 
 @dataclass
 class GradientBalancer:
     """The gains of one teacher's terms through a run.
 
     Attributes:
-        wishes: what is asked of each term.
+        asked: the loss weight asked for each term.
         calibrate: measure the gains; else `asked` is the gain.
-        gate: leave a term out while it pulls against the task.
-        gains: what each term's loss is multiplied by now.
+        gate: leave a term out while its gradient opposes the task's.
+        gains: the factor of each term's loss now.
         frozen: whether the gains are final.
-        history: readings of each term until then.
-        epoch: readings of each term in this epoch, as shares at full weight.
-        shut: terms whose gate is shut.
+        history: strengths of each term until then.
+        epoch: ratios of each term in this epoch, as shares at full weight.
+        gated: terms that the gate leaves out now.
         power: of the class weights of soft targets.
-        masses: how much score the teacher has given to each class until the gains were final, C by branch.
+        masses: the sum of the teacher's scores for each class until the gains were final, C by branch.
         labels: how many labels each class had until then, C.
     """
 
-    weights_asked: dict[str, TermWeight]
+    asked: dict[str, TermWeight]
     calibrate: bool = True
     gate: bool = False
     gains: dict[str, float] = field(default_factory=dict)
     frozen: bool = False
     history: dict[str, list[float]] = field(default_factory=dict)
     epoch: dict[str, list[GradientRatio]] = field(default_factory=dict)
-    shut: set[str] = field(default_factory=set)
+    gated: set[str] = field(default_factory=set)
     power: float = 0.0
     masses: dict[str, Tensor] = field(default_factory=dict)
     labels: Tensor | int = 0
 
     def __post_init__(self) -> None:
         if not self.gains:
-            self.gains = {n: self.usual(n) if self.calibrate else w.asked for n, w in self.weights_asked.items()}
+            self.gains = {n: w.nominal if self.calibrate else w.asked for n, w in self.asked.items()}
         self.frozen = self.frozen or not self.calibrate
 
-    def usual(self, name: str) -> float:
-        """The gain that usually gives the share that is asked of a term."""
-        wish = self.weights_asked[name]
-        return wish.gain * wish.asked / wish.share
-
-    def hear(self, readings: dict[str, GradientRatio], stays: dict[str, float]) -> None:
-        """Take in one batch's readings: adjust gains that are not final, set the gate, note the shares.
+    def update(self, ratios: dict[str, GradientRatio], scales: dict[str, float]) -> None:
+        """Take in one batch's gradient ratios: adjust gains that are not final, set the gate, note the shares.
 
         Args:
-            readings: by term.
-            stays: what is left of each term, by which it is multiplied as well.
+            ratios: by term.
+            scales: each term's trunk scale, by which its loss is multiplied as well.
         """
-        for name, r in readings.items():
-            sound = 0 < r.strength < float("inf")  # neither dead nor NaN
-            if sound and not self.frozen:
-                self.history.setdefault(name, []).append(r.strength * stays[name])
-                late = self.history[name][len(self.history[name]) // 2 :]  # the first readings are of another student
-                low, high = (limit * self.usual(name) for limit in LIMITS)
-                self.gains[name] = min(max(self.weights_asked[name].asked / median(late), low), high)
-            share = r.strength * stays[name] * self.gains[name]
+        for name, r in ratios.items():
+            usable = 0 < r.strength < float("inf")  # neither dead nor NaN
+            if usable and not self.frozen:
+                self.history.setdefault(name, []).append(r.strength * scales[name])
+                late = self.history[name][len(self.history[name]) // 2 :]  # the first ones are of another student
+                low, high = (limit * self.asked[name].nominal for limit in LIMITS)
+                self.gains[name] = min(max(self.asked[name].asked / median(late), low), high)
+            share = r.strength * scales[name] * self.gains[name]
             self.epoch.setdefault(name, []).append(GradientRatio(share, r.cosine))
-            if self.gate:
-                (self.shut.add if r.cosine < 0 else self.shut.discard)(name)
+            if self.gate and r.cosine < 0:
+                self.gated.add(name)
+            elif self.gate:
+                self.gated.discard(name)
 
-    def weigh(self, masses: dict[str, Tensor], labels: Tensor) -> None:
-        """Take in how much score the teacher gives to each class in one batch, C by branch, and its labels, C."""
+    def observe_classes(self, masses: dict[str, Tensor], labels: Tensor) -> None:
+        """Add one batch's sums of the teacher's scores by class, C by branch, and its label counts, C."""
         if distributed.is_available() and distributed.is_initialized():
-            for heard in (*masses.values(), labels):
-                distributed.all_reduce(heard)
+            for counted in (*masses.values(), labels):
+                distributed.all_reduce(counted)
         self.masses = {branch: self.masses.get(branch, 0) + mass for branch, mass in masses.items()}
         self.labels = self.labels + labels
 
-    def classes(self) -> dict[str, Tensor] | None:
-        """How much each class counts to soft targets, C by branch; None where all count alike.
+    def class_weights(self) -> dict[str, Tensor] | None:
+        """The weight of each class in soft targets, C by branch; None where all count alike.
 
-        A class that no label has named weighs 1: the teacher knows it from elsewhere, and it is not the student's task.
+        A class that no label has named weighs 1: the teacher has it from elsewhere, and it is not the student's task.
         """
         if not self.power or not self.masses:
             return None
@@ -175,21 +177,21 @@ class GradientBalancer:
         return True
 
     @property
-    def heard(self) -> int:
+    def measured(self) -> int:
         """How many batches have been measured in this epoch."""
-        return max((len(readings) for readings in self.epoch.values()), default=0)
+        return max((len(ratios) for ratios in self.epoch.values()), default=0)
 
     def gain(self, name: str) -> float:
-        """What a term's loss is multiplied by for the next batch: 0 while its gate is shut."""
-        return 0.0 if name in self.shut else self.gains[name]
+        """The factor of a term's loss for the next batch: 0 while it is gated."""
+        return 0.0 if name in self.gated else self.gains[name]
 
     def limited(self) -> list[str]:
         """Terms whose measured gain lay beyond the limits."""
-        bounds = {n: [limit * self.usual(n) for limit in LIMITS] for n in self.history}
+        bounds = {n: [limit * self.asked[n].nominal for limit in LIMITS] for n in self.history}
         return [n for n, b in bounds.items() if self.gains[n] in b]
 
     def close_epoch(self) -> dict[str, GradientRatio]:
-        """The epoch's mean share at full weight and cosine of each term, and a clean sheet for the next."""
+        """Each term's mean share at full weight and mean cosine in this epoch; the next epoch starts empty."""
         found = {
             n: GradientRatio(fmean(r.strength for r in rs), fmean(r.cosine for r in rs)) for n, rs in self.epoch.items()
         }
@@ -197,11 +199,11 @@ class GradientBalancer:
         return found
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        settled = {"gains": self.gains, "frozen": self.frozen, "history": self.history, "masses": self.masses}
-        return {**settled, "labels": self.labels, "shut": sorted(self.shut)}
+        """The state that a resumed run needs; the keys are the file's and stay."""
+        fixed = {"gains": self.gains, "frozen": self.frozen, "history": self.history, "masses": self.masses}
+        return {**fixed, "labels": self.labels, "shut": sorted(self.gated)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.gains, self.frozen, self.history = state["gains"], state["frozen"], state["history"]
-        self.shut, self.masses, self.labels = set(state["shut"]), state["masses"], state["labels"]
+        self.gated, self.masses, self.labels = set(state["shut"]), state["masses"], state["labels"]

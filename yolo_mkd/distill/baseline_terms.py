@@ -10,12 +10,12 @@ from torch import Tensor, cat, nn
 from yolo_mkd.distill.matching import Match
 from yolo_mkd.distill.resample import anchors_of, at_size
 from yolo_mkd.distill.terms import Term, bins_apart, heads_apart, heads_read, layers_read, rotated
-from yolo_mkd.knowledge import Knowledge, Truth
+from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.baselines.cwd import channel_wise_loss, connector
 from yolo_mkd.knowledge.baselines.fgd import FocalGlobal, focal_global_loss
 from yolo_mkd.knowledge.baselines.ld import localization_loss
 from yolo_mkd.knowledge.baselines.mgd import Generator, masked_generation_loss, random_mask
-from yolo_mkd.knowledge.baselines.pkd import pearson_loss
+from yolo_mkd.knowledge.baselines.pkd import bridges, pkd_loss
 from yolo_mkd.knowledge.baselines.ultralytics_l2 import projector, score_l2_loss, teacher_score
 
 
@@ -28,7 +28,7 @@ def channel_wise(match: Match) -> Term:
     """Channel-wise distillation (CWD)."""
     connectors = nn.ModuleDict({r: connector(*match.widths(r)) for r in match.neck})
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         pairs = {r: match.side_by_side(ks, kt, r) for r in match.neck}
         return total([channel_wise_loss(connectors[r](fs.float()), ft) for r, (fs, ft) in pairs.items()])
 
@@ -40,7 +40,7 @@ def masked_generation(match: Match) -> Term:
     generators = nn.ModuleDict({r: Generator(*match.widths(r)) for r in match.neck})
     chance = torch.Generator().manual_seed(0)  # of its own, so that the run's data stay the same
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         losses = []
         for r in match.neck:
             fs, ft = match.side_by_side(ks, kt, r)
@@ -54,35 +54,33 @@ def focal_global(match: Match) -> Term:
     """Focal and global distillation (FGD)."""
     parts = {r: FocalGlobal(*match.widths(r)) for r in match.neck}
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         pairs = {r: match.side_by_side(ks, kt, r) for r in match.neck}
-        return total([focal_global_loss(parts[r], fs.float(), ft, truth) for r, (fs, ft) in pairs.items()])
+        return total([focal_global_loss(parts[r], fs.float(), ft, targets) for r, (fs, ft) in pairs.items()])
 
     return Term(*layers_read(match.neck, 1), loss, match.neck, nn.ModuleDict(parts), labels=True)
 
 
 def pearson(match: Match) -> Term:
     """Pearson distillation (PKD); a 1x1 convolution bridges unequal widths."""
-    bridges = nn.ModuleDict({r: connector(*match.widths(r)) for r in match.neck if len(set(match.widths(r))) > 1})
+    adapters = bridges({r: match.widths(r) for r in match.neck})
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        losses = []
-        for r in match.neck:
-            fs, ft = match.side_by_side(ks, kt, r)
-            losses.append(pearson_loss(bridges[r](fs.float()) if r in bridges else fs, ft))
-        return total(losses)
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
+        pairs = {r: match.side_by_side(ks, kt, r) for r in match.neck}
+        ours = [adapters[r](fs.float()) if r in adapters else fs for r, (fs, _) in pairs.items()]
+        return pkd_loss(ours, [ft for _, ft in pairs.values()])
 
-    return Term(*layers_read(match.neck, 1), loss, match.neck, bridges if len(bridges) else None)
+    return Term(*layers_read(match.neck, 1), loss, match.neck, adapters if len(adapters) else None)
 
 
 def localization(match: Match) -> Term:
     """Localization distillation (LD), on the one2many branch."""
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         s, t, _ = match.heads(ks, kt)[0]
         assert s.bins is not None and t.bins is not None  # else the term does not act
         levels = {k: v for k, v in ks.levels.items() if k in match.strides}
-        return localization_loss(s.bins, t.bins, s.logits, truth, levels)
+        return localization_loss(s.bins, t.bins, s.logits, targets, levels)
 
     return Term(
         heads_read(match), heads_apart(match) or rotated(match) or bins_apart(match), loss, head=True, labels=True
@@ -93,17 +91,17 @@ def score_l2(match: Match) -> Term:
     """Ultralytics' own distillation: score-weighted L2 on the neck."""
     projectors = nn.ModuleDict({r: projector(*match.widths(r)) for r in match.neck})
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         score = teacher_score([branch.logits for branch in kt.branches.values()])  # B A
-        guesses, targets, scores = [], [], []
+        guesses, wanted, scores = [], [], []
         for r in match.neck:
             fs, ft = match.side_by_side(ks, kt, r)
             stride = next(s for s in kt.levels if r == f"neck_p{int(math.log2(s))}")
             of_level = anchors_of(score, kt.levels, [stride]).unflatten(1, (1, *kt.levels[stride]))  # B 1 H W
             guesses.append(projectors[r](fs.float()))
-            targets.append(ft)
+            wanted.append(ft)
             scores.append(at_size(of_level, fs.shape[2], fs.shape[3]).flatten(1))
-        return score_l2_loss(guesses, targets, cat(scores, 1))
+        return score_l2_loss(guesses, wanted, cat(scores, 1))
 
     reads, why = layers_read(match.neck, 1)
     if not match.teacher.branches:

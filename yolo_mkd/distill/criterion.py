@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import READINGS, GradientBalancer, read
-from yolo_mkd.distill.distiller import Lesson
+from yolo_mkd.distill.balance import MEASUREMENTS, gradient_ratios
+from yolo_mkd.distill.distiller import Distiller
+from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.teachers import FeatureExtractor, LiveTeacher, Teacher, draw
-from yolo_mkd.knowledge import Knowledge, Truth
+from yolo_mkd.distill.teachers import draw
+from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
 EVERY = 50  # batches between two measurements of the gradients, which cost about one more step
-MOST = 8  # of them in a long epoch, unless the gate hangs on them
-
-
-@dataclass
-class Source:
-    """A teacher, what it can teach this student, and how much each term weighs."""
-
-    teacher: Teacher
-    lesson: Lesson
-    balance: GradientBalancer
+MOST = 8  # measurements in a long epoch, unless the gate depends on them
 
 
 @dataclass
 class Progress:
-    """Where a run is: the epoch, the batch in it, and how many there are."""
+    """How far a run is: the epoch, the batch in it, and how many there are."""
 
     epoch: int = 0
     batch: int = 0
@@ -48,37 +42,41 @@ class Progress:
 class Criterion:
     """Callable in the place of the student's own criterion: (raw outputs, batch) -> (loss vector, items).
 
-    The detection loss stays first and untouched. Once the knowledge is off nothing else is computed, and the result is
+    The detection loss stays first and untouched. Once distillation is off nothing else is computed, and the result is
     the detection loss itself.
 
     Attributes:
         skipped: how often each term was left out for being NaN or infinite.
+        due: decides whether a distiller's gradients are measured on this batch; probes may put their own here.
+        section: a context around the parts of a step, `teacher` and `terms`; a stopwatch may put its own here.
     """
 
     def __init__(
         self,
         detection: Any,
         student: FeatureExtractor,
-        sources: list[Source],
+        distillers: list[Distiller],
         schedule: Schedule,
-        moment: Progress,
+        progress: Progress,
         weights: list[nn.Parameter],
         seed: int,
     ):
-        """Join a detection loss with what the teachers know.
+        """Add distillation to a detection loss.
 
         Args:
             detection: the student's own criterion.
-            student: hears the student.
-            sources: the teachers, one of which is drawn for each batch.
-            schedule: when the knowledge speaks.
-            moment: where the run is; kept up to date by the trainer.
-            weights: the student's, on which gradients are measured.
+            student: collects the student's outputs.
+            distillers: one for each teacher; one of them is drawn for each batch.
+            schedule: the weight of distillation over the run.
+            progress: how far the run is; kept up to date by the trainer.
+            weights: the student's parameters on which gradients are measured.
             seed: of the draws.
         """
-        self.detection, self.student, self.sources, self.seed = detection, student, sources, seed
-        self.schedule, self.moment, self.weights = schedule, moment, weights
-        self.columns = list(dict.fromkeys(t.name for s in sources for t in s.lesson.acting))
+        self.detection, self.student, self.distillers, self.seed = detection, student, distillers, seed
+        self.schedule, self.progress, self.weights = schedule, progress, weights
+        self.columns = list(dict.fromkeys(t.name for d in distillers for t in d.acting))
+        self.due: Callable[[Distiller], bool] = self._due
+        self.section: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self.step = 0
         self.measured: dict[str, int] = {}  # the step at which each teacher's gradients were last measured
         self.skipped: Counter[str] = Counter()
@@ -88,23 +86,24 @@ class Criterion:
 
     @property
     def on(self) -> bool:
-        """Whether the knowledge still speaks."""
-        return self.moment.now < self.schedule.end
+        """Whether the next batch is distilled."""
+        return self.progress.now < self.schedule.end
 
     @property
     def weight(self) -> float:
         """The schedule's weight for the next batch."""
-        return self.schedule.weight(self.moment.now)
+        return self.schedule.weight(self.progress.now)
 
     @property
-    def source(self) -> Source:
-        """The teacher that the next batch hears."""
-        return self.sources[draw(self.seed, self.step, len(self.sources))]
+    def distiller(self) -> Distiller:
+        """The distiller of the next batch."""
+        return self.distillers[draw(self.seed, self.step, len(self.distillers))]
 
     def prefetch(self, batch: dict[str, Any]) -> None:
-        """Let a live teacher look at the next batch while the student does."""
-        if self.on and isinstance(self.source.teacher, LiveTeacher):
-            self.source.teacher.prefetch(batch)
+        """Let the next batch's teacher compute beside the student."""
+        if self.on:
+            with self.section("teacher"):
+                self.distiller.teacher.prefetch(batch)
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
@@ -114,72 +113,98 @@ class Criterion:
             batch: Ultralytics' batch, with `img` B C H W.
 
         Returns:
-            The detection loss vector with the knowledge's loss appended (times the batch size, as Ultralytics has it),
-            and the named items: the detection loss's, then each term's own loss as `kd/name`, then `kd/weight`.
+            The detection loss vector with the distillation loss appended (times the batch size, as Ultralytics has
+            it), and the named items: the detection loss's, then each term's own loss as `kd/name`, then `kd/weight`.
 
         Raises:
             FloatingPointError: a term was NaN or infinite in 20 batches in a row.
         """
         images = batch["img"]
         labelled = batch.get("labelled", len(images))
-        loss, items = self.detection(preds if labelled == len(images) else host.first(preds, labelled), batch)
+        loss, items = self.detection(preds if labelled == len(images) else host.of_first(preds, labelled), batch)
         values: dict[str, Tensor] = {}
         if self.on:
-            source = self.source
-            taught = source.teacher(batch)
-            with torch.autocast(images.device.type, enabled=False):  # the terms need full precision
-                values, total = self._knowledge(source, preds, taught, batch, loss.sum() / labelled)
+            distiller = self.distiller
+            with self.section("teacher"):
+                kt = distiller.teacher(batch)
+            with self.section("terms"), torch.autocast(images.device.type, enabled=False):  # terms need full precision
+                values, total = self._distil(distiller, preds, kt, batch, loss.sum() / labelled)
             loss = torch.cat([loss, total.view(1) * labelled])
         self.step += 1
         zero = loss.new_zeros(())
         items = {**items, **{f"kd/{name}": values.get(name, zero).detach() for name in self.columns}}
         return loss, {**items, "kd/weight": zero + self.weight}
 
-    def truth(self, batch: dict[str, Any], source: Source, kt: Knowledge) -> Truth:
-        """A batch's labels and what weighs them now, as the terms take them.
-
-        Args:
-            batch: Ultralytics' batch.
-            source: whose terms they are.
-            kt: what its teacher says about the batch; until gains are frozen, classes are weighed by this too.
-        """
-        if self.moment.now < self.schedule.fitted:
-            source.balance.weigh(source.lesson.masses(kt), source.lesson.labels(batch["cls"]))
-        boxes, branches = batch["bboxes"][:, :4].float(), host.branch_weights(self.detection)
-        return Truth(boxes, batch["batch_idx"], branches=branches, classes=source.balance.classes())
-
-    def _knowledge(
-        self, source: Source, preds: Any, kt: Any, batch: dict[str, Any], task: Tensor
+    def _distil(
+        self, distiller: Distiller, preds: Any, kt: Knowledge, batch: dict[str, Any], task: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Each term's loss, and their weighted sum per image."""
-        lesson, balance = source.lesson, source.balance
-        ks, truth = self.student.knowledge(preds), self.truth(batch, source, kt)
-        if "labelled" in batch:
-            truth = replace(truth, labelled=batch["labelled"], weight=trust(kt, batch["labelled"], len(batch["img"])))
-        stays = lesson.staying(host.remaining(self.detection))
-        steer = self.moment.now >= self.schedule.fitted
-        if self._due(source):
-            self.measured[source.teacher.name] = self.step
-            full = lesson.losses(ks, kt, truth)
-            balance.hear(read(task, full, self.weights), stays)
-            values = full if steer else {**full, **lesson.losses(ks, kt, truth, steer)}
-        else:
-            values = lesson.losses(ks, kt, truth, steer)
+        ks = self.student.collect(preds)
+        targets, weights = self.weigh(distiller, kt, batch)
+        steer = self.progress.now >= self.schedule.fitted
+        values: dict[str, Tensor] = {}
+        if self.due(distiller):
+            values = self.measure(distiller, task, distiller.losses(ks, kt, targets, weights))
+        if not values or not steer:  # adapters that only fit see a detached student, which measuring does not
+            values = {**values, **distiller.losses(ks, kt, targets, weights, steer)}
         values = self._finite(values)
-        apart = set() if steer else set(lesson.parts)  # while only the parts of a term learn, they do so at full weight
-        total = task.new_zeros(())
-        for name, value in values.items():
-            total = total + balance.gain(name) * value * (1.0 if name in apart else self.weight * stays[name])
-        return values, total
+        return values, self.combine(distiller, values, steer, task.new_zeros(()))
 
-    def _due(self, source: Source) -> bool:
+    def weigh(self, distiller: Distiller, kt: Knowledge, batch: dict[str, Any]) -> tuple[Targets, LossWeights]:
+        """A batch's labels, and the weights of its images, branches and classes.
+
+        Until the gains are frozen, the teacher's scores in this batch count towards the class weights.
+
+        Args:
+            distiller: whose terms they are for.
+            kt: its teacher's outputs.
+            batch: Ultralytics' batch.
+        """
+        if self.progress.now < self.schedule.fitted:
+            distiller.balancer.observe_classes(distiller.class_masses(kt), distiller.label_counts(batch["cls"]))
+        labelled, images = batch.get("labelled"), len(batch["img"])
+        return (
+            Targets(batch["bboxes"][:, :4].float(), batch["batch_idx"], labelled),
+            LossWeights(
+                images=None if labelled is None else image_weights(kt, labelled, images),
+                branches=host.branch_weights(self.detection),
+                classes=distiller.balancer.class_weights(),
+            ),
+        )
+
+    def measure(self, distiller: Distiller, task: Tensor, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compare each term's gradient with the task's and update the loss weights; the losses as they were given."""
+        self.measured[distiller.teacher.name] = self.step
+        scales = distiller.trunk_scales(host.remaining(self.detection))
+        distiller.balancer.update(gradient_ratios(task, losses, self.weights), scales)
+        return losses
+
+    def combine(self, distiller: Distiller, values: dict[str, Tensor], steer: bool, total: Tensor) -> Tensor:
+        """The weighted sum of the terms, added to `total`: gain x schedule x trunk scale x loss.
+
+        Args:
+            distiller: whose gains count.
+            values: each term's loss.
+            steer: whether terms with adapters move the student; while only their adapters fit, they do so at full
+                weight.
+            total: a scalar to begin with.
+        """
+        scales = distiller.trunk_scales(host.remaining(self.detection))
+        fitting = set() if steer else set(distiller.adapters)
+        for name, value in values.items():
+            factor = 1.0 if name in fitting else self.weight * scales[name]
+            total = total + distiller.balancer.gain(name) * value * factor
+        return total
+
+    def _due(self, distiller: Distiller) -> bool:
         """Whether this batch's gradients are measured: evenly, and more often until the gains are frozen."""
-        moment, balance = self.moment, source.balance
-        last = self.measured.get(source.teacher.name, -math.inf)
-        if self.step - last >= spacing(moment.batches, balance.gate):
+        progress, balancer = self.progress, distiller.balancer
+        last = self.measured.get(distiller.teacher.name, -math.inf)
+        if self.step - last >= measurement_interval(progress.batches, balancer.gate):
             return True
-        wanted = math.ceil(READINGS / self.schedule.fitted)  # in an epoch
-        return not balance.frozen and balance.heard < wanted and moment.batch / moment.batches >= balance.heard / wanted
+        wanted = math.ceil(MEASUREMENTS / self.schedule.fitted)  # in an epoch
+        behind = progress.batch / progress.batches >= balancer.measured / wanted
+        return not balancer.frozen and balancer.measured < wanted and behind
 
     def _finite(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Leave out terms that are NaN or infinite and count them, so that they never reach the optimiser."""
@@ -189,27 +214,27 @@ class Criterion:
             self.skipped[name] += not fine
             if self.in_a_row[name] >= PATIENCE:
                 raise FloatingPointError(
-                    f"the knowledge term {name} was NaN or infinite in {PATIENCE} batches in a row: "
+                    f"the distillation term {name} was NaN or infinite in {PATIENCE} batches in a row: "
                     f"switch it off ({name}=0), lower the learning rate, or train without half precision (amp=False)"
                 )
         return {name: v for (name, v), fine in zip(values.items(), good, strict=True) if fine}
 
 
-def spacing(batches: int, gate: bool = False) -> int:
+def measurement_interval(batches: int, gate: bool = False) -> int:
     """How far apart gradients are measured once gains are frozen [batches].
 
     Args:
         batches: of an epoch.
-        gate: whether a term may be left out on what is measured.
+        gate: whether a term may be left out because of a measurement.
     """
     return EVERY if gate else max(EVERY, batches // MOST)
 
 
-def trust(kt: Knowledge, labelled: int, images: int) -> Tensor | None:
-    """How much each image of a joined batch counts: 1 with labels, else the teacher's best score in it.
+def image_weights(kt: Knowledge, labelled: int, images: int) -> Tensor | None:
+    """The weight of each image of a joined batch: 1 with labels, else the teacher's best score in it.
 
     Args:
-        kt: the teacher's knowledge.
+        kt: the teacher's outputs.
         labelled: images with labels, the first ones.
         images: in the batch.
 
@@ -218,5 +243,5 @@ def trust(kt: Knowledge, labelled: int, images: int) -> Tensor | None:
     """
     if not kt.branches:
         return None
-    best = next(iter(kt.branches.values())).logits.sigmoid().amax((1, 2))  # B
+    best = kt.best_scores()
     return torch.cat([torch.ones_like(best[:labelled]), best[labelled:images]])

@@ -1,29 +1,30 @@
-"""A lesson: what one teacher can pass on to the student. Which terms act, what they read, and why the others cannot."""
+"""A distiller: one teacher, the terms between it and the student, and their loss weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from yolo_mkd.distill import baseline_terms as rivals
-from yolo_mkd.distill import terms
+from yolo_mkd.distill import baseline_terms, terms
+from yolo_mkd.distill.balance import GradientBalancer, TermWeight
 from yolo_mkd.distill.matching import Match
+from yolo_mkd.distill.teachers import Teacher
 from yolo_mkd.distill.terms import Term
 from yolo_mkd.host.spec import ModelSpec
-from yolo_mkd.knowledge import Knowledge, Truth
+from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.soft_targets import class_mass
 from yolo_mkd.settings import BadInput
 
 
 @dataclass(frozen=True)
 class TermSpec:
-    """A kind of knowledge.
+    """How a term is made, and its plain gain.
 
     Attributes:
-        between: makes its term between two matched models.
+        between: makes the term between two matched models.
         gain: its plain gain where nothing is measured.
         share: the share of the detection gradient that this gain usually gives.
     """
@@ -33,7 +34,7 @@ class TermSpec:
     share: float
 
 
-TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trunk; rivals: as published
+TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trunk; baselines: as published
     "soft": TermSpec(terms.soft, 1.0, 0.8),
     "soft_box": TermSpec(terms.soft_box, 1.0, 0.4),
     "soft_dfl": TermSpec(terms.soft_dfl, 0.02, 0.16),
@@ -41,40 +42,61 @@ TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trun
     "relation": TermSpec(terms.relation, 1.0, 0.1),
     "guidance": TermSpec(terms.guidance, 6.0, 1.0),
     "exploration": TermSpec(terms.exploration, 0.15, 0.05),
-    "channel_wise": TermSpec(rivals.channel_wise, 1.0, 1.0),
-    "masked_generation": TermSpec(rivals.masked_generation, 2e-5, 1.0),
-    "focal_global": TermSpec(rivals.focal_global, 1.0, 1.0),
-    "pearson": TermSpec(rivals.pearson, 6.0, 1.0),
-    "localization": TermSpec(rivals.localization, 0.25, 0.1),
-    "score_l2": TermSpec(rivals.score_l2, 6.0, 1.0),
+    "channel_wise": TermSpec(baseline_terms.channel_wise, 1.0, 1.0),
+    "masked_generation": TermSpec(baseline_terms.masked_generation, 2e-5, 1.0),
+    "focal_global": TermSpec(baseline_terms.focal_global, 1.0, 1.0),
+    "pearson": TermSpec(baseline_terms.pearson, 6.0, 1.0),
+    "localization": TermSpec(baseline_terms.localization, 0.25, 0.1),
+    "score_l2": TermSpec(baseline_terms.score_l2, 6.0, 1.0),
 }
 
 
-class Lesson:
-    """The terms between one teacher and the student.
+class Distiller:
+    """The terms between one teacher and the student, and their loss weights.
 
     Attributes:
-        match: what the two have in common.
+        match: what the two models have in common.
         terms: those that are asked for, in the order of `TERMS`.
-        parts: what acting terms train beside the student, by term; dropped at the end.
+        adapters: modules that acting terms train beside the student, by term; dropped at the end.
+        balancer: the loss weights of the acting terms.
     """
 
-    def __init__(self, student: ModelSpec, teacher: ModelSpec, asked: dict[str, float]):
+    def __init__(
+        self,
+        student: ModelSpec,
+        teacher: ModelSpec,
+        asked: dict[str, float],
+        calibrate: bool = True,
+        gate: bool = False,
+        soft_pw: float = 0.0,
+    ):
         """Match two models and decide which terms act.
 
         Args:
             student: the student's spec.
-            teacher: the teacher's.
+            teacher: the teacher's, at the image size that it takes.
             asked: share or gain of each term by name; absent is off.
+            calibrate: measure the gains, so that `asked` are shares of the detection gradient; else `asked` are gains.
+            gate: leave a term out while its gradient opposes the task's.
+            soft_pw: power of the class weights of soft targets.
         """
         self.match = Match.of(student, teacher, explores=asked.get("exploration", 0) > 0)
-        self.terms = []
-        for name, kind in TERMS.items():
-            if asked.get(name, 0) > 0:
-                term = kind.between(self.match)
-                term.name, term.asked = name, asked[name]
-                self.terms.append(term)
-        self.parts = nn.ModuleDict({t.name: t.parts for t in self.acting if t.parts is not None})
+        named = {name: spec for name, spec in TERMS.items() if asked.get(name, 0) > 0}
+        self.terms = [replace(spec.between(self.match), name=n, asked=asked[n]) for n, spec in named.items()]
+        self.adapters = nn.ModuleDict({t.name: t.adapters for t in self.acting if t.adapters is not None})
+        weights = {t.name: TermWeight(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in self.acting}
+        self.balancer = GradientBalancer(weights, calibrate, gate, power=soft_pw)
+        self._teacher: Teacher | None = None
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher that was connected."""
+        assert self._teacher is not None, "connect a teacher first"
+        return self._teacher
+
+    def connect(self, teacher: Teacher) -> None:
+        """Give the distiller its teacher, once it is known whether its outputs are computed or read from a cache."""
+        self._teacher = teacher
 
     def term(self, name: str) -> Term:
         """The term of that name, which must be asked for."""
@@ -92,39 +114,39 @@ class Lesson:
         return [r for r in self.match.shared if r in needed]
 
     def require_active_term(self, teacher: str) -> None:
-        """Refuse to train with a teacher that can teach this student nothing.
+        """Refuse a teacher from which no term can be distilled into this student.
 
         Args:
             teacher: its file, for the message.
 
         Raises:
-            BadInput: shares are asked for and no term can act, or the teacher cannot see this data's images.
+            BadInput: terms are asked for and none can act, or the teacher takes images of other channels.
         """
         ours, theirs = self.match.student.channels, self.match.teacher.channels
-        if theirs != ours and (ours, theirs) != (1, 3):  # a grey image is shown to a colour teacher as grey
-            kinds = f"{theirs} channels, the data has {ours}"
+        if theirs != ours and (ours, theirs) != (1, 3):  # grey images are repeated for a colour teacher
             raise BadInput(
-                f"teacher={teacher} sees images of {kinds}: train a teacher on this data (teacher_epochs=100)"
+                f"teacher={teacher} takes images of {theirs} channels, the data has {ours}: "
+                "train a teacher on this data (teacher_epochs=100)"
             )
         if self.terms and not self.acting:
             reasons = "; ".join(f"{t.name}: {t.why_not}" for t in self.terms)
-            raise BadInput(f"teacher={teacher} can teach this student nothing ({reasons})")
+            raise BadInput(f"no distillation term applies to teacher={teacher} and this student: {reasons}")
 
     def require_cacheable(self) -> None:
-        """Refuse to replay a teacher to terms that need more of it than a record holds.
+        """Refuse terms that need more of the teacher than its cache holds.
 
         Raises:
             BadInput: such a term acts.
         """
-        if names := [t.name for t in self.acting if not t.replayable]:
+        if names := [t.name for t in self.acting if not t.cacheable]:
             off = " ".join(f"{name}=0" for name in names)
             raise BadInput(
-                f"record= keeps no teacher's features, which {' '.join(names)} need: "
-                f"switch them off ({off}, or preset=recorded), or leave record= out to ask the teacher each time"
+                f"record= stores no teacher features, which {' '.join(names)} need: "
+                f"switch them off ({off}, or preset=recorded), or leave record= out to run the teacher on each batch"
             )
 
-    def staying(self, remaining: float) -> dict[str, float]:
-        """What is to be left of each acting term as the detection loss leaves the trunk.
+    def trunk_scales(self, remaining: float) -> dict[str, float]:
+        """The factor of each acting term as the detection loss leaves the trunk.
 
         Terms that weigh the head's branches as the detection loss does follow it by themselves.
 
@@ -133,33 +155,36 @@ class Lesson:
         """
         return {t.name: 1.0 if t.branched else remaining for t in self.acting}
 
-    def masses(self, kt: Knowledge) -> dict[str, Tensor]:
-        """How much score the teacher gives to each class that both know, C, by branch; nothing where no term asks."""
+    def class_masses(self, kt: Knowledge) -> dict[str, Tensor]:
+        """The sum of the teacher's scores for each class that both have, C, by branch; empty where no term needs it."""
         theirs = [t for _, t in self.match.classes]
-        asked = self.match.branches if any(t.branched for t in self.acting) else ()
-        return {branch: class_mass(kt.branches[branch].logits[:, theirs]) for branch in asked}
+        needed = self.match.branches if any(t.branched for t in self.acting) else ()
+        return {branch: class_mass(kt.branches[branch].logits[:, theirs]) for branch in needed}
 
-    def labels(self, classes: Tensor) -> Tensor:
-        """How many of a batch's labels each class has that both know: the student's class of N labels in, C out."""
+    def label_counts(self, classes: Tensor) -> Tensor:
+        """How many labels of a batch each class has that both models have: the class of N labels in, C out."""
         ours = torch.tensor([s for s, _ in self.match.classes], device=classes.device)
         return (classes.view(-1, 1) == ours).sum(0)
 
-    def losses(self, ks: Knowledge, kt: Knowledge, truth: Truth, steer: bool = True) -> dict[str, Tensor]:
+    def losses(
+        self, ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights, steer: bool = True
+    ) -> dict[str, Tensor]:
         """Each acting term's loss, without its gain, as a mean over the images of the batch.
 
         Args:
-            ks: the student's knowledge.
+            ks: the student's outputs.
             kt: the teacher's.
-            truth: the batch's labels.
-            steer: let terms with parts of their own move the student; else only their parts learn.
+            targets: the batch's labels.
+            weights: how much images, branches and classes count.
+            steer: let terms with adapters move the student; else only their adapters learn.
         """
-        deaf = ks if steer else ks.detached()
+        detached = ks if steer else ks.detached()
         found = {}
         for t in self.acting:
-            ours, theirs = ks if t.parts is None else deaf, kt
-            if t.labels and truth.labelled is not None:
-                ours, theirs = ours.first(truth.labelled), theirs.first(truth.labelled)
-            found[t.name] = t.loss(ours, theirs, truth)
+            ours, theirs = ks if t.adapters is None else detached, kt
+            if t.labels and targets.labelled is not None:
+                ours, theirs = ours.of_first(targets.labelled), theirs.of_first(targets.labelled)
+            found[t.name] = t.loss(ours, theirs, targets, weights)
         return found
 
 
@@ -171,5 +196,5 @@ def check_asked(asked: dict[str, object]) -> dict[str, float]:
     """
     for name, value in asked.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise BadInput(f"{name}={value} is no gain: give a number of 0 or more")
+            raise BadInput(f"{name}={value} must be a number of 0 or more, for example {name}=1.0")
     return {name: float(value) for name, value in asked.items() if isinstance(value, int | float)}

@@ -1,4 +1,4 @@
-"""Taps: forward hooks that keep what chosen layers of a model say, by role, until it is taken."""
+"""Forward hooks that collect the features of chosen layers, by role, and what they and the head output as a value."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from yolo_mkd import host
+from yolo_mkd.host.spec import ModelSpec
+from yolo_mkd.knowledge import Knowledge
+
 
 class FeatureHooks:
-    """Hooks on the given layers. They listen only while `open`, and hold nothing once taken."""
+    """Hooks on the given layers. They collect only while `open`, and hold nothing once their features are taken.
+
+    Attributes:
+        open: whether the next forward pass is collected.
+    """
 
     def __init__(self, layers: dict[str, nn.Module]):
         """Put one hook on each layer.
@@ -28,12 +36,37 @@ class FeatureHooks:
         return keep
 
     def take(self) -> dict[str, Tensor]:
-        """Hand over what was heard in the last forward pass, by role, and forget it."""
+        """Return the features of the last forward pass by role, each B C H W, and let go of them."""
         features, self._features = self._features, {}
         return features
 
     def remove(self) -> None:
-        """Take the hooks off; the layers are as they were."""
+        """Remove the hooks; the layers are as they were."""
         for handle in self._handles:
             handle.remove()
         self._features = {}
+
+
+class FeatureExtractor:
+    """Collects what one model outputs in a forward pass: head and hidden layers.
+
+    Attributes:
+        spec: the model's spec.
+        hooks: on its hidden layers.
+    """
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, roles: list[str]):
+        """Put hooks on a model.
+
+        Args:
+            model: a YOLO detector.
+            spec: its spec.
+            roles: the hidden layers to collect.
+        """
+        self.spec = spec
+        self.hooks = FeatureHooks({role: host.layer(model, spec.layers[role].layer) for role in roles})
+
+    def collect(self, raw: Any) -> Knowledge:
+        """The outputs of the model's last forward pass, whose raw head outputs are given."""
+        branches, levels = host.outputs(raw, self.spec.strides, self.spec.reg_max)
+        return Knowledge(branches, self.hooks.take(), levels)

@@ -41,10 +41,12 @@ class Match:
     @classmethod
     def of(cls, student: ModelSpec, teacher: ModelSpec, explores: bool = False) -> Match:
         """Match two models; the student explores only where there is a neck layer to explore in."""
-        shared = tuple(r for r in student.taps if r in teacher.taps and patterned(student, r) and patterned(teacher, r))
+        shared = tuple(
+            r for r in student.layers if r in teacher.layers and patterned(student, r) and patterned(teacher, r)
+        )
         neck = tuple(r for r in shared if r.startswith("neck"))
         # one answer of a smaller map is heard by several anchors, of which one2one must raise no more than one
-        coarser = any(teacher.taps[r].rows < student.taps[r].rows for r in neck)
+        coarser = any(teacher.layers[r].rows < student.layers[r].rows for r in neck)
         return cls(
             student,
             teacher,
@@ -59,13 +61,13 @@ class Match:
     @property
     def resampled(self) -> bool:
         """Whether the teacher sees the images at another size than the student."""
-        return any(self.student.taps[r].rows != self.teacher.taps[r].rows for r in self.shared)
+        return any(self.student.layers[r].rows != self.teacher.layers[r].rows for r in self.shared)
 
     def widths(self, role: str) -> tuple[int, int]:
         """Channels of a layer that follow the teacher, and the teacher's."""
-        channels = self.student.taps[role].channels
+        channels = self.student.layers[role].channels
         inherit = self.explores and role in self.neck
-        return inheriting(channels) if inherit else channels, self.teacher.taps[role].channels
+        return inheriting(channels) if inherit else channels, self.teacher.layers[role].channels
 
     def heads(self, ks: Knowledge, kt: Knowledge) -> list[tuple[Outputs, Outputs, Tensor]]:
         """Student's and teacher's outputs by branch at the shared strides, and the teacher's shared classes' logits."""
@@ -96,7 +98,7 @@ class Match:
 
 def patterned(model: ModelSpec, role: str) -> bool:
     """Whether a layer's map is large enough to hold a pattern."""
-    return min(model.taps[role].rows, model.taps[role].columns) >= SMALLEST
+    return min(model.layers[role].rows, model.layers[role].columns) >= SMALLEST
 
 
 def shared_classes(student: dict[int, str], teacher: dict[int, str]) -> list[tuple[int, int]]:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from yolo_mkd.distill.matching import Match
-from yolo_mkd.knowledge import Knowledge, Truth
+from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.attention import attention_map, map_loss
 from yolo_mkd.knowledge.exploration import exploration_loss
 from yolo_mkd.knowledge.guidance import Guide
 from yolo_mkd.knowledge.relation import grid_for, relation_loss, relation_matrix
 from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss
 
-Loss = Callable[[Knowledge, Knowledge, Truth], Tensor]
+Loss = Callable[[Knowledge, Knowledge, Targets, LossWeights], Tensor]
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Term:
         why_not: why it cannot act; empty if it can.
         loss: the comparison itself, of the student's and the teacher's knowledge and the labels.
         roles: the hidden layers that it needs.
-        parts: what is trained beside the student for it, and dropped at the end.
-        replayable: whether a record of the teacher holds all that it reads.
+        adapters: modules trained beside the student for it, and dropped at the end.
+        cacheable: whether the teacher cache holds all that it reads.
         head: whether it reads the head's outputs.
         labels: whether it reads the labels, so that images without any are not for it.
         branched: whether it weighs the head's branches as the detection loss does.
@@ -41,8 +41,8 @@ class Term:
     why_not: str
     loss: Loss
     roles: tuple[str, ...] = ()
-    parts: nn.Module | None = None
-    replayable: bool = False
+    adapters: nn.Module | None = None
+    cacheable: bool = False
     head: bool = False
     labels: bool = False
     branched: bool = False
@@ -58,50 +58,50 @@ def mean(losses: Sequence[Tensor]) -> Tensor:
 # Soft targets
 
 
-def as_detection(losses: Sequence[Tensor], match: Match, truth: Truth) -> Tensor:
+def as_detection(losses: Sequence[Tensor], match: Match, weights: LossWeights) -> Tensor:
     """The sum of the branches' losses, each weighed as the detection loss weighs that branch now."""
-    weights = [1.0 if truth.branches is None else truth.branches[branch] for branch in match.branches]
-    return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+    by_branch = [1.0 if weights.branches is None else weights.branches[branch] for branch in match.branches]
+    return torch.stack([weight * loss for weight, loss in zip(by_branch, losses, strict=True)]).sum()
 
 
-def weights_of(match: Match, truth: Truth) -> list[Tensor | None]:
+def class_weights_of(match: Match, weights: LossWeights) -> list[Tensor | None]:
     """How much each of the classes that both know counts, for each branch; None is 1 each."""
-    return [None if truth.classes is None else truth.classes[branch] for branch in match.branches]
+    return [None if weights.classes is None else weights.classes[branch] for branch in match.branches]
 
 
 def soft(match: Match) -> Term:
     """Soft targets: the teacher's class scores."""
     ours = [s for s, _ in match.classes]
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        pairs = zip(match.heads(ks, kt), weights_of(match, truth), strict=True)
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
+        pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
         losses = [class_loss(s.logits[:, ours], zt, w) for (s, _, zt), w in pairs]
-        return as_detection(losses, match, truth)
+        return as_detection(losses, match, weights)
 
     classes = f"{len(ours)} of the student's {len(match.student.names)} classes, "
-    return Term(classes + heads_read(match), heads_apart(match), loss, replayable=True, head=True, branched=True)
+    return Term(classes + heads_read(match), heads_apart(match), loss, cacheable=True, head=True, branched=True)
 
 
 def soft_box(match: Match) -> Term:
     """Soft targets: the teacher's boxes."""
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        pairs = zip(match.heads(ks, kt), weights_of(match, truth), strict=True)
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
+        pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
         losses = [box_loss(s.distances, t.distances, zt, w) for (s, t, zt), w in pairs]
-        return as_detection(losses, match, truth)
+        return as_detection(losses, match, weights)
 
     why = heads_apart(match) or rotated(match)
-    return Term(heads_read(match), why, loss, replayable=True, head=True, branched=True)
+    return Term(heads_read(match), why, loss, cacheable=True, head=True, branched=True)
 
 
 def soft_dfl(match: Match) -> Term:
     """Soft targets: the teacher's box-side distributions."""
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
-        pairs = zip(match.heads(ks, kt), weights_of(match, truth), strict=True)
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
+        pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
         bins = [(s.bins, t.bins, zt, w) for (s, t, zt), w in pairs]
         losses = [dfl_loss(s, t, zt, w) for s, t, zt, w in bins if s is not None and t is not None]
-        return as_detection(losses, match, truth)
+        return as_detection(losses, match, weights)
 
     why = heads_apart(match) or rotated(match) or bins_apart(match)
     return Term(heads_read(match), why, loss, head=True, branched=True)
@@ -143,12 +143,12 @@ def bins_apart(match: Match) -> str:
 def attention(match: Match) -> Term:
     """Attention maps of hidden layers."""
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         return mean(
-            [map_loss(attention_map(match.inherited(ks, r)), energy(kt, r), truth.weight) for r in match.shared]
+            [map_loss(attention_map(match.inherited(ks, r)), energy(kt, r), weights.images) for r in match.shared]
         )
 
-    return Term(*layers_read(match.shared, 1), loss, match.shared, replayable=True)
+    return Term(*layers_read(match.shared, 1), loss, match.shared, cacheable=True)
 
 
 def energy(kt: Knowledge, role: str) -> Tensor:
@@ -159,13 +159,13 @@ def energy(kt: Knowledge, role: str) -> Tensor:
 def relation(match: Match) -> Term:
     """The relation matrix between hidden layers."""
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         fs = [match.inherited(ks, r) for r in match.shared]
         sizes = [(f.shape[2], f.shape[3]) for f in (*fs, *kt.features.values())]
         grid = grid_for(sizes)
-        return relation_loss(relation_matrix(fs, grid), relations(kt, match.shared, grid), truth.weight)
+        return relation_loss(relation_matrix(fs, grid), relations(kt, match.shared, grid), weights.images)
 
-    return Term(*layers_read(match.shared, 2), loss, match.shared, replayable=True)
+    return Term(*layers_read(match.shared, 2), loss, match.shared, cacheable=True)
 
 
 def relations(kt: Knowledge, roles: Sequence[str], grid: tuple[int, int]) -> Tensor:
@@ -181,7 +181,7 @@ def guidance(match: Match) -> Term:
     """Guidance layers between unequal widths."""
     guides = nn.ModuleDict({r: Guide(*match.widths(r)) for r in match.neck})
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         return mean([guides[r](*match.side_by_side(ks, kt, r)) for r in match.neck])
 
     return Term(*layers_read(match.neck, 1), loss, match.neck, guides)
@@ -190,7 +190,7 @@ def guidance(match: Match) -> Term:
 def exploration(match: Match) -> Term:
     """Exploration of what the teacher does not know."""
 
-    def loss(ks: Knowledge, kt: Knowledge, truth: Truth) -> Tensor:
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         return mean([exploration_loss(match.explored(ks, r), kt.features[r]) for r in match.neck])
 
     return Term(*layers_read(match.neck, 1), loss, match.neck)

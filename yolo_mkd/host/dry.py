@@ -39,7 +39,7 @@ def dry_run(trainer: type[BaseTrainer], model: str, arguments: dict[str, Any], w
         self._setup_train()
         self._model_train()
         if 0 < self.epochs <= self.args.close_mosaic:  # mosaic is closed from the first epoch on
-            self._close_dataloader_mosaic()
+            close_mosaic(self)
             self.train_loader.reset()
         work(self)
 
@@ -61,6 +61,11 @@ def silent() -> Iterator[None]:
             yield
     finally:
         LOGGER.setLevel(level)
+
+
+def close_mosaic(trainer: Any) -> None:
+    """Close mosaic as Ultralytics does for a run's last epochs."""
+    trainer._close_dataloader_mosaic()
 
 
 def precision(trainer: Any) -> Any:

@@ -152,14 +152,14 @@ def head(model: nn.Module) -> Any:
 
 
 class RemovedHead(nn.Module):
-    """Stands in for a head that nobody listens to, such as a frozen RT-DETR's decoder."""
+    """Replaces a detection head whose outputs are unused, such as a frozen RT-DETR's decoder."""
 
     def __init__(self, instead_of: Any):
         super().__init__()
         self.f, self.i = instead_of.f, instead_of.i
 
     def forward(self, *inputs: Any) -> dict[str, Any]:
-        """Say nothing."""
+        """Return no outputs."""
         return {}
 
 
@@ -167,11 +167,11 @@ def freeze(model: DetectionModel) -> DetectionModel:
     """Make a teacher that costs as little as it can: no gradients, fused layers, raw head outputs.
 
     The head alone is marked as training: then it returns its raw outputs and neither decodes nor sorts boxes that
-    nobody reads. Its layers stay in eval mode. An RT-DETR's decoder, whose queries match no anchor, is taken out.
+    are unused. Its layers stay in eval mode. An RT-DETR's decoder, whose queries match no anchor, is taken out.
     """
     model.eval().requires_grad_(False)
     if isinstance(head(model), RTDETRDecoder):
-        silence(model)
+        remove_head(model)
     end = head(model)
     end.fuse = lambda: None  # Ultralytics' own would drop a branch
     model.fuse(verbose=False)
@@ -180,14 +180,14 @@ def freeze(model: DetectionModel) -> DetectionModel:
     return model.to(memory_format=torch.channels_last)
 
 
-def silence(model: DetectionModel) -> None:
-    """Take out a head whose outputs nobody reads."""
+def remove_head(model: DetectionModel) -> None:
+    """Replace a head whose outputs are unused by one that computes nothing."""
     layers: Any = model.model
     layers[-1] = RemovedHead(head(model))
 
 
 def frozen_precision(trainer: BaseTrainer) -> torch.dtype:
-    """The precision that a frozen model beside a trainer's own is to speak in.
+    """The precision for a frozen model beside a trainer's own.
 
     On a GPU it is the one that Ultralytics trains in. A processor trains in float32 unless told otherwise, and there a
     model without gradients still takes half the time where bfloat16 is native. `amp=False` keeps float32 everywhere.

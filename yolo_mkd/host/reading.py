@@ -49,21 +49,21 @@ def model_spec(model: DetectionModel, imgsz: int, classes: int | Sequence[int] |
             module.training = training
 
     strides = tuple(imgsz // shapes[i][2] for i in end.f)
-    taps: dict[str, LayerSpec] = {}
+    layers_by_role: dict[str, LayerSpec] = {}
     backbone = range(min(len(model.yaml["backbone"]), len(shapes)))
     for s in strides:
         at = [i for i in backbone if i in shapes and len(shapes[i]) == 4 and imgsz // s == shapes[i][3]]
         if at and at[-1] not in end.f:
-            taps[f"backbone_p{int(math.log2(s))}"] = LayerSpec(at[-1], *shapes[at[-1]][1:])
+            layers_by_role[f"backbone_p{int(math.log2(s))}"] = LayerSpec(at[-1], *shapes[at[-1]][1:])
     for i, s in zip(end.f, strides, strict=True):
-        taps[f"neck_p{int(math.log2(s))}"] = LayerSpec(i, *shapes[i][1:])
+        layers_by_role[f"neck_p{int(math.log2(s))}"] = LayerSpec(i, *shapes[i][1:])
     return ModelSpec(
         names={i: name for i, name in model.names.items() if i in kept},
         strides=strides,
         branches=branches_of(end),
         reg_max=int(getattr(end, "reg_max", 0)),
         rotated=isinstance(end, OBB),
-        taps=taps,
+        layers=layers_by_role,
         channels=channels,
         parameters=sum(p.numel() for p in model.parameters()),
     )
@@ -103,13 +103,13 @@ def outputs(raw: Any, strides: tuple[int, ...], reg_max: int) -> tuple[dict[str,
     return read, levels
 
 
-def first(raw: Any, count: int) -> Any:
+def of_first(raw: Any, count: int) -> Any:
     """A head's raw outputs for the first images of a batch."""
     if isinstance(raw, Tensor):
         return raw[:count]
     if isinstance(raw, dict):
-        return {k: first(v, count) for k, v in raw.items()}
-    return type(raw)(first(v, count) for v in raw) if isinstance(raw, list | tuple) else raw
+        return {k: of_first(v, count) for k, v in raw.items()}
+    return type(raw)(of_first(v, count) for v in raw) if isinstance(raw, list | tuple) else raw
 
 
 def shared_weights(model: DetectionModel, spec: ModelSpec) -> list[nn.Parameter]:
@@ -120,7 +120,9 @@ def shared_weights(model: DetectionModel, spec: ModelSpec) -> list[nn.Parameter]
     and guidance, which tap that layer or hang right on it, look 2.4 to 3.5 times as strong. Where the user has frozen
     the backbone, all trainable weights before the head.
     """
-    ends = [p for role, tap in spec.taps.items() if "backbone" in role for p in model.model[tap.layer].parameters()]
+    ends = [
+        p for role, place in spec.layers.items() if "backbone" in role for p in model.model[place.layer].parameters()
+    ]
     trunk = [p for layer in model.model[:-1] for p in layer.parameters()]
     groups = ([p for p in group if p.requires_grad] for group in (ends, trunk, model.parameters()))
     return next(group for group in groups if group)

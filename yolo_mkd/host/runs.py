@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,8 @@ from ultralytics.utils import SETTINGS, TQDM
 from ultralytics.utils.torch_utils import get_flops
 
 from yolo_mkd.host.models import UNREADABLE
+from yolo_mkd.report import atomic
+from yolo_mkd.settings import BadInput
 
 AUGMENTATION = (
     *("mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "degrees", "translate", "scale", "shear"),
@@ -35,8 +37,8 @@ def newest_chain() -> Path | None:
     return max((p.parent for p in found), key=lambda p: (p / "chain.yaml").stat().st_mtime, default=None)
 
 
-def records_folder() -> Path:
-    """Where recorded teachers are kept for every chain: runs/mkd/records."""
+def caches_folder() -> Path:
+    """Where teacher caches are kept for every chain: runs/mkd/records."""
     return Path(SETTINGS["runs_dir"]) / "mkd" / "records"
 
 
@@ -71,20 +73,24 @@ def size(path: Path, imgsz: int) -> dict[str, float]:
     return {"parameters": sum(p.numel() for p in model.parameters()), "gflops": round(get_flops(model, imgsz), 3)}
 
 
-def discard_empty_run(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it trained, if it holds no more than its arguments."""
-    with contextlib.suppress(OSError):  # anything else in there is somebody's work, and stays
-        (folder / "weights").rmdir()
-        (folder / "args.yaml").unlink(missing_ok=True)
-        folder.rmdir()
+@contextlib.contextmanager
+def discarding_empty_run(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run that is refused before it trained, if it holds no more than its arguments."""
+    try:
+        yield
+    except BadInput:
+        with contextlib.suppress(OSError):  # anything else in there is somebody's work, and stays
+            (folder / "weights").rmdir()
+            (folder / "args.yaml").unlink(missing_ok=True)
+            folder.rmdir()
+        raise
 
 
 def annotate(file: Path, record: dict[str, Any]) -> None:
-    """Leave a record of the distillation in a checkpoint, whole or not at all, under `mkd`; Ultralytics ignores it."""
+    """Store a record of the distillation in a checkpoint, whole or not at all, under `mkd`; Ultralytics ignores it."""
     whole = torch.load(file, map_location="cpu", weights_only=False)
-    partial = file.with_name(file.name + ".part")
-    torch.save({**whole, "mkd": record}, partial)
-    partial.replace(file)
+    with atomic(file) as partial:
+        torch.save({**whole, "mkd": record}, partial)
 
 
 def augmentation(args: Any) -> dict[str, Any]:

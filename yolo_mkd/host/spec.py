@@ -1,4 +1,4 @@
-"""What of a detector matters to distillation, read before training."""
+"""The parts of a detector that matter to distillation, read before training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Where a role sits in one model: the layer's index and its output's channels, rows and columns."""
+    """The layer that has a role in one model: its index, and its output's channels, rows and columns."""
 
     layer: int
     channels: int
@@ -20,7 +20,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What of a detector matters to distillation, read before training.
+    """The parts of a detector that matter to distillation, read before training.
 
     Attributes:
         names: class names by index.
@@ -28,7 +28,7 @@ class ModelSpec:
         branches: the head's branches, `one2many` and, on dual heads, `one2one`; none where it has no anchors.
         reg_max: bins of each box side's distribution; 1 where the head gives the side itself.
         rotated: whether its boxes are oriented.
-        taps: by role: `backbone_p3` is the last backbone layer of stride 8, `neck_p3` the head's input of stride 8.
+        layers: by role: `backbone_p3` is the last backbone layer of stride 8, `neck_p3` the head's input of stride 8.
         channels: of the images it sees.
         parameters: how many the model has.
     """
@@ -38,6 +38,6 @@ class ModelSpec:
     branches: tuple[str, ...]
     reg_max: int
     rotated: bool
-    taps: dict[str, LayerSpec]
+    layers: dict[str, LayerSpec]
     channels: int
     parameters: int

@@ -1,4 +1,4 @@
-"""What is transferred. A model's knowledge of one batch is a value; each term compares two such values.
+"""What is transferred: the outputs and features of a model for one batch are a value, and each term compares two such.
 
 Every term is a pure function of tensors: no hooks, no devices, no schedule. It returns a mean over the batch's images
 (the trainer multiplies by the batch size, as Ultralytics does for its own losses).
@@ -13,7 +13,7 @@ from torch import Tensor, cat
 
 @dataclass
 class Outputs:
-    """What one branch of a detection head says, over A anchors (level-major, then row-major).
+    """Raw outputs of one branch of a detection head, over A anchors (level-major, then row-major).
 
     Attributes:
         logits: class logits, B C A.
@@ -28,7 +28,7 @@ class Outputs:
 
 @dataclass
 class Knowledge:
-    """All that one model says about one batch.
+    """All that one model outputs for one batch: what the terms compare.
 
     Attributes:
         branches: the head's outputs by branch, `one2many` and, on dual heads, `one2one`.
@@ -45,11 +45,15 @@ class Knowledge:
     relations: tuple[tuple[str, ...], Tensor] | None = None
 
     def detached(self) -> Knowledge:
-        """The same features, through which no gradient passes."""
+        """The same, with features through which no gradient passes."""
         return Knowledge(self.branches, {role: f.detach() for role, f in self.features.items()}, self.levels)
 
-    def first(self, count: int) -> Knowledge:
-        """What it says about the first images of the batch."""
+    def best_scores(self) -> Tensor:
+        """The best class score of each image in the first branch, B in [0, 1]; the head must have branches."""
+        return next(iter(self.branches.values())).logits.sigmoid().amax((1, 2))
+
+    def of_first(self, count: int) -> Knowledge:
+        """The same for the first images of the batch alone."""
         branches = {
             name: Outputs(o.logits[:count], o.distances[:count], None if o.bins is None else o.bins[:count])
             for name, o in self.branches.items()
@@ -58,8 +62,8 @@ class Knowledge:
         relations = None if self.relations is None else (self.relations[0], self.relations[1][:count])
         return Knowledge(branches, features, self.levels, maps, relations)
 
-    def together(self, other: Knowledge) -> Knowledge:
-        """What two batches' knowledge of one model says, as of one batch: this one's images first."""
+    def joined_with(self, other: Knowledge) -> Knowledge:
+        """The outputs of one model for two batches, as for one batch: this one's images first."""
         branches = {}
         for name, ours in self.branches.items():
             theirs = other.branches[name]
@@ -79,22 +83,31 @@ class Knowledge:
 
 
 @dataclass
-class Truth:
-    """The labels of a batch, for terms that look where the objects are, and how much images, branches, classes count.
+class Targets:
+    """The labels of a batch, for terms that look where the objects are.
 
     Attributes:
         boxes: N 4, centre x, centre y, width and height as shares of the image.
         image: N, which image of the batch each box belongs to.
         labelled: how many of the images have labels, the first ones; None is all.
-        weight: B, how much each image counts to a mean over images; None is 1 each.
-        branches: how much the detection loss weighs each branch of the head; None is 1 each.
-        classes: by branch, how much each class that both models know counts to soft targets, C; None is 1 each.
     """
 
     boxes: Tensor
     image: Tensor
     labelled: int | None = None
-    weight: Tensor | None = None
+
+
+@dataclass
+class LossWeights:
+    """How much images, branches of the head and classes count in a batch.
+
+    Attributes:
+        images: B, the weight of each image in a mean over images; None is 1 each.
+        branches: the detection loss's weight of each branch of the head; None is 1 each.
+        classes: by branch, the weight in soft targets of each class that both models have, C; None is 1 each.
+    """
+
+    images: Tensor | None = None
     branches: dict[str, float] | None = None
     classes: dict[str, Tensor] | None = None
 

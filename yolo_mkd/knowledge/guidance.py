@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolo_mkd.knowledge.baselines.pkd import pearson_loss
+from yolo_mkd.knowledge.correlation import pearson_loss
 
 
 class Guide(nn.Module):

@@ -122,7 +122,7 @@ def go_on(arguments: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
         raise BadInput(f"resume={file} was not written by this version ({SCHEMA}): start a new comparison")
     teacher = plan["teacher"]
-    if teacher and (not Path(teacher["file"]).is_file() or chain.sha256(teacher["file"]) != teacher["sha256"]):
+    if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is gone or has changed: put the same file back")
     root = file.parent.resolve()
     more: dict[str, Any] = {k: arguments[k] for k in ("methods", "seeds") if k in arguments}

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from yolo_mkd import chain, host, report
-from yolo_mkd.distill.distiller import TERMS, Lesson
+from yolo_mkd.chain.stages import validate
+from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.evidence.compare.methods import ablation, read_all
 from yolo_mkd.evidence.compare.trials import Trial, build, labels
 from yolo_mkd.host.dry import silent
@@ -98,7 +99,7 @@ def lay_out(arguments: dict[str, Any], verb: str, root: Path | None = None) -> t
         "references": [n for n in REFERENCES[verb] if n in {m.name for m in methods}],
         "seeds": seeds,
         "device": baseline.get("device"),
-        "teacher": {"file": teacher, "sha256": chain.sha256(teacher)} if teacher else None,
+        "teacher": {"file": teacher, "sha256": report.sha256(teacher)} if teacher else None,
         "live": live,
         "replayed": list(dict.fromkeys(c.method for c in cells if c.chain and c.arguments.get("record"))),
         "latency": arguments.get("latency", False),
@@ -201,12 +202,12 @@ def acting(arguments: dict[str, Any], whole: str) -> list[str]:
     """
     preset = {} if whole == "mkd" else {"preset": whole}
     with silent():
-        asked = chain.checked({**arguments, **preset, "record": False}, "ablate")
+        asked = validate({**arguments, **preset, "record": False}, "ablate")
     own, imgsz = asked.own, asked.theirs.get("imgsz", 640)
     student = host.build(own["model"], asked.data["nc"], asked.data["channels"], asked.data.get("kpt_shape"))
     spec = replace(host.model_spec(student, imgsz), names=asked.data["names"], channels=asked.data["channels"])
     teacher = host.model_spec(host.load_detector("teacher", own["teacher"], True), own["teacher_imgsz"] or imgsz)
-    return [t.name for t in Lesson(spec, teacher, {n: own[n] for n in TERMS}).acting]
+    return [t.name for t in Distiller(spec, teacher, {n: own[n] for n in TERMS}).acting]
 
 
 def seeds_of(given: Any) -> list[int]:

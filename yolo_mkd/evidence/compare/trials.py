@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from yolo_mkd import chain, host
-from yolo_mkd.cache.unlabelled import check_ratio, find
+from yolo_mkd.cache.unlabelled import check_ratio, find_images
+from yolo_mkd.chain.stages import validate
 from yolo_mkd.evidence.compare.methods import Method, reference
 from yolo_mkd.host.dry import silent
 from yolo_mkd.host.runs import AUGMENTATION
@@ -136,7 +137,7 @@ def to_label(method: Method, common: dict[str, Any]) -> dict[str, Any] | None:
         raise BadInput("unlabelled= is missing: write for example pseudo:unlabelled=frames")
     if given.get("fraction", 1) != 1:
         raise BadInput("fraction= would cut labelled and pseudo-labelled images alike: leave it out")
-    find(given["unlabelled"])
+    find_images(given["unlabelled"])
     place = chain.absolute(str(given["unlabelled"]))
     ratio = check_ratio(given["unlabelled_ratio"])
     return {"teacher": str(given["teacher"]), "unlabelled": place, "ratio": ratio}
@@ -178,14 +179,14 @@ def recorded(method: Method, arguments: dict[str, Any], wanted: bool, records: P
     with silent():
         if own["record"] or wanted:
             try:
-                chain.checked(kept, "compare")
+                validate(kept, "compare")
                 return kept, ""
             except BadInput as e:
                 if own["record"]:
                     raise
-                chain.checked(arguments, "compare")
+                validate(arguments, "compare")
                 return arguments, str(e)
-        chain.checked(arguments, "compare")
+        validate(arguments, "compare")
     return arguments, ""
 
 

@@ -19,7 +19,7 @@ import yaml
 from ultralytics import YOLO
 
 from yolo_mkd import chain, host, report
-from yolo_mkd.cache.unlabelled import find, held_out, listed, sift
+from yolo_mkd.cache.unlabelled import filter_images, find_images, held_out, listed
 from yolo_mkd.evidence.compare.pseudo_labels import label
 from yolo_mkd.evidence.compare.trials import RESULT, TASK
 from yolo_mkd.host import clock
@@ -96,7 +96,7 @@ def labelled(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     """
     asked, arguments = task["pseudo"], task["arguments"]
     data = host.check_data(arguments["data"])
-    pool = sift(find(asked["unlabelled"]), held_out(data)).kept
+    pool = filter_images(find_images(asked["unlabelled"]), held_out(data)).kept
     if not (folder / "data.yaml").is_file():
         size = arguments.get("imgsz", 640)
         found = label(asked["teacher"], data, pool, folder, size, str(arguments.get("device") or ""))

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from yolo_mkd import chain, host, report
+from yolo_mkd import host, report
+from yolo_mkd.chain.stages import ChainRequest, validate
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.evidence.cost.figures import ratios, readings_per_step
@@ -71,7 +72,7 @@ def report_of(file: Path) -> dict[str, Any]:
     return dict(js.loads(file.read_text(encoding="utf-8")))
 
 
-def checked(arguments: dict[str, Any], folder: Path) -> tuple[chain.ChainRequest, dict[str, Any]]:
+def checked(arguments: dict[str, Any], folder: Path) -> tuple[ChainRequest, dict[str, Any]]:
     """Check everything as train does, and make what the workers train on.
 
     Returns:
@@ -81,7 +82,7 @@ def checked(arguments: dict[str, Any], folder: Path) -> tuple[chain.ChainRequest
     teacher = host.find_model("teacher", arguments.get("teacher", "yolo26m.pt"))
     if teacher.endswith((".yaml", ".yml")):
         teacher = stand_in(teacher, data, folder / f"{Path(teacher).stem}.pt")
-    asked = chain.checked({**arguments, "teacher": teacher, "assistant": None}, "cost")
+    asked = validate({**arguments, "teacher": teacher, "assistant": None}, "cost")
     device = "cuda" if torch.cuda.is_available() and str(asked.theirs.get("device")) != "cpu" else "cpu"
     batch = asked.theirs.get("batch", 16)
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
@@ -102,7 +103,7 @@ def checked(arguments: dict[str, Any], folder: Path) -> tuple[chain.ChainRequest
     return asked, shared
 
 
-def specs(asked: chain.ChainRequest, shared: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+def specs(asked: ChainRequest, shared: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """What each worker is told: its model, arguments and knowledge."""
     student = asked.stages[-1]
     model, teacher = host.write_architecture(student["model"], folder), student["hears"][0]
@@ -187,7 +188,7 @@ class Worker:
         self.process.wait()
 
 
-def measure(asked: chain.ChainRequest, shared: dict[str, Any], folder: Path, rounds: int) -> dict[str, Any]:
+def measure(asked: ChainRequest, shared: dict[str, Any], folder: Path, rounds: int) -> dict[str, Any]:
     """Start a worker of each kind, and let them take turns."""
     told = specs(asked, shared, folder)
     first = Worker({**told["recorded"], "arguments": {**shared, "name": "first"}}, folder / "first.log")
@@ -232,7 +233,7 @@ def take_turns(workers: dict[str, Worker], rounds: int, device: str) -> dict[str
 
 
 def conclude(
-    asked: chain.ChainRequest, shared: dict[str, Any], answers: dict[str, Any], refused: dict[str, str]
+    asked: ChainRequest, shared: dict[str, Any], answers: dict[str, Any], refused: dict[str, str]
 ) -> dict[str, Any]:
     """From what the workers answered to the figures."""
     plain = [a["step_s"] for a in answers["plain"]["whole"]]

@@ -6,8 +6,8 @@ import math
 from statistics import fmean, stdev
 from typing import Any
 
-from yolo_mkd.distill.balance import READINGS
-from yolo_mkd.distill.criterion import spacing
+from yolo_mkd.distill.balance import MEASUREMENTS
+from yolo_mkd.distill.criterion import measurement_interval
 from yolo_mkd.distill.schedule import Schedule
 
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 97.5 %, 1 to 10 degrees
@@ -37,7 +37,7 @@ def readings_per_step(images: int, batch: int, schedule: Schedule) -> float:
         schedule: when the knowledge speaks.
     """
     batches = math.ceil(images / batch)
-    return 1 / spacing(batches) + READINGS / (batches * schedule.end)
+    return 1 / measurement_interval(batches) + MEASUREMENTS / (batches * schedule.end)
 
 
 def table(figures: dict[str, Any]) -> str:

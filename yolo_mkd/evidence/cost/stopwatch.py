@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -42,17 +43,24 @@ class Stopwatch:
         inner = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if not self.on:
+            with self.section(part):
                 return inner(*args, **kwargs)
-            self._turn()
-            self._open.append(part)
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                self._turn()
-                self._open.pop()
 
         setattr(owner, method, timed)
+
+    @contextmanager
+    def section(self, part: str) -> Iterator[None]:
+        """Count the time inside this context as a part."""
+        if not self.on:
+            yield
+            return
+        self._turn()
+        self._open.append(part)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
 
     def _turn(self) -> None:
         """Give the time since the last turn to the innermost part."""

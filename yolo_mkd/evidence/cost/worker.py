@@ -50,9 +50,9 @@ class StepServer:
         on_cuda = trainer.device.type == "cuda"
         self.watch.clock = lambda: now(trainer) if on_cuda else time.perf_counter()
         attach(self.watch, trainer)
-        if isinstance(trainer, MKDTrainer) and trainer.extractor is not None:
-            criterion = host.unwrap_model(trainer.model).criterion
-            criterion._due = lambda source: bool(self.order.get("reading"))
+        if isinstance(trainer, MKDTrainer) and trainer.kd.criterion is not None:
+            trainer.kd.criterion.due = lambda distiller: bool(self.order.get("reading"))
+            trainer.kd.criterion.section = self.watch.section
         self.tell({"ready": True, "batches": len(trainer.train_loader)})
         self.next_order(trainer)
 
@@ -116,12 +116,12 @@ def peak(trainer: Any) -> int:
 
 def kept(trainer: Any) -> dict[str, Any]:
     """The size of the record and what its formula says [bytes], and whether the teacher is still asked."""
-    speaker = trainer.sources[0].teacher if isinstance(trainer, MKDTrainer) else None
-    if not isinstance(speaker, CachedTeacher):
+    teacher = trainer.kd.distillers[0].teacher if isinstance(trainer, MKDTrainer) else None
+    if not isinstance(teacher, CachedTeacher):
         return {}
     images = len(trainer.train_loader.dataset)
-    formula = estimate(speaker.layout, images, max(1, round(speaker.asked / images)))
-    return {"store_bytes": speaker.store.bytes_on_disk, "formula_bytes": formula, "asked": speaker.asked}
+    formula = estimate(teacher.layout, images, max(1, round(teacher.computed / images)))
+    return {"store_bytes": teacher.store.bytes_on_disk, "formula_bytes": formula, "asked": teacher.computed}
 
 
 def attach(watch: Stopwatch, trainer: Any) -> None:
@@ -135,12 +135,6 @@ def attach(watch: Stopwatch, trainer: Any) -> None:
         model = model.student_model
     watch.around(model, "loss", "loss")
     watch.around(model, "predict", "student")
-    for source in getattr(trainer, "sources", []):
-        watch.around(source.teacher, "answer", "teacher")
-        if hasattr(source.teacher, "ask"):
-            watch.around(source.teacher, "ask", "teacher")
-    if hasattr(getattr(model, "criterion", None), "_knowledge"):
-        watch.around(model.criterion, "_knowledge", "terms")
 
 
 def work(spec: dict[str, Any], answers: TextIO) -> None:

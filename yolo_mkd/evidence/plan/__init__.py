@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from yolo_mkd import chain, host, report
+from yolo_mkd import host, report
 from yolo_mkd.cache.store import estimate
 from yolo_mkd.cache.teacher import layout_of
 from yolo_mkd.cache.views import shown
 from yolo_mkd.chain import assistant
+from yolo_mkd.chain.stages import ChainRequest, Stage, validate
 from yolo_mkd.distill.balance import GradientRatio
-from yolo_mkd.distill.criterion import Source
-from yolo_mkd.distill.distiller import TERMS
+from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.monitor import notes
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.tables import notes
 from yolo_mkd.evidence.plan import cost, sample
 from yolo_mkd.evidence.plan.accuracy import QuickEval
 from yolo_mkd.evidence.plan.advice import answer, warnings
@@ -43,7 +43,7 @@ REPLACED = {"data", "batch", "device", "fraction", "cache", "plots", "save_perio
 
 
 @dataclass(frozen=True)
-class PlanRequest(chain.ChainRequest):
+class PlanRequest(ChainRequest):
     """What the user asks for.
 
     Attributes:
@@ -107,7 +107,7 @@ def checked(arguments: dict[str, Any]) -> PlanRequest:
     """
     if arguments.get("resume"):
         raise BadInput("resume= goes on with a chain that has begun: give the arguments of a new one")
-    asked = chain.checked(arguments, "plan")
+    asked = validate(arguments, "plan")
     return PlanRequest(**vars(asked), named=[n for n in TERMS if n in arguments])
 
 
@@ -190,7 +190,7 @@ def run_of(asked: PlanRequest, probe: Probe, batch: int, images: int, val_images
         save_period=asked.theirs.get("save_period", -1),
         validates=args.val,
         asked=len(recorded) if asked.own["record"] else None,
-        joined=1 + (asked.own["unlabelled_ratio"] if asked.own["unlabelled"] and probe.sources else 0.0),
+        joined=1 + (asked.own["unlabelled_ratio"] if asked.own["unlabelled"] and probe.distillers else 0.0),
     )
 
 
@@ -202,9 +202,7 @@ def stand_in(model: str, data: dict[str, Any], file: Path) -> str:
     return str(file)
 
 
-def stage_figures(
-    stage: dict[str, Any], run: cost.Run, probe: Probe, hears: list[StageTeacher], imgsz: int
-) -> dict[str, Any]:
+def stage_figures(stage: Stage, run: cost.Run, probe: Probe, hears: list[StageTeacher], imgsz: int) -> dict[str, Any]:
     """What is known of a stage before it is trained."""
     figures, args = probe.figures, probe.args
     return {
@@ -213,23 +211,23 @@ def stage_figures(
         "trained": stage["model"].endswith(".pt"),
         **figures["size"],
         "epochs": run.epochs,
-        "knowledge_epochs": run.schedule.end if probe.sources else 0,
+        "knowledge_epochs": run.schedule.end if probe.distillers else 0,
         "updates": run.updates,
         "mosaic_epochs": max(args.epochs - args.close_mosaic, 0) if args.mosaic else 0,
         "optimizer": figures["optimizer"],
         "hears": [h.name for h in hears],
-        "hops": [hop(*each, imgsz) for each in zip(hears, probe.sources, probe.readings, strict=False)],
+        "hops": [hop(*each, imgsz) for each in zip(hears, probe.distillers, probe.ratios, strict=False)],
         "cost": {**cost.duration(run, figures), "probe": {k: figures[k] for k in PROBED}},
         "memory": cost.memory(run, figures),
         "disk": cost.disk(run, figures),
         "joined": run.joined,
-        "record": [record_figures(s, run) for s in probe.sources] if run.asked is not None else [],
+        "record": [cache_figures(d, run) for d in probe.distillers] if run.asked is not None else [],
     }
 
 
-def record_figures(source: Source, run: cost.Run) -> dict[str, Any]:
-    """What the record of a teacher holds and takes [bytes]."""
-    layout = layout_of(source.lesson.match.teacher)
+def cache_figures(distiller: Distiller, run: cost.Run) -> dict[str, Any]:
+    """The views that the cache of a teacher holds, and its size [bytes]."""
+    layout = layout_of(distiller.match.teacher)
     views = run.asked or 0
     return {"views": views, "bytes": estimate(layout, run.images, views), "bytes_per_view": layout.bytes}
 
@@ -237,9 +235,11 @@ def record_figures(source: Source, run: cost.Run) -> dict[str, Any]:
 PROBED = ("batch", "timed", "plain", "taught", "reading_s", "load_s", "update_s", "val_s_per_image")
 
 
-def hop(teacher: StageTeacher, source: Source, readings: list[dict[str, GradientRatio]], imgsz: int) -> dict[str, Any]:
+def hop(
+    teacher: StageTeacher, distiller: Distiller, ratios: list[dict[str, GradientRatio]], imgsz: int
+) -> dict[str, Any]:
     """What one teacher can teach one student, term by term."""
-    lesson, match = source.lesson, source.lesson.match
+    match = distiller.match
     known = {ours for ours, _ in match.classes}
     return {
         "teacher": teacher.name,
@@ -247,37 +247,37 @@ def hop(teacher: StageTeacher, source: Source, readings: list[dict[str, Gradient
         "known": teacher.known,
         **host.size(Path(teacher.file), imgsz),
         "ratio": match.teacher.parameters / match.student.parameters,
-        "terms": [term_figures(t.name, source, readings if teacher.known else []) for t in lesson.terms],
+        "terms": [term_figures(t.name, distiller, ratios if teacher.known else []) for t in distiller.terms],
         "layers": {
-            r: {"student": asdict(match.student.taps[r]), "teacher": asdict(match.teacher.taps[r])}
-            for r in lesson.roles
+            r: {"student": asdict(match.student.layers[r]), "teacher": asdict(match.teacher.layers[r])}
+            for r in distiller.roles
         },
         "strides": {"student": match.student.strides, "teacher": match.teacher.strides},
         "unknown_classes": [n for i, n in match.student.names.items() if i not in known],
-        "notes": notes(lesson),
+        "notes": notes(distiller),
     }
 
 
-def term_figures(name: str, source: Source, readings: Sequence[dict[str, GradientRatio]]) -> dict[str, Any]:
+def term_figures(name: str, distiller: Distiller, ratios: Sequence[dict[str, GradientRatio]]) -> dict[str, Any]:
     """What a term reads, and its gradient's share and direction where its teacher is known."""
-    term, balance = source.lesson.term(name), source.balance
+    term, balancer = distiller.term(name), distiller.balancer
     found: dict[str, Any] = {
         "term": name,
         "asked": term.asked,
         "acts": not term.why_not,
         "why_not": term.why_not,
         "reads": "" if term.why_not else term.reads,
-        "trains": sum(p.numel() for p in term.parts.parameters()) if term.parts else 0,
+        "trains": sum(p.numel() for p in term.adapters.parameters()) if term.adapters else 0,
     }
-    if term.why_not or not readings:
+    if term.why_not or not ratios:
         return found
-    nominal = balance.usual(name) if balance.calibrate else term.asked
+    nominal = balancer.asked[name].nominal if balancer.calibrate else term.asked
     found.update(
         nominal_gain=nominal,
-        share=spread([r[name].strength * nominal for r in readings]),
-        gain=balance.gains[name],
-        at_limit=name in balance.limited(),
-        cosine=spread([r[name].cosine for r in readings]),
+        share=spread([r[name].strength * nominal for r in ratios]),
+        gain=balancer.gains[name],
+        at_limit=name in balancer.limited(),
+        cosine=spread([r[name].cosine for r in ratios]),
     )
     return found
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from yolo_mkd.distill.balance import READINGS
-from yolo_mkd.distill.criterion import spacing
+from yolo_mkd.distill.balance import MEASUREMENTS
+from yolo_mkd.distill.criterion import measurement_interval
 from yolo_mkd.distill.schedule import Schedule
 
 
@@ -68,7 +68,7 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
     plain, taught = probed["plain"]["step_s"] * scale, probed["taught"].get("step_s", 0.0) * scale * run.joined
     steps = run.batches * run.epochs
     on = run.batches * run.schedule.end if taught else 0
-    wanted = on / spacing(run.batches) + READINGS
+    wanted = on / measurement_interval(run.batches) + MEASUREMENTS
     reading = min(wanted, on) * probed["reading_s"] * scale * run.joined
     validation = probed["val_s_per_image"] * run.val_images * (run.epochs + 1 if run.validates else 2)
     more = (run.joined - 1) * on  # loads of unlabelled images, in batches

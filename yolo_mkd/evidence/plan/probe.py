@@ -1,4 +1,4 @@
-"""What one stage of a chain costs and where its terms pull, measured on a few real batches without training it."""
+"""The cost of one stage of a chain and its terms' gradients, measured on a few real batches without training it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import GradientRatio, read
-from yolo_mkd.distill.criterion import Source
+from yolo_mkd.distill.balance import GradientRatio, gradient_ratios
+from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.host.dry import disk, precision
 
-HEARD = (2, 8)  # batches at least and at most on which gradients are measured
+MEASURED = (2, 8)  # batches at least and at most on which gradients are measured
 TIMED = (3, 12)  # and steps are timed
 PARTS = ("student_s", "loss_s", "teacher_s", "terms_s")  # of a forward pass
 
@@ -32,48 +32,47 @@ class Probe:
 
     Attributes:
         seconds: that gradients and steps may take together, about [s].
-        sources: the trainer's teachers with their lessons, after the call.
-        readings: of each of them, one dict of readings by term for each batch.
+        distillers: the trainer's, after the call.
+        ratios: of each of them, one dict of gradient ratios by term for each batch.
         figures: costs.
         args: all of Ultralytics' arguments.
     """
 
     seconds: float
-    sources: list[Source] = field(default_factory=list)
-    readings: list[list[dict[str, GradientRatio]]] = field(default_factory=list)
+    distillers: list[Distiller] = field(default_factory=list)
+    ratios: list[list[dict[str, GradientRatio]]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     args: Any = None
 
     def __call__(self, trainer: Any) -> None:
         """Measure everything, and leave a checkpoint."""
         started = time.perf_counter()
-        trainer.epoch, self.args, self.sources = 0, trainer.args, getattr(trainer, "sources", [])
-        if self.sources:
-            host.unwrap_model(trainer.model).criterion.ask = lambda batch: None  # parts are timed one after another
+        trainer.epoch, self.args = 0, trainer.args
+        self.distillers = trainer.kd.distillers if hasattr(trainer, "kd") else []
         batches = prepared(trainer)
-        reading_s = self._hear(trainer, batches, started + self.seconds / 2)
-        steps = time_steps(trainer, batches, self.sources, started + self.seconds)
+        reading_s = self._measure(trainer, batches, started + self.seconds / 2)
+        steps = time_steps(trainer, batches, self.distillers, started + self.seconds)
         batch = next(batches)[0]
         self.figures = {
             "batch": len(batch["img"]),
             "reading_s": reading_s,
             **steps,
-            "memory": memory(trainer, batch, self.sources),
+            "memory": memory(trainer, batch, self.distillers),
             "val_s_per_image": validation_s(trainer) / len(trainer.test_loader.dataset),
             "disk": disk(trainer),
             "size": host.size(trainer.last, trainer.args.imgsz),
             "optimizer": type(trainer.optimizer).__name__,
         }
 
-    def _hear(self, trainer: Any, batches: Iterator[tuple[Batch, float]], deadline: float) -> float:
+    def _measure(self, trainer: Any, batches: Iterator[tuple[Batch, float]], deadline: float) -> float:
         """Measure gradients while there is time; how long one batch of one teacher took beyond its forward pass [s]."""
-        self.readings = [[] for _ in self.sources]
+        self.ratios = [[] for _ in self.distillers]
         took: list[float] = []
-        while self.sources and len(took) < HEARD[1] and (len(took) < HEARD[0] or clock(trainer) < deadline):
-            found, seconds = hear(trainer, next(batches)[0], self.sources)
-            took.append(seconds / len(self.sources))
-            for own, readings in zip(self.readings, found, strict=True):
-                own.append(readings)
+        while self.distillers and len(took) < MEASURED[1] and (len(took) < MEASURED[0] or clock(trainer) < deadline):
+            found, seconds = measure(trainer, next(batches)[0], self.distillers)
+            took.append(seconds / len(self.distillers))
+            for own, ratios in zip(self.ratios, found, strict=True):
+                own.append(ratios)
         return median(took) if took else 0.0
 
 
@@ -95,30 +94,30 @@ def prepared(trainer: Any) -> Iterator[tuple[Batch, float]]:
             yield batch, clock(trainer) - started
 
 
-def hear(trainer: Any, batch: Batch, sources: list[Source]) -> tuple[list[dict[str, GradientRatio]], float]:
-    """Let each source's balance hear one batch's gradients as in training, and return them and the time it took [s]."""
+def measure(trainer: Any, batch: Batch, distillers: list[Distiller]) -> tuple[list[dict[str, GradientRatio]], float]:
+    """Measure one batch's gradient ratios of each distiller as in training; the ratios and the time it took [s]."""
     criterion = host.unwrap_model(trainer.model).criterion
-    criterion.student.taps.open = True
+    criterion.student.hooks.open = True
     with precision(trainer):
         preds = trainer.model(batch["img"])
         loss, _ = criterion.detection(preds, batch)
-        taught = [s.teacher(batch) for s in sources]
-    ks, task, found = criterion.student.knowledge(preds), loss.sum() / len(batch["img"]), []
+        outputs = [d.teacher(batch) for d in distillers]
+    ks, task, found = criterion.student.collect(preds), loss.sum() / len(batch["img"]), []
     started = clock(trainer)
-    for source, kt in zip(sources, taught, strict=True):
-        losses = source.lesson.losses(ks, kt, criterion.truth(batch, source, kt))
-        found.append(read(task, losses, criterion.weights))
-        source.balance.hear(found[-1], source.lesson.staying(host.remaining(criterion.detection)))
+    for distiller, kt in zip(distillers, outputs, strict=True):
+        losses = distiller.losses(ks, kt, *criterion.weigh(distiller, kt, batch))
+        found.append(gradient_ratios(task, losses, criterion.weights))
+        distiller.balancer.update(found[-1], distiller.trunk_scales(host.remaining(criterion.detection)))
     return found, clock(trainer) - started
 
 
-def forward(trainer: Any, batch: Batch, source: Source | None) -> tuple[Tensor, dict[str, float]]:
+def forward(trainer: Any, batch: Batch, distiller: Distiller | None) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch, with or without a teacher, and the seconds of each part."""
     student = host.unwrap_model(trainer.model)
     student.criterion = getattr(student, "criterion", None) or student.init_criterion()
     criterion, images = student.criterion, batch["img"]
     if hasattr(criterion, "student"):
-        criterion.student.taps.open = source is not None
+        criterion.student.hooks.open = distiller is not None
     marks = [clock(trainer)]
     with precision(trainer):
         preds = trainer.model(images)
@@ -126,19 +125,19 @@ def forward(trainer: Any, batch: Batch, source: Source | None) -> tuple[Tensor, 
         loss, trainer.loss_items = getattr(criterion, "detection", criterion)(preds, batch)
         total = loss.sum()
         marks.append(clock(trainer))
-        if source:
-            kt = source.teacher(batch)
+        if distiller:
+            kt = distiller.teacher(batch)
             marks.append(clock(trainer))
-    if source:
-        losses = source.lesson.losses(criterion.student.knowledge(preds), kt, criterion.truth(batch, source, kt))
-        total = total + len(images) * torch.stack([source.balance.gains[n] * v for n, v in losses.items()]).sum()
+    if distiller:
+        losses = distiller.losses(criterion.student.collect(preds), kt, *criterion.weigh(distiller, kt, batch))
+        total = total + len(images) * torch.stack([distiller.balancer.gains[n] * v for n, v in losses.items()]).sum()
         marks.append(clock(trainer))
     return total, {part: end - begin for part, (begin, end) in zip(PARTS, pairwise(marks), strict=False)}
 
 
-def step(trainer: Any, batch: Batch, source: Source | None) -> dict[str, float]:
+def step(trainer: Any, batch: Batch, distiller: Distiller | None) -> dict[str, float]:
     """Time a forward and backward pass, part by part [s]; no weight changes."""
-    total, parts = forward(trainer, batch, source)
+    total, parts = forward(trainer, batch, distiller)
     started = clock(trainer)
     trainer.scaler.scale(total).backward()
     parts["backward_s"] = clock(trainer) - started
@@ -147,7 +146,7 @@ def step(trainer: Any, batch: Batch, source: Source | None) -> dict[str, float]:
 
 
 def time_steps(
-    trainer: Any, batches: Iterator[tuple[Batch, float]], sources: list[Source], deadline: float
+    trainer: Any, batches: Iterator[tuple[Batch, float]], distillers: list[Distiller], deadline: float
 ) -> dict[str, Any]:
     """Time steps with and without teachers in turn on the same batches, then the optimizer; medians [s].
 
@@ -155,17 +154,18 @@ def time_steps(
     """
     loads: list[float] = []
     plain: list[dict[str, float]] = []
-    taught: list[list[dict[str, float]]] = [[] for _ in sources]
+    taught: list[list[dict[str, float]]] = [[] for _ in distillers]
     step(trainer, next(batches)[0], None)  # the first one allocates
     while len(plain) < TIMED[1] and (len(plain) < TIMED[0] or clock(trainer) < deadline):
         batch, seconds = next(batches)
         loads.append(seconds)
-        turn = len(plain) % max(1, len(sources))
-        for is_taught in (False, True)[:: 1 if len(plain) % 2 else -1]:
-            if not is_taught:
+        turn = len(plain) % max(1, len(distillers))
+        plain_first = len(plain) % 2 == 1
+        for is_distilled in (False, True) if plain_first else (True, False):
+            if not is_distilled:
                 plain.append(step(trainer, batch, None))
-            elif sources:
-                taught[turn].append(step(trainer, batch, sources[turn]))
+            elif distillers:
+                taught[turn].append(step(trainer, batch, distillers[turn]))
     each = [medians(rows) for rows in taught if rows]
     return {
         "timed": len(plain),
@@ -192,14 +192,14 @@ def update_s(trainer: Any, batch: Batch) -> float:
     return seconds
 
 
-def memory(trainer: Any, batch: Batch, sources: list[Source]) -> dict[str, Any]:
+def memory(trainer: Any, batch: Batch, distillers: list[Distiller]) -> dict[str, Any]:
     """What a training holds in memory [bytes], counted from its tensors once the optimizer has stepped.
 
     The sum leaves out what lives for a moment only. On CUDA the peaks of a step are there as well.
     """
     trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     states = [t for state in trainer.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-    models = [s.teacher.model for s in sources if isinstance(s.teacher, LiveTeacher)]
+    models = [d.teacher.model for d in distillers if isinstance(d.teacher, LiveTeacher)]
     found: dict[str, Any] = {
         "parameters": size_of([*trainer.model.parameters(), *trainer.model.buffers()]),
         "gradients": size_of(trained),
@@ -207,15 +207,15 @@ def memory(trainer: Any, batch: Batch, sources: list[Source]) -> dict[str, Any]:
         "average": size_of([*trainer.ema.ema.parameters(), *trainer.ema.ema.buffers()]),
         "teachers": sum(size_of([*m.parameters(), *m.buffers()]) for m in models),
     }
-    turns: dict[str, Source | None] = {"plain": None, **({"taught": sources[0]} if sources else {})}
-    for name, source in turns.items():
-        saved = SavedTensorCounter(trainer.model, *(s.lesson.parts for s in sources))
+    turns: dict[str, Distiller | None] = {"plain": None, **({"taught": distillers[0]} if distillers else {})}
+    for name, distiller in turns.items():
+        saved = SavedTensorCounter(trainer.model, *(d.adapters for d in distillers))
         with saved:
-            forward(trainer, batch, source)
+            forward(trainer, batch, distiller)
         found[f"saved_{name}"] = saved.bytes
         if trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.device)
-            step(trainer, batch, source)
+            step(trainer, batch, distiller)
             found[f"peak_{name}"] = torch.cuda.max_memory_allocated(trainer.device)
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from yolo_mkd.knowledge.baselines.pkd import standardise
+from yolo_mkd.knowledge.correlation import standardise
 
 
 def connector(student_channels: int, teacher_channels: int) -> nn.Conv2d:

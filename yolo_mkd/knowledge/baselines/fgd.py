@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from yolo_mkd.knowledge import Truth
+from yolo_mkd.knowledge import Targets
 
 TEMPERATURE = 0.5
 
@@ -70,7 +70,7 @@ def focal_global_loss(
     parts: FocalGlobal,
     fs: Tensor,
     ft: Tensor,
-    truth: Truth,
+    targets: Targets,
     alpha: float = 2e-3,
     beta: float = 1e-3,
     gamma: float = 1e-3,
@@ -82,7 +82,7 @@ def focal_global_loss(
         parts: the layers trained beside the student.
         fs: the student's features, B Cs H W.
         ft: the teacher's, B Ct H W.
-        truth: the labels of the batch.
+        targets: the labels of the batch.
         alpha: weight of the objects.
         beta: weight of the background.
         gamma: weight of the attention.
@@ -94,7 +94,7 @@ def focal_global_loss(
     fs, ft = parts.align(fs.float()), ft.float()
     (ss, cs), (st, ct) = attention(fs), attention(ft)
     batch, _, rows, columns = ft.shape
-    objects, background = masks(truth, batch, rows, columns)
+    objects, background = masks(targets, batch, rows, columns)
     weight = (alpha * objects + beta * background) * st  # B H W
     focal = ((fs - ft).square() * weight[:, None] * ct[..., None, None]).sum()
     attentive = (ss - st).abs().sum() + (cs - ct).abs().sum()
@@ -111,11 +111,11 @@ def attention(f: Tensor) -> tuple[Tensor, Tensor]:
     return scaled.view(len(f), *f.shape[2:]), channels.softmax(1) * f.shape[1]
 
 
-def masks(truth: Truth, batch: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def masks(targets: Targets, batch: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """The weights of the positions as objects and as background.
 
     Args:
-        truth: the labels of the batch.
+        targets: the labels of the batch.
         batch: number of images.
         rows: of the map.
         columns: of the map.
@@ -124,7 +124,7 @@ def masks(truth: Truth, batch: int, rows: int, columns: int) -> tuple[Tensor, Te
         Two times B H W: 1 / area of the smallest box there, else 0; and 1 / number of positions outside all boxes,
         else 0.
     """
-    boxes, image = truth.boxes.float(), truth.image.long()
+    boxes, image = targets.boxes.float(), targets.image.long()
     size = boxes.new_tensor([columns, rows])
     low = ((boxes[:, :2] - boxes[:, 2:] / 2) * size).floor()  # N 2
     high = ((boxes[:, :2] + boxes[:, 2:] / 2) * size).ceil()

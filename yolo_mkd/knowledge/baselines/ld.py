@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_mkd.knowledge import Truth
+from yolo_mkd.knowledge import Targets
 
 TEMPERATURE = 10.0
 NEAREST = 9  # anchors of each level that stand for a label
@@ -28,20 +28,22 @@ LOWEST = 0.25  # share of a label's threshold at which the valuable region start
 INSIDE = 0.01  # pixels from a label's side to a main anchor's centre, at least
 
 
-def localization_loss(bs: Tensor, bt: Tensor, zs: Tensor, truth: Truth, levels: dict[int, tuple[int, int]]) -> Tensor:
+def localization_loss(
+    bs: Tensor, bt: Tensor, zs: Tensor, targets: Targets, levels: dict[int, tuple[int, int]]
+) -> Tensor:
     """Divergence of the box sides' distributions in the two regions.
 
     Args:
         bs: the student's logits of the box-side distributions, B 4 K A.
         bt: the teacher's, with the same K.
         zs: the student's class logits, B C A; no gradient passes through them.
-        truth: the labels of the batch.
+        targets: the labels of the batch.
         levels: {stride: (rows, columns)}, in the order of the A axis.
 
     Returns:
         A scalar, the mean over images; 0 without labels.
     """
-    main, valuable = regions(truth, levels, len(bs))
+    main, valuable = regions(targets, levels, len(bs))
     best = zs.detach().float().sigmoid().amax(1)  # B A
     guess = (bs.float() / TEMPERATURE).log_softmax(2)
     target = (bt.float() / TEMPERATURE).log_softmax(2)
@@ -49,11 +51,11 @@ def localization_loss(bs: Tensor, bt: Tensor, zs: Tensor, truth: Truth, levels: 
     return (divergence * (main * best + valuable / 4)).sum() / len(bs)
 
 
-def regions(truth: Truth, levels: dict[int, tuple[int, int]], batch: int) -> tuple[Tensor, Tensor]:
+def regions(targets: Targets, levels: dict[int, tuple[int, int]], batch: int) -> tuple[Tensor, Tensor]:
     """The main and the valuable region of each image.
 
     Args:
-        truth: the labels of the batch.
+        targets: the labels of the batch.
         levels: {stride: (rows, columns)}.
         batch: number of images.
 
@@ -61,7 +63,7 @@ def regions(truth: Truth, levels: dict[int, tuple[int, int]], batch: int) -> tup
         Two times B A: 1 where an anchor stands for an object, else 0; and the IoU of the anchor's box with the label in
         the valuable region, else 0.
     """
-    boxes = corners(truth.boxes.float(), levels)
+    boxes = corners(targets.boxes.float(), levels)
     anchors = anchor_boxes(levels, boxes.device)
     overlap = iou(boxes, anchors)  # N A
     near = nearest(boxes, anchors, levels)  # N k
@@ -73,7 +75,7 @@ def regions(truth: Truth, levels: dict[int, tuple[int, int]], batch: int) -> tup
     main = chosen & (overlap >= tau) & inside(boxes, anchors)
     distant = overlap - offset(boxes, anchors)  # DIoU
     valuable = overlap * ((distant >= LOWEST * tau) & (distant < tau))
-    image = truth.image.long()[:, None].expand_as(overlap)
+    image = targets.image.long()[:, None].expand_as(overlap)
     empty = overlap.new_zeros(batch, overlap.shape[1])
     return empty.scatter_reduce(0, image, main.float(), "amax"), empty.scatter_reduce(0, image, valuable, "amax")
 

@@ -1,30 +1,37 @@
-"""Pearson: features are to agree up to the scale and offset of each channel (PKD, Cao et al., NeurIPS 2022).
+"""PKD: Pearson correlation of neck features, Cao et al., NeurIPS 2022.
 
-L = mean of (s - t)^2 / 2, where s and t have zero mean and unit variance in each channel over batch and positions:
-the mean over channels of 1 - correlation. Published weight: 6 a level, and 10 from a ResNeXt-101. Widths must be
-equal, as in the paper. The public code divides by the standard deviation plus 1e-6, which blows the noise of a silent
-channel up to unit size; here 1e-5 is added to the variance, as batch norm does.
+Published weight: 6 a level, and 10 from a ResNeXt-101. The paper needs equal widths; a 1x1 convolution bridges unequal
+ones here.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from yolo_mkd.knowledge.baselines.cwd import connector
+from yolo_mkd.knowledge.correlation import pearson_loss
 
 
-def standardise(f: Tensor) -> Tensor:
-    """Zero mean and unit variance of each channel over batch and positions: batch norm without affine or memory."""
-    return F.batch_norm(f.float(), None, None, training=True, eps=1e-5)
-
-
-def pearson_loss(fs: Tensor, ft: Tensor) -> Tensor:
-    """Half the mean squared difference of standardised features.
+def bridges(widths: Mapping[str, tuple[int, int]]) -> nn.ModuleDict:
+    """One 1x1 convolution for each layer whose widths differ.
 
     Args:
-        fs: the student's features, B C H W.
+        widths: channels of the student's and of the teacher's features, by role.
+    """
+    return nn.ModuleDict({role: connector(*both) for role, both in widths.items() if len(set(both)) > 1})
+
+
+def pkd_loss(fs: list[Tensor], ft: list[Tensor]) -> Tensor:
+    """Sum over levels of half the mean squared difference of standardised features.
+
+    Args:
+        fs: the student's features by level, B C H W, of the teacher's widths.
         ft: the teacher's, B C H W.
 
     Returns:
-        A scalar in [0, 2].
+        A scalar in [0, 2 x levels]; 0 where every channel is perfectly correlated.
     """
-    return 0.5 * (standardise(fs) - standardise(ft)).square().mean()
+    losses = [pearson_loss(s, t) for s, t in zip(fs, ft, strict=True)]
+    return sum(losses[1:], losses[0])

@@ -1,0 +1,225 @@
+"""The stages of a chain: every argument validated, every model found and matched, before anything is written."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypedDict
+
+from yolo_mkd import host
+from yolo_mkd.cache.unlabelled import check_ratio, find_images
+from yolo_mkd.cache.views import require_fixed_size
+from yolo_mkd.chain import assistant as midpoint
+from yolo_mkd.distill.distiller import TERMS, Distiller, check_asked
+from yolo_mkd.host import LOGGER
+from yolo_mkd.host.spec import ModelSpec
+from yolo_mkd.settings import BadInput, defaults, refuse_unknown, resolve
+
+
+class Stage(TypedDict, total=False):
+    """One training of a chain, as chain.yaml holds it.
+
+    Attributes:
+        name: `teacher`, `assistant` (numbered where there are several) or `student`.
+        model: its file.
+        hears: its teachers, stage names or files; empty for plain training.
+        parameters: how many the model has.
+        status: `waiting`, `running` or `done`.
+        weights: its best checkpoint, once done.
+        sha256: of that file.
+        metrics: its accuracy on val.
+        seconds: of training.
+    """
+
+    name: str
+    model: str
+    hears: list[str]
+    parameters: int
+    status: str
+    weights: str
+    sha256: str
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ChainRequest:
+    """A chain that is asked for, with everything validated and nothing written.
+
+    Attributes:
+        own: M-KD's arguments, resolved.
+        theirs: Ultralytics' arguments, as given, without those that name the folder.
+        data: the data set, as `host.check_data` gives it.
+        folder: where the chain will be.
+        stages: as `build_stages` gives them.
+    """
+
+    own: dict[str, Any]
+    theirs: dict[str, Any]
+    data: dict[str, Any]
+    folder: Path
+    stages: list[Stage]
+
+
+def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
+    """Validate all the arguments of a new chain.
+
+    Args:
+        arguments: M-KD's and Ultralytics'.
+        command: the command that takes them, for messages.
+
+    Raises:
+        BadInput: they cannot work.
+    """
+    refuse_unknown(arguments, {*defaults(), *host.arguments()}, command)
+    own = resolve({k: v for k, v in arguments.items() if k in defaults()})
+    theirs = {k: v for k, v in arguments.items() if k not in defaults()}
+    refuse_conflicts(theirs)
+    if own["record"]:
+        require_fixed_size(SimpleNamespace(rect=theirs.get("rect", False), multi_scale=theirs.get("multi_scale", 0)))
+    data = host.check_data(theirs.get("data"))
+    if own["unlabelled"] is not None:
+        own["unlabelled"] = absolute(str(own["unlabelled"]))
+        own["unlabelled_ratio"] = check_ratio(own["unlabelled_ratio"])
+        find_images(own["unlabelled"])
+    place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
+    host.check_arguments(theirs)
+    refuse_task(theirs.pop("task", None), own["model"])
+    stages = build_stages(own, data, theirs.get("imgsz", 640))
+    folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
+    if (folder / "chain.yaml").exists():
+        raise BadInput(f"{folder} holds a chain already: continue it with resume={folder}, or choose another name=")
+    return ChainRequest(own, theirs, data, folder, stages)
+
+
+def refuse_conflicts(theirs: dict[str, Any]) -> None:
+    """Refuse Ultralytics arguments that a chain cannot take.
+
+    Raises:
+        BadInput: no data, Ultralytics' own distillation, or one folder for all stages.
+    """
+    if not theirs.get("data"):
+        raise BadInput("data= is missing: give a data set's YAML file, for example data=coco8.yaml")
+    if theirs.get("distill_model"):
+        raise BadInput("distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher=")
+    if theirs.get("save_dir"):
+        raise BadInput("save_dir= would put all stages in one folder: use project= and name=")
+
+
+def refuse_task(named: Any, model: Any) -> None:
+    """Refuse a task that is not the student's own.
+
+    Raises:
+        BadInput: the two differ.
+    """
+    if named is None:
+        return
+    own = host.task(host.find_model("model", model))
+    if named != own:
+        raise BadInput(f"task={named}, but model={model} is of the task {own}: leave task= out, the model decides")
+
+
+def build_stages(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[Stage]:
+    """The stages of a new chain, every model found, loaded once and matched with its teachers.
+
+    Args:
+        own: M-KD's arguments.
+        data: the data set, as `host.check_data` gives it.
+        imgsz: image size [pixels].
+
+    Raises:
+        BadInput: a model is missing, untrained where it has to teach, or no term applies between two models.
+    """
+    student = host.find_model("model", own["model"])
+    teacher = trained_teacher(own, student)
+    stages = name_stages(student, teacher, find_assistants(own["assistant"], student, teacher), own["teacher_epochs"])
+    asked = check_asked({name: own[name] for name in TERMS})
+    specs: dict[str, ModelSpec] = {}
+    if not own["teacher_epochs"]:
+        model = host.load_detector("teacher", teacher, transformer=True)
+        size, argument = own["teacher_imgsz"] or imgsz, "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
+        host.check_imgsz(size, model, "teacher", argument)
+        specs[stages[-1]["hears"][0]] = host.model_spec(model, size)
+    for stage in stages:
+        argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
+        host.check_labels(data, host.task(stage["model"], argument))
+        model = host.build(stage["model"], data["nc"], data["channels"], data.get("kpt_shape"), argument)
+        host.check_imgsz(imgsz, model, argument)
+        spec = replace(host.model_spec(model, imgsz), names=data["names"], channels=data["channels"])
+        specs[stage["name"]] = spec  # as it will be once fitted to the data
+        for name in stage["hears"]:
+            distiller = Distiller(spec, specs[name], asked)
+            distiller.require_active_term(name)
+            if own["record"]:
+                distiller.require_cacheable()
+        stage["parameters"], stage["status"] = spec.parameters, "waiting"
+    log_sizes(stages, {name: spec.parameters for name, spec in specs.items()})
+    return stages
+
+
+def trained_teacher(own: dict[str, Any], student: str) -> str:
+    """The teacher's file.
+
+    Raises:
+        BadInput: it is untrained and is not to be trained, or is the student itself.
+    """
+    teacher, epochs = host.find_model("teacher", own["teacher"]), own["teacher_epochs"]
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        raise BadInput(f"teacher_epochs={epochs} must be a whole number of 0 or more, for example teacher_epochs=100")
+    if not teacher.endswith(".pt") and not epochs:
+        raise BadInput(
+            f"teacher={own['teacher']} is untrained: give a trained .pt, or train it first (teacher_epochs=100)"
+        )
+    if Path(teacher).resolve() == Path(student).resolve():
+        raise BadInput(f"teacher={own['teacher']} is the student itself: give a larger, trained teacher")
+    return teacher
+
+
+def name_stages(student: str, teacher: str, assistants: list[str], teacher_epochs: int) -> list[Stage]:
+    """The stages in their order, each with its teachers: all models before it."""
+    stages: list[Stage] = []
+    if teacher_epochs:
+        stages.append({"name": "teacher", "model": teacher, "hears": []})
+    before = ["teacher" if teacher_epochs else str(Path(teacher).resolve())]
+    for i, model in enumerate(assistants, 1):
+        stages.append({"name": f"assistant{i if len(assistants) > 1 else ''}", "model": model, "hears": list(before)})
+        before.append(stages[-1]["name"])
+    stages.append({"name": "student", "model": student, "hears": list(before)})
+    return stages
+
+
+def find_assistants(named: Any, student: str, teacher: str) -> list[str]:
+    """The assistants' files from `assistant=`: none, chosen, or named with commas."""
+    if named is None or named == []:
+        return []
+    if named == "auto":
+        name, reason = midpoint.choose(student, teacher)
+        LOGGER.info(f"M-KD: assistant=auto chose {name or 'none'}: {reason}")
+        return [host.find_model("assistant", name)] if name else []
+    names = named.split(",") if isinstance(named, str) else [named] if isinstance(named, Path) else list(named)
+    found = [host.find_model("assistant", str(n).strip()) for n in names]
+    for path in found:
+        if Path(path).resolve() in {Path(student).resolve(), Path(teacher).resolve()}:
+            raise BadInput(
+                f"assistant={path} is the student or the teacher itself: give a model of a size between them"
+            )
+    return found
+
+
+def log_sizes(stages: list[Stage], parameters: dict[str, int]) -> None:
+    """Log the chain with its sizes, and warn where two neighbours are far apart."""
+    teachers = stages[-1]["hears"]
+    links = [*zip(["teacher", *teachers[1:]], teachers, strict=True), ("student", "student")]
+    chained = [(name, parameters[key]) for name, key in links]
+    LOGGER.info("M-KD: " + " -> ".join(f"{name} {count / 1e6:.2f} M" for name, count in chained) + " parameters")
+    for (larger, big), (smaller, small) in itertools.pairwise(chained):
+        if big / small > midpoint.FAR:
+            ratio = f"the {larger} has {big / small:.1f} x the parameters of the {smaller}"
+            LOGGER.warning(f"M-KD: {ratio}: {midpoint.BRIDGE}")
+
+
+def absolute(file: str) -> str:
+    """A file's full path, so that a chain can be resumed from any folder; a name that Ultralytics resolves stays."""
+    return str(Path(file).resolve()) if Path(file).exists() else file

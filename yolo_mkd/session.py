@@ -1,0 +1,385 @@
+"""One distilled run of a trainer: teachers, adapters, loss weights, teacher cache, unlabelled images and their state.
+
+`MKDTrainer` holds Ultralytics' overrides and hands everything else over to this, in the order of a run: `prepare` once
+the student has the data's classes, `wrap_loader` once its loader is built, `start` once all is set up, then `attach`,
+`begin_epoch`, `prepare_batch`, `end_batch`, `end_epoch`, and `detach` at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import distributed, nn
+
+from yolo_mkd import host, report
+from yolo_mkd.cache.store import fingerprint
+from yolo_mkd.cache.teacher import JoinedTeacher, layout_of, open_cache
+from yolo_mkd.cache.unlabelled import UnlabelledLoader, unlabelled_images
+from yolo_mkd.cache.views import Views, require_fixed_size, shown
+from yolo_mkd.distill.criterion import Criterion, Progress
+from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.hooks import FeatureExtractor
+from yolo_mkd.distill.monitor import ShareMonitor, frozen_gains, gains_table, terms_table
+from yolo_mkd.distill.schedule import Schedule
+from yolo_mkd.distill.teachers import LiveTeacher, Teacher
+from yolo_mkd.host import LOGGER, unwrap_model
+
+
+class DistillationSession:
+    """The distillation of one run; inert where every term is 0.
+
+    Attributes:
+        distillers: one for each teacher.
+        adapters: modules trained beside the student, one ModuleDict for each teacher.
+        progress: how far the run is.
+        extractor: the student's hooks; None while they are off.
+        unlabelled: the loader of the unlabelled images; None without.
+    """
+
+    def __init__(self, trainer: Any, teachers: Sequence[str], options: dict[str, Any]):
+        """Begin with nothing loaded.
+
+        Args:
+            trainer: an Ultralytics trainer.
+            teachers: the teachers' .pt files.
+            options: M-KD's arguments, resolved.
+        """
+        self.trainer, self.files, self.options = trainer, teachers, options
+        self.distillers: list[Distiller] = []
+        self.adapters = nn.ModuleList()
+        self.progress = Progress()
+        self.extractor: FeatureExtractor | None = None
+        self.unlabelled: UnlabelledLoader | None = None
+        self._live: list[LiveTeacher] = []
+        self._unlabelled_files: list[Path] = []
+
+    # Before training
+
+    @property
+    def student(self) -> Any:
+        """The student, without the wrapper of a DDP run."""
+        return unwrap_model(self.trainer.model)
+
+    @property
+    def criterion(self) -> Criterion | None:
+        """The student's distilled criterion; None while it is off."""
+        return None if self.extractor is None else self.student.criterion
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the run as its length is known now: a run that is given hours learns it as it goes."""
+        args = self.trainer.args
+        return Schedule.of(self.trainer.epochs, args.warmup_epochs, args.close_mosaic, self.options["until"])
+
+    @property
+    def teacher_imgsz(self) -> int:
+        """The image size that the teachers take [pixels]."""
+        return int(self.options["teacher_imgsz"] or self.trainer.args.imgsz)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether the teachers take the images at a size of their own."""
+        return self.teacher_imgsz != self.trainer.args.imgsz
+
+    @property
+    def images_per_labelled(self) -> float:
+        """Images in a distilled batch for each labelled one."""
+        joined = self.distillers and self.options["unlabelled"]
+        return 1 + self.options["unlabelled_ratio"] if joined else 1.0
+
+    def prepare(self) -> None:
+        """Match the student, which has the data's classes now, with its teachers.
+
+        Raises:
+            BadInput: they cannot be matched; an empty run folder is removed.
+        """
+        args = self.trainer.args
+        self.spec = host.model_spec(self.student, args.imgsz, args.classes)
+        asked = {name: self.options[name] for name in TERMS}
+        if not any(asked.values()):
+            LOGGER.warning("M-KD: all distillation weights are 0: training without a teacher")
+            return
+        with torch.random.fork_rng(devices=[]):  # a distilled run sees the same data as a plain one of its seed
+            torch.manual_seed(args.seed)  # adapters start alike on every rank
+            with self.discarding_empty_run():
+                if self.options["record"]:
+                    require_fixed_size(args)
+                if self.options["unlabelled"]:
+                    self._unlabelled_files = unlabelled_images(self.options["unlabelled"], self.trainer.data, args)
+                self.distillers = [self._distiller(file, asked) for file in self.files]
+        self.adapters = nn.ModuleList([d.adapters for d in self.distillers]).to(self.trainer.device)
+        if args.compile:
+            host.keep_graphs()  # gradients are measured on graphs that the backward pass then needs
+
+    def _distiller(self, file: str, asked: dict[str, float]) -> Distiller:
+        """The distiller of one teacher's file; its frozen model is kept in `_live`."""
+        options = self.options
+        model = host.load_detector("teacher", file, transformer=True).to(self.trainer.device)
+        if self.rescales:
+            host.check_imgsz(self.teacher_imgsz, model, "teacher", "teacher_imgsz")
+        spec = host.model_spec(model, self.teacher_imgsz)
+        distiller = Distiller(self.spec, spec, asked, options["calibrate"], options["gate"], options["soft_pw"])
+        distiller.require_active_term(file)
+        roles = distiller.roles
+        if options["record"]:
+            distiller.require_cacheable()
+            roles = list(layout_of(spec).roles)
+        model = host.freeze(model)
+        if not options["record"] and not any(t.head for t in distiller.acting):
+            host.remove_head(model)
+        self._live.append(LiveTeacher(short_name(file), model, spec, roles))
+        return distiller
+
+    def discarding_empty_run(self) -> AbstractContextManager[None]:
+        """A context that removes the run's folder on BadInput, if it holds nothing but its arguments."""
+        return host.discarding_empty_run(Path(self.trainer.save_dir))
+
+    def trained_modules(self, model: nn.Module) -> nn.Module:
+        """The modules that the optimizer trains: the student, and the terms' adapters where there are any."""
+        if not self.adapter_weights:
+            return model
+        # Ultralytics looks for the student under this name when a model holds more than the student
+        return nn.ModuleDict({"student_model": unwrap_model(model), "adapters": self.adapters})
+
+    def wrap_loader(self) -> None:
+        """Let the training loader give views that can be drawn again, and build the one of unlabelled images."""
+        if not self.distillers:
+            return
+        if self.options["record"]:
+            loader = self.trainer.train_loader
+            Views(loader.dataset, self.options["views"], 0).install(loader, self.next_epoch)
+        if self.options["unlabelled"]:
+            self.unlabelled = UnlabelledLoader(self.trainer, self._unlabelled_files, self.options, self.next_epoch)
+
+    def next_epoch(self) -> int:
+        """The epoch that the loader is about to begin, also before the first."""
+        return int(getattr(self.trainer, "epoch", None) or self.trainer.start_epoch)
+
+    def start(self) -> None:
+        """Connect the teachers, live or cached, put the criterion in place and log what acts."""
+        precision = host.frozen_precision(self.trainer)  # known only now
+        for teacher in self._live:
+            teacher.model.to(precision)
+        if self.unlabelled is not None:
+            self.unlabelled.log_confidence(self._live, self.trainer.device)
+        with self.discarding_empty_run():
+            for distiller, teacher, file in zip(self.distillers, self._live, self.files, strict=False):
+                distiller.connect(self._cached(teacher, file) if self.options["record"] else teacher)
+        if self.options["record"]:
+            self._live = []  # a complete cache needs no model, and its memory is free
+        self.attach()
+        self.monitor = ShareMonitor(Path(self.trainer.save_dir), fresh=not self.trainer.start_epoch)
+        for distiller in self.distillers:
+            LOGGER.info(terms_table(distiller, distiller.teacher.name))
+        if self.distillers:
+            each = " (each batch uses one of the teachers)" if len(self.distillers) > 1 else ""
+            LOGGER.info(f"M-KD: {self.schedule}{each}, teacher precision {precision}\n".replace("torch.", ""))
+
+    def _cached(self, teacher: LiveTeacher, file: str) -> Teacher:
+        """A teacher's cache of the labelled images and, where there are any, of the unlabelled ones."""
+        trainer, options = self.trainer, self.options
+        views, data = options["views"], trainer.train_loader.dataset
+        header = {
+            "data": fingerprint([Path(f) for f in data.im_files], [Path(f) for f in data.label_files]),
+            "imgsz": self.teacher_imgsz,
+            "views": views,
+            "augmentation": host.augmentation(trainer.args),
+        }
+        closes, end = trainer.epochs - trainer.args.close_mosaic, self.schedule.end
+        keys = shown(views, trainer.start_epoch, end, closes)
+        place, limit = options["record"], options["record_limit"]
+        cached = open_cache(place, teacher, file, header, len(data), keys, limit)
+        if self.unlabelled is None:
+            return cached
+        header["data"] = fingerprint(self._unlabelled_files)
+        more = self.unlabelled.keys(trainer.start_epoch, end, closes, len(trainer.train_loader))
+        count = len(self.unlabelled.views)
+        return JoinedTeacher(cached, open_cache(place, teacher, file, header, count, more, limit, unlabelled=True))
+
+    # While training
+
+    def attach(self) -> None:
+        """Put hooks on the student and distillation beside its criterion; Ultralytics' copies of it stay plain."""
+        if not self.distillers:
+            return
+        student = self.student
+        roles = list(dict.fromkeys(r for d in self.distillers for r in d.roles))
+        self.extractor = FeatureExtractor(student, self.spec, roles)
+        detection = getattr(student, "criterion", None) or student.init_criterion()
+        weights = host.shared_weights(student, self.spec)
+        self.progress.batches = len(self.trainer.train_loader)
+        seed = self.trainer.args.seed
+        student.criterion = Criterion(
+            detection, self.extractor, self.distillers, self.schedule, self.progress, weights, seed
+        )
+
+    def detach(self) -> None:
+        """Leave the student as stock Ultralytics made it."""
+        if self.extractor is None:
+            return
+        for distiller in self.distillers:
+            distiller.teacher.flush()
+        self.extractor.hooks.remove()
+        self.extractor = None
+        self.student.criterion = self.student.criterion.detection
+
+    def begin_epoch(self) -> None:
+        """Follow the trainer into its next epoch."""
+        self.progress.epoch, self.progress.batch = self.trainer.epoch, 0
+        self.progress.batches = len(self.trainer.train_loader)
+        if self.extractor is not None:
+            self.student.criterion.schedule = self.schedule
+            self.extractor.hooks.open = self.student.criterion.on
+
+    def prepare_batch(self, batch: dict[str, Any], preprocess: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Join unlabelled images, preprocess, and scale to the student's size where the teacher has its own.
+
+        Args:
+            batch: as the loader gave it.
+            preprocess: Ultralytics' own.
+        """
+        criterion, args = self.criterion, self.trainer.args
+        if self.unlabelled is not None and criterion is not None and criterion.on:
+            batch = self.unlabelled.join(batch)
+        loaded = batch["img"]
+        batch = preprocess(batch)
+        if self.rescales:
+            batch["teacher_img"] = loaded.to(batch["img"].device).float() / 255
+            if not args.multi_scale:  # else Ultralytics has brought them to about the student's size
+                zoom, stride = args.imgsz / self.teacher_imgsz, self.trainer.stride
+                size = [max(1, round(side * zoom / stride)) * stride for side in loaded.shape[2:]]
+                batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
+        if criterion is not None and self.trainer.device.type == "cuda":
+            criterion.prefetch(batch)
+        return batch
+
+    def average_adapter_gradients(self) -> None:
+        """Average the adapters' gradients over the ranks of a DDP run, which wraps the student only."""
+        world = self.trainer.world_size
+        for p in self.adapter_weights if world > 1 else ():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            distributed.all_reduce(p.grad)
+            p.grad /= world
+
+    def end_batch(self) -> None:
+        """Count a batch, and freeze the gains once adapters are fitted."""
+        self.progress.batch += 1
+        if self.progress.now < self.schedule.fitted:
+            return
+        frozen = [d.balancer.freeze() for d in self.distillers]
+        if any(frozen) and host.RANK in {-1, 0}:
+            LOGGER.info(gains_table(self.distillers, self.progress.now))
+            gains = {"teachers": frozen_gains(self.distillers)}
+            report.write(Path(self.trainer.save_dir) / "gains.json", "gains", gains)
+
+    def end_epoch(self) -> None:
+        """Note the epoch's gradient shares."""
+        epoch, schedule = self.trainer.epoch, self.schedule
+        if self.extractor is None or epoch >= schedule.end:
+            return
+        for distiller in self.distillers:
+            ratios = distiller.balancer.close_epoch()
+            if host.RANK in {-1, 0}:
+                self.monitor.add(epoch + 1, distiller.teacher.name, schedule.weight(epoch + 0.5), ratios)
+
+    def draw_shares(self) -> None:
+        """Draw the gradient shares, where plots are asked for."""
+        if self.distillers and self.trainer.args.plots:
+            self.monitor.draw()
+
+    def close_mosaic(self) -> None:
+        """Close the mosaic of the unlabelled images, as Ultralytics does for the labelled ones."""
+        if self.unlabelled is not None:
+            self.unlabelled.close_mosaic(copy(self.trainer.args))
+
+    # The state that a resumed run needs, in a file beside the checkpoints until the run is over
+
+    @property
+    def adapter_weights(self) -> list[nn.Parameter]:
+        """The parameters that are trained beside the student; none where no term has adapters."""
+        return list(self.adapters.parameters())
+
+    @property
+    def state_file(self) -> Path:
+        """Where an interrupted run keeps its adapters and gains."""
+        return Path(self.trainer.wdir) / "mkd.pt"
+
+    def save_state(self) -> None:
+        """Write adapters and gains; the keys are the file's contract."""
+        if self.distillers:
+            state = {"parts": self.adapters.state_dict(), "balance": [d.balancer.state() for d in self.distillers]}
+            torch.save(state, self.state_file)
+
+    def load_state(self) -> None:
+        """Restore adapters and gains from the state file, or warn that they begin anew."""
+        if not self.distillers:
+            return
+        if not self.state_file.exists():
+            LOGGER.warning(f"M-KD: {self.state_file} not found: adapters and loss weights are initialised again")
+            return
+        state = torch.load(self.state_file, map_location=self.trainer.device, weights_only=True)
+        self.adapters.load_state_dict(state["parts"])
+        for distiller, balance in zip(self.distillers, state["balance"], strict=True):
+            distiller.balancer.restore(balance)
+
+    def finish(self) -> None:
+        """Annotate the finished checkpoints with the gains, and remove the state file."""
+        if self.distillers and host.RANK in {-1, 0}:
+            for file in filter(Path.exists, (self.trainer.last, self.trainer.best)):
+                host.annotate(file, {"teachers": frozen_gains(self.distillers), "versions": report.versions()})
+            self.state_file.unlink(missing_ok=True)
+
+    def log_skipped(self) -> None:
+        """Warn of terms that were left out of batches."""
+        if self.criterion is not None:
+            for name, count in (+self.criterion.skipped).items():
+                LOGGER.warning(f"M-KD: {name} was NaN or infinite in {count} batches and was left out there")
+
+
+# Ultralytics' callbacks, at the module's level because a DDP worker is given them by name
+
+
+def begin_epoch(trainer: Any) -> None:
+    """Follow the trainer into its next epoch."""
+    trainer.kd.begin_epoch()
+
+
+def end_batch(trainer: Any) -> None:
+    """Count a batch."""
+    trainer.kd.end_batch()
+
+
+def end_epoch(trainer: Any) -> None:
+    """Note the epoch's gradient shares."""
+    trainer.kd.end_epoch()
+
+
+def draw_shares(trainer: Any) -> None:
+    """Draw the gradient shares."""
+    trainer.kd.draw_shares()
+
+
+def detach(trainer: Any) -> None:
+    """Leave the student plain, also after an error."""
+    trainer.kd.detach()
+
+
+CALLBACKS: dict[str, Callable[[Any], None]] = {
+    "on_train_epoch_start": begin_epoch,
+    "on_train_batch_end": end_batch,
+    "on_train_epoch_end": end_epoch,
+    "on_train_end": draw_shares,
+    "teardown": detach,
+}
+
+
+def short_name(file: str) -> str:
+    """A teacher's file as people tell it from another: `yolo26m.pt`, or `assistant/weights/best.pt`."""
+    parts = Path(file).parts
+    return "/".join(parts[-3:]) if parts[-2:-1] == ("weights",) else parts[-1]
