@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import uuid
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import Any
 
 import tabulate
 
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, Failed
 
 PACKAGES = ("yolo-mkd", "ultralytics", "torch", "onnx", "onnxruntime", "numpy")
 PART = ".part"  # ends the name of a file that is being written
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk, a quota or a limit that is reached
 
 
 def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1) -> Path:
@@ -59,21 +62,27 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises:
         BadInput: something that is no regular file is there, or the folder cannot be written.
+        Failed: the disk is full.
     """
     if path.exists() and not path.is_file():
         raise BadInput(f"{path} is not a regular file and cannot be written: name another file")
-    partial = path.with_name(path.name + PART)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written ({error.strerror}): name a file in a folder of yours") from error
+    try:
         yield partial
         with open(partial, "rb") as written:
             os.fsync(written.fileno())  # else a power cut may leave the new name with no content
         os.replace(partial, path)
-    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise BadInput(f"{path} cannot be written ({error.strerror}): name a file in a folder of yours") from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise Failed(f"{path} cannot be written ({error.strerror}): free some space") from error
+        raise
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:

@@ -29,6 +29,7 @@ from yolo_mkd.distill.monitor import ShareMonitor, frozen_gains, gains_table, te
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher
 from yolo_mkd.host import LOGGER, unwrap_model
+from yolo_mkd.settings import BadInput
 
 
 class DistillationSession:
@@ -311,22 +312,35 @@ class DistillationSession:
         return Path(self.trainer.wdir) / "mkd.pt"
 
     def save_state(self) -> None:
-        """Write adapters and gains; the keys are the file's contract."""
-        if self.distillers:
-            state = {"parts": self.adapters.state_dict(), "balance": [d.balancer.state() for d in self.distillers]}
-            torch.save(state, self.state_file)
+        """Write adapters and gains, whole or not at all; the keys are the file's contract."""
+        if not self.distillers or host.RANK not in {-1, 0}:
+            return
+        state = {"parts": self.adapters.state_dict(), "balance": [d.balancer.state() for d in self.distillers]}
+        with report.atomic(self.state_file) as partial:
+            torch.save({**state, "epoch": int(self.trainer.epoch)}, partial)
 
     def load_state(self) -> None:
-        """Restore adapters and gains from the state file, or warn that they begin anew."""
+        """Restore adapters and gains from the state file, or warn that they begin anew.
+
+        Raises:
+            BadInput: the file is damaged, of other terms, or holds a gain that is no finite number.
+        """
         if not self.distillers:
             return
         if not self.state_file.exists():
             LOGGER.warning(f"M-KD: {self.state_file} not found: adapters and loss weights are initialised again")
             return
-        state = torch.load(self.state_file, map_location=self.trainer.device, weights_only=True)
-        self.adapters.load_state_dict(state["parts"])
-        for distiller, balance in zip(self.distillers, state["balance"], strict=True):
-            distiller.balancer.restore(balance)
+        try:
+            state = torch.load(self.state_file, map_location=self.trainer.device, weights_only=True)
+            self.adapters.load_state_dict(state["parts"])
+            for distiller, balance in zip(self.distillers, state["balance"], strict=True):
+                distiller.balancer.restore(balance)
+        except host.UNREADABLE as error:
+            cause = host.one_line(error)[:160]
+            raise BadInput(
+                f"{self.state_file} is damaged or of other terms ({cause}): restore the file, or delete it to begin "
+                "with new adapters and gains"
+            ) from error
 
     def finish(self) -> None:
         """Annotate the finished checkpoints with the gains, and remove the state file."""

@@ -15,6 +15,7 @@ from yolo_mkd import host, report
 from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.host import LOGGER
+from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown
 from yolo_mkd.trainer import TRAINERS
 
@@ -113,13 +114,16 @@ def train(**arguments: Any) -> tuple[Path, Chain]:
     """
     json = arguments.pop("json", None)
     folder, chain = resume(arguments) if arguments.get("resume") else create(arguments)
-    try:
-        for stage in chain["stages"]:
-            if stage["status"] != "done":
-                run_stage(folder, chain, stage)
-    except KeyboardInterrupt:
-        LOGGER.warning(f"M-KD: interrupted; continue with yolo-mkd train resume={shortest(folder)}")
-        raise
+    with exclusive(folder):
+        if arguments.get("resume"):
+            folder, chain = resume(arguments)  # as it is now that no other process writes it
+        try:
+            for stage in chain["stages"]:
+                if stage["status"] != "done":
+                    run_stage(folder, chain, stage)
+        except KeyboardInterrupt:
+            LOGGER.warning(f"M-KD: interrupted; continue with yolo-mkd train resume={shortest(folder)}")
+            raise
     LOGGER.info(summary(folder, chain))
     for path in filter(None, (folder / "chain.json", json)):
         report.write(path, "chain", dict(chain))
@@ -175,7 +179,27 @@ def resume(arguments: dict[str, Any]) -> tuple[Path, Chain]:
     if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the same file")
     chain["arguments"].update({k: v for k, v in arguments.items() if k not in {"resume", "json"}})
-    return file.parent.resolve(), chain
+    folder = file.parent.resolve()
+    for stage in chain["stages"]:
+        relocate(folder, stage)
+    return folder, chain
+
+
+def relocate(folder: Path, stage: Stage) -> None:
+    """Let a stage's files be those of this folder, also where it was moved or copied, and verify them.
+
+    Raises:
+        BadInput: a finished stage's checkpoint is missing or has changed.
+    """
+    own = folder / Path(stage["model"]).name
+    if own.is_file():
+        stage["model"] = str(own)
+    if stage["status"] != "done":
+        return
+    best = folder / stage["name"] / "weights" / "best.pt"
+    if not best.is_file() or report.sha256(best) != stage["sha256"]:
+        raise BadInput(f"{best} is missing or has changed since stage {stage['name']} ended: restore the same file")
+    stage["weights"] = str(best)
 
 
 def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
@@ -189,20 +213,25 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     arguments = {**chain["arguments"], "project": str(folder), "name": stage["name"], "exist_ok": True, **own}
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]
-    weights = folder / stage["name"] / "weights"
     distilled = f", distilled from {' and '.join(stage['hears'])}" if teachers else ""
     LOGGER.info(f"\nM-KD: stage {stage['name']}{distilled}")
     begun, since = stage["status"] == "running", time.perf_counter()
     stage["status"] = "running"
     save(folder, chain)
-    if begun and host.resumable(weights / "last.pt"):
-        kept = {k: v for k, v in arguments.items() if k in {"device", "workers", "batch", "trainer"}}
-        YOLO(weights / "last.pt").train(resume=True, **kept)
-    elif not begun or not (weights / "best.pt").exists():  # else it was cut off after its last epoch
-        if begun:
-            shutil.rmtree(folder / stage["name"], ignore_errors=True)  # cut off before its first checkpoint
-        YOLO(stage["model"]).train(**arguments)
-    best = weights / "best.pt"
+    place = folder / stage["name"]
+    keeper = host.CheckpointKeeper(place)
+    if not (begun and keeper.finished()):  # else it was cut off after its end, before chain.yaml said so
+        resumes = begun and keeper.restore()
+        if begun and not resumes:
+            LOGGER.warning(f"M-KD: {place} holds no checkpoint that can be resumed: the stage begins anew")
+            shutil.rmtree(place, ignore_errors=True)
+        if resumes:
+            arguments = {k: v for k, v in arguments.items() if k in {"device", "workers", "batch", "trainer"}}
+            arguments |= {"resume": True, "save_dir": str(place)}  # the folder may have been moved
+        yolo = YOLO(place / "weights" / "last.pt" if resumes else stage["model"])
+        keeper.install(yolo)
+        yolo.train(**arguments)
+    best = place / "weights" / "best.pt"
     stage["status"], stage["weights"], stage["sha256"] = "done", str(best), report.sha256(best)
     stage["metrics"] = host.metrics(best)
     stage["seconds"] = round(stage.get("seconds", 0) + time.perf_counter() - since, 1)

@@ -204,6 +204,14 @@ class GradientBalancer:
         return {**fixed, "labels": self.labels, "shut": sorted(self.gated)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Continue from a state.
+
+        Raises:
+            KeyError: a term has no gain, or a field is missing.
+            ValueError: a gain is no finite number of 0 or more.
+        """
+        for name in self.asked:
+            if not 0 <= state["gains"][name] < float("inf"):
+                raise ValueError(f"the gain of {name} is {state['gains'][name]}")
         self.gains, self.frozen, self.history = state["gains"], state["frozen"], state["history"]
         self.gated, self.masses, self.labels = set(state["shut"]), state["masses"], state["labels"]

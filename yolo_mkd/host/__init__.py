@@ -8,6 +8,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolo_mkd.host.checkpoints import CheckpointKeeper
 from yolo_mkd.host.files import (
     arguments,
     check_arguments,
@@ -20,6 +21,7 @@ from yolo_mkd.host.files import (
     quiet,
 )
 from yolo_mkd.host.models import (
+    UNREADABLE,
     architecture_name,
     build,
     freeze,
@@ -49,7 +51,6 @@ from yolo_mkd.host.runs import (
     discarding_empty_run,
     metrics,
     newest_chain,
-    resumable,
     run_folder,
     size,
 )
@@ -57,6 +58,8 @@ from yolo_mkd.host.runs import (
 __all__ = [
     "LOGGER",
     "RANK",
+    "UNREADABLE",
+    "CheckpointKeeper",
     "DetectionTrainer",
     "OBBTrainer",
     "PoseTrainer",
@@ -93,7 +96,6 @@ __all__ = [
     "quiet",
     "remaining",
     "remove_head",
-    "resumable",
     "run_folder",
     "shared_weights",
     "size",

@@ -14,7 +14,6 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import SETTINGS, TQDM
 from ultralytics.utils.torch_utils import get_flops
 
-from yolo_mkd.host.models import UNREADABLE
 from yolo_mkd.report import atomic
 from yolo_mkd.settings import BadInput
 
@@ -40,17 +39,6 @@ def newest_chain() -> Path | None:
 def caches_folder() -> Path:
     """Where teacher caches are kept for every chain: runs/mkd/records."""
     return Path(SETTINGS["runs_dir"]) / "mkd" / "records"
-
-
-def resumable(last: Path) -> bool:
-    """Whether a checkpoint is of an unfinished run, with the optimizer's state to go on from."""
-    if not last.is_file():
-        return False
-    try:
-        _, ckpt = load_checkpoint(last)
-    except UNREADABLE:  # cut off while it was written
-        return False
-    return ckpt.get("epoch", -1) >= 0 and ckpt.get("optimizer") is not None
 
 
 METRICS = {

@@ -78,12 +78,16 @@ def train_chain(arguments: dict[str, Any]) -> list[Path]:
 def train_stock(arguments: dict[str, Any]) -> Path:
     """Train the student as Ultralytics does, or go on where that was cut off; the run's folder."""
     folder = Path(arguments["project"]) / arguments["name"]
-    weights = folder / "weights"
-    if host.resumable(weights / "last.pt"):
-        YOLO(weights / "last.pt").train(resume=True)
-    elif not (weights / "best.pt").exists():  # else it was cut off after its last epoch
-        shutil.rmtree(folder, ignore_errors=True)  # cut off before its first checkpoint
-        YOLO(arguments["model"]).train(**{k: v for k, v in arguments.items() if k != "model"})
+    keeper = host.CheckpointKeeper(folder)
+    if keeper.finished():
+        return folder
+    if keeper.restore():
+        yolo, more = YOLO(folder / "weights" / "last.pt"), {"resume": True, "save_dir": str(folder)}
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        yolo, more = YOLO(arguments["model"]), {k: v for k, v in arguments.items() if k != "model"}
+    keeper.install(yolo)
+    yolo.train(**more)
     return folder
 
 
