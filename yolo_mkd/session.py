@@ -7,8 +7,8 @@ the student has the data's classes, `wrap_loader` once its loader is built, `sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.monitor import ShareMonitor, frozen_gains, gains_table, terms_table
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.teachers import LiveTeacher, Teacher
+from yolo_mkd.distill.state import RunState
+from yolo_mkd.distill.teachers import LiveTeacher, Teacher, teacher_name
 from yolo_mkd.host import LOGGER, unwrap_model
-from yolo_mkd.settings import BadInput
 
 
 class DistillationSession:
@@ -39,7 +39,8 @@ class DistillationSession:
         distillers: one for each teacher.
         adapters: modules trained beside the student, one ModuleDict for each teacher.
         progress: how far the run is.
-        extractor: the student's hooks; None while they are off.
+        extractor: the student's hooks; None while it is plain.
+        criterion: the student's distilled criterion; None while it is plain.
         unlabelled: the loader of the unlabelled images; None without.
     """
 
@@ -56,6 +57,7 @@ class DistillationSession:
         self.adapters = nn.ModuleList()
         self.progress = Progress()
         self.extractor: FeatureExtractor | None = None
+        self.criterion: Criterion | None = None
         self.unlabelled: UnlabelledLoader | None = None
         self._live: list[LiveTeacher] = []
         self._unlabelled_files: list[Path] = []
@@ -66,11 +68,6 @@ class DistillationSession:
     def student(self) -> Any:
         """The student, without the wrapper of a DDP run."""
         return unwrap_model(self.trainer.model)
-
-    @property
-    def criterion(self) -> Criterion | None:
-        """The student's distilled criterion; None while it is off."""
-        return None if self.extractor is None else self.student.criterion
 
     @property
     def schedule(self) -> Schedule:
@@ -134,7 +131,7 @@ class DistillationSession:
         model = host.freeze(model)
         if not options["record"] and not any(t.head for t in distiller.acting):
             host.remove_head(model)
-        self._live.append(LiveTeacher(short_name(file), model, spec, roles))
+        self._live.append(LiveTeacher(teacher_name(file), model, spec, roles))
         return distiller
 
     def discarding_empty_run(self) -> AbstractContextManager[None]:
@@ -216,27 +213,46 @@ class DistillationSession:
         weights = host.shared_weights(student, self.spec)
         self.progress.batches = len(self.trainer.train_loader)
         seed = self.trainer.args.seed
-        student.criterion = Criterion(
+        self.criterion = student.criterion = Criterion(
             detection, self.extractor, self.distillers, self.schedule, self.progress, weights, seed
         )
 
     def detach(self) -> None:
         """Leave the student as stock Ultralytics made it."""
-        if self.extractor is None:
+        if self.extractor is None or self.criterion is None:
             return
         for distiller in self.distillers:
             distiller.teacher.flush()
         self.extractor.hooks.remove()
-        self.extractor = None
-        self.student.criterion = self.student.criterion.detection
+        self.student.criterion = self.criterion.detection
+        self.extractor = self.criterion = None
+
+    @contextmanager
+    def plain_student(self) -> Iterator[None]:
+        """Take hooks and criterion off the student while callbacks run, which may copy, pickle or log it.
+
+        A compiled student keeps them: its graph was made with them.
+        """
+        criterion, extractor = self.criterion, self.extractor
+        if criterion is None or extractor is None or self.trainer.args.compile:
+            yield
+            return
+        extractor.hooks.remove()
+        self.student.criterion = criterion.detection
+        try:
+            yield
+        finally:
+            if self.extractor is extractor:  # else a callback has detached them for good
+                extractor.hooks.attach()
+                self.student.criterion = criterion
 
     def begin_epoch(self) -> None:
         """Follow the trainer into its next epoch."""
         self.progress.epoch, self.progress.batch = self.trainer.epoch, 0
         self.progress.batches = len(self.trainer.train_loader)
-        if self.extractor is not None:
-            self.student.criterion.schedule = self.schedule
-            self.extractor.hooks.open = self.student.criterion.on
+        if self.extractor is not None and self.criterion is not None:
+            self.criterion.schedule = self.schedule
+            self.extractor.hooks.open = self.criterion.on
 
     def prepare_batch(self, batch: dict[str, Any], preprocess: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Join unlabelled images, preprocess, and scale to the student's size where the teacher has its own.
@@ -311,36 +327,29 @@ class DistillationSession:
         """Where an interrupted run keeps its adapters and gains."""
         return Path(self.trainer.wdir) / "mkd.pt"
 
-    def save_state(self) -> None:
-        """Write adapters and gains, whole or not at all; the keys are the file's contract."""
-        if not self.distillers or host.RANK not in {-1, 0}:
-            return
-        state = {"parts": self.adapters.state_dict(), "balance": [d.balancer.state() for d in self.distillers]}
-        with report.atomic(self.state_file) as partial:
-            torch.save({**state, "epoch": int(self.trainer.epoch)}, partial)
+    @property
+    def state(self) -> RunState:
+        """The adapters and loss weights, to be saved and restored."""
+        return RunState(self.distillers, self.adapters)
 
-    def load_state(self) -> None:
-        """Restore adapters and gains from the state file, or warn that they begin anew.
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Let the trainer save a plain student with its own part of the optimizer, then save what is beside it."""
+        with self.plain_student(), self.state.student_optimizer(self.trainer):
+            yield
+        if self.distillers and host.RANK in {-1, 0}:
+            self.state.save(self.state_file, self.trainer.optimizer, int(self.trainer.epoch))
 
-        Raises:
-            BadInput: the file is damaged, of other terms, or holds a gain that is no finite number.
-        """
-        if not self.distillers:
-            return
-        if not self.state_file.exists():
-            LOGGER.warning(f"M-KD: {self.state_file} not found: adapters and loss weights are initialised again")
-            return
-        try:
-            state = torch.load(self.state_file, map_location=self.trainer.device, weights_only=True)
-            self.adapters.load_state_dict(state["parts"])
-            for distiller, balance in zip(self.distillers, state["balance"], strict=True):
-                distiller.balancer.restore(balance)
-        except host.UNREADABLE as error:
-            cause = host.one_line(error)[:160]
-            raise BadInput(
-                f"{self.state_file} is damaged or of other terms ({cause}): restore the file, or delete it to begin "
-                "with new adapters and gains"
-            ) from error
+    @contextmanager
+    def loading(self, ckpt: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Give the trainer a checkpoint with the adapters' optimizer state, and a plain student to load it into."""
+        attached = self.extractor is not None
+        self.detach()  # Ultralytics copies the student
+        yield self.state.with_adapters(ckpt, self.state_file, self.trainer)
+        if self.distillers:
+            self.state.load(self.state_file, self.trainer.device)
+        if attached:
+            self.attach()
 
     def finish(self) -> None:
         """Annotate the finished checkpoints with the gains, and remove the state file."""
@@ -391,9 +400,3 @@ CALLBACKS: dict[str, Callable[[Any], None]] = {
     "on_train_end": draw_shares,
     "teardown": detach,
 }
-
-
-def short_name(file: str) -> str:
-    """A teacher's file as people tell it from another: `yolo26m.pt`, or `assistant/weights/best.pt`."""
-    parts = Path(file).parts
-    return "/".join(parts[-3:]) if parts[-2:-1] == ("weights",) else parts[-1]

@@ -73,8 +73,8 @@ class MKDTrainer(host.DetectionTrainer):
         if not self.teachers:
             name = type(self).__name__
             raise BadInput(f"{name} has no teacher: use trainer={name}.using(teacher='yolo26m.pt')")
-        super().__init__(*args, **kwargs)
         self.kd = DistillationSession(self, self.teachers, self.kd_options)
+        super().__init__(*args, **kwargs)
         for event, callback in CALLBACKS.items():
             if callback not in self.callbacks[event]:  # a DDP worker is given its parent's callbacks
                 self.add_callback(event, callback)
@@ -112,6 +112,11 @@ class MKDTrainer(host.DetectionTrainer):
 
     # While training
 
+    def run_callbacks(self, event: str) -> None:
+        """Run an event's callbacks on a plain student, which loggers may copy and pickle."""
+        with self.kd.plain_student():
+            super().run_callbacks(event)
+
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Preprocess as Ultralytics does; where the teacher has an image size of its own, scale to the student's."""
         return self.kd.prepare_batch(batch, super().preprocess_batch)
@@ -140,17 +145,12 @@ class MKDTrainer(host.DetectionTrainer):
 
     def save_model(self) -> bool:
         """Save the plain student, and the distillation's state in a file of its own."""
-        saved = bool(super().save_model())
-        self.kd.save_state()
-        return saved
+        with self.kd.saving():
+            return bool(super().save_model())
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
-        attached = self.kd.extractor is not None
-        self.kd.detach()  # Ultralytics copies the student here
-        super()._load_checkpoint_state(ckpt)
-        self.kd.load_state()
-        if attached:
-            self.kd.attach()
+        with self.kd.loading(ckpt) as whole:
+            super()._load_checkpoint_state(whole)
 
     def final_eval(self) -> None:
         """Evaluate as Ultralytics does, warn of what was skipped, and annotate the checkpoints."""

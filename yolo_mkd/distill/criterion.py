@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -83,6 +84,10 @@ class Criterion:
         self.in_a_row: Counter[str] = Counter()
         if hasattr(detection, "update"):  # the dual heads' epoch counter, which the trainer looks for
             self.update = detection.update
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied or pickled with the student, it is the plain detection loss: no checkpoint needs this project."""
+        return copy.copy, (self.detection,)
 
     @property
     def on(self) -> bool:

@@ -25,8 +25,15 @@ class FeatureHooks:
             layers: the layer of each role.
         """
         self.open = True
+        self._layers = {role: (layer, self._keeper(role)) for role, layer in layers.items()}
         self._features: dict[str, Tensor] = {}
-        self._handles = [layer.register_forward_hook(self._keeper(role)) for role, layer in layers.items()]
+        self._handles: list[Any] = []
+        self.attach()
+
+    def attach(self) -> None:
+        """Put the hooks on, where they were removed."""
+        if not self._handles:
+            self._handles = [layer.register_forward_hook(hook) for layer, hook in self._layers.values()]
 
     def _keeper(self, role: str) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -44,7 +51,7 @@ class FeatureHooks:
         """Remove the hooks; the layers are as they were."""
         for handle in self._handles:
             handle.remove()
-        self._features = {}
+        self._handles, self._features = [], {}
 
 
 class FeatureExtractor:

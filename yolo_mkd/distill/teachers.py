@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -128,3 +129,9 @@ def cropped(k: Knowledge, height: int, width: int) -> Knowledge:
 def draw(seed: int, step: int, count: int) -> int:
     """Which of `count` teachers a step uses; the same on every rank, since only seed and step decide."""
     return random.Random((seed << 40) + step).randrange(count)
+
+
+def teacher_name(file: str) -> str:
+    """A teacher's file as people tell it from another: `yolo26m.pt`, or `assistant/weights/best.pt`."""
+    parts = Path(file).parts
+    return "/".join(parts[-3:]) if parts[-2:-1] == ("weights",) else parts[-1]

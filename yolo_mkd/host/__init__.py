@@ -34,6 +34,7 @@ from yolo_mkd.host.models import (
     task,
     write_architecture,
 )
+from yolo_mkd.host.optimizer import adapter_states, merged, student_only
 from yolo_mkd.host.reading import (
     branch_weights,
     branches_of,
@@ -64,6 +65,7 @@ __all__ = [
     "OBBTrainer",
     "PoseTrainer",
     "SegmentationTrainer",
+    "adapter_states",
     "annotate",
     "architecture_name",
     "arguments",
@@ -85,6 +87,7 @@ __all__ = [
     "keep_graphs",
     "layer",
     "load_detector",
+    "merged",
     "metrics",
     "model_spec",
     "newest_chain",
@@ -99,6 +102,7 @@ __all__ = [
     "run_folder",
     "shared_weights",
     "size",
+    "student_only",
     "task",
     "unwrap_model",
     "write_architecture",
