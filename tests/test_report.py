@@ -53,4 +53,4 @@ def test_tables_align_the_first_column_left_and_the_others_right() -> None:
         for line, cell in zip(report.table(rows, ["n", "x"]).splitlines()[1:], ("1.0", "10.00"), strict=True)
     }
     assert len(ends) == 1
-    assert report.table(rows, ["name", "x"], markdown=True).splitlines()[1] == "|:-----|------:|"
+    assert report.table(rows, ["name", "x"], markdown=True).splitlines()[1] == "|:-------|------:|"

@@ -103,7 +103,7 @@ def table(rows: Sequence[Sequence[Any]], headers: Sequence[str], markdown: bool 
         markdown: a GitHub table; else aligned columns for a terminal.
     """
     align = ["left", *["right"] * (len(headers) - 1)]
-    style = "github" if markdown else "plain"
+    style = "pipe" if markdown else "plain"
     text = tabulate.tabulate(rows, headers, style, colalign=align if rows else None, disable_numparse=True)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
