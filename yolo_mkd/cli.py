@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from yolo_mkd.settings import BadInput, Failed, argument_sections, defaults, parse, refuse_unknown
-from yolo_mkd.settings.commands import NOT_OF_TRAINING, OWN, Option, options_of
+from yolo_mkd.settings.commands import NOT_OF_TRAINING, OWN, ULTRALYTICS_REFUSED, Option, options_of
 
 HELP = {"help", "--help", "-h"}
 WIDTH = 120  # characters of a help line
 FLAGS = {"half", "int8", "end2end", "nms"}  # stand alone in `yolo` too, although their defaults are not booleans
-ULTRALYTICS = "Every other argument is Ultralytics' own, under its own name: https://docs.ultralytics.com/usage/cfg"
+DOCS = "https://docs.ultralytics.com/usage/cfg"
+ULTRALYTICS = f"Every other argument is Ultralytics' own, under its own name: {DOCS}"
 
 
 def train(**arguments: Any) -> None:
@@ -297,7 +298,7 @@ def command_help(name: str) -> str:
             shown = [Option(*meaning) for meaning in meanings if meaning.name not in hidden]
             if shown:
                 text.append(listing(heading, shown))
-        text.append(ULTRALYTICS)
+        text.append(f"{ULTRALYTICS}\nNot taken: {', '.join(sorted(ULTRALYTICS_REFUSED[name]))}")
     elif name in {"val", "predict"}:
         text.append(ULTRALYTICS)
     elif name == "time":
@@ -331,7 +332,7 @@ def listing(heading: str, options: Iterable[Option]) -> str:
     """Arguments under a heading, one a line as key=default and meaning; long meanings are wrapped."""
     options = list(options)
     named = [f"{option.name}={option.default}" for option in options]
-    indent = min(max(map(len, named)), 30) + 4
+    indent = min(max(map(len, named)), 32) + 4
     lines = [heading]
     for start, option in zip(named, options, strict=True):
         meaning = option.meaning if option.default else f"(required) {option.meaning}"

@@ -77,6 +77,17 @@ NOT_OF_TRAINING: dict[str, set[str]] = {  # M-KD arguments that a command refuse
     "ablate": OF_A_METHOD,
 }
 
+OF_THE_CHAIN = {"distill_model", "save_dir"}
+OF_A_COMPARISON = {*OF_THE_CHAIN, "dis", "seed", "time", "exist_ok", "task"}
+ULTRALYTICS_REFUSED: dict[str, set[str]] = {  # Ultralytics' arguments that a command refuses
+    "train": OF_THE_CHAIN,
+    "plan": OF_THE_CHAIN,
+    "record": OF_THE_CHAIN,
+    "cost": OF_THE_CHAIN,
+    "compare": OF_A_COMPARISON,
+    "ablate": OF_A_COMPARISON,
+}
+
 
 def options_of(function: Callable[..., Any]) -> list[Option]:
     """The arguments of a function, from its signature and the `Args:` of its docstring; `**arguments` is left out."""
@@ -97,4 +108,4 @@ def documented(docstring: str) -> dict[str, str]:
         return {}
     entries = re.split(r"^ {4}(?=\S)", section.group(1), flags=re.MULTILINE)
     pairs = (entry.partition(":") for entry in entries if ":" in entry)
-    return {name.strip(): " ".join(text.split()) for name, _, text in pairs}
+    return {name.strip(): " ".join(text.split()).rstrip(".") for name, _, text in pairs}
