@@ -285,6 +285,7 @@ VALUES = {  # values of each argument, with " | " between them
 WORDS = [f"{key}={text}" for key, texts in VALUES.items() for text in texts.split(" | ")]
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # of Ultralytics' parser
 @pytest.mark.parametrize("word", WORDS)
 def test_a_value_is_read_as_ultralytics_reads_it(word: str) -> None:
     from ultralytics.cfg import parse_key_value_pair
