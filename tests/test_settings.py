@@ -21,6 +21,7 @@ from yolo_mkd.settings import (
     argument_sections,
     check_argument,
     defaults,
+    file_path,
     help_text,
     number,
     parse,
@@ -118,6 +119,8 @@ def test_every_default_has_a_meaning_and_the_text_of_its_value() -> None:
         ({"gate": "a\nb" * 99}, "gate=a ba ba"),
         ({"preset": "saef"}, "preset=saef does not exist: choose from channel_wise, "),
         ({"preset": "gone.yaml"}, "preset=gone.yaml does not exist: choose from "),
+        ({"preset": "../default"}, "preset=../default does not exist: choose from "),
+        ({"preset": ["mkd"]}, "preset=['mkd'] must be the name of a preset or a .yaml file, for example preset=mkd"),
         ({"preset": "safe"}, "preset=safe was removed in 0.2.0: use gate=true relation=0 exploration=0"),
     ],
 )
@@ -150,6 +153,54 @@ def test_a_number_of_another_command_is_checked_the_same_way() -> None:
     assert switch("latency", True) is True
     with pytest.raises(BadInput, match="latency=fast must be true or false, for example latency=true"):
         switch("latency", "fast")
+
+
+def test_a_path_of_another_command_is_text_or_a_path() -> None:
+    assert file_path("out", "no", "student-bundle") == file_path("out", Path("no"), "student-bundle") == Path("no")
+    for value, shown in (
+        (None, "None"),
+        (7, "7"),
+        (True, "True"),
+        (("a", "b"), "('a', 'b')"),
+        ("", ""),
+        ("a\0", "a\0"),
+    ):
+        with pytest.raises(BadInput) as e:
+            file_path("out", value, "student-bundle")
+        assert str(e.value) == f"out={shown} must be a file or folder, for example out=student-bundle"
+
+
+BAD = [
+    None,
+    True,
+    0,
+    -1,
+    7,
+    1.5,
+    10**400,
+    math.nan,
+    -math.inf,
+    "",
+    "x",
+    "x\0",
+    "a" * 9999,
+    [],
+    [1],
+    (0, 1),
+    {},
+    {"a": 1},
+]
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_any_value_is_accepted_or_refused_on_one_line_that_names_the_argument(name: str) -> None:
+    for value in [*BAD, b"x", 1j, object(), Path("x"), [["a"]], {1}]:
+        try:
+            assert set(resolve({name: value})) == set(defaults())
+        except BadInput as e:
+            assert str(e).startswith(f"{name}=")
+            assert "\n" not in str(e)
+            assert len(str(e)) < 400
 
 
 # Defaults and presets
@@ -227,6 +278,9 @@ def test_a_preset_may_be_a_file_of_the_users(tmp_path: Path) -> None:
     own = resolve({"preset": str(file)})
     assert {n: own[n] for n in TERMS if own[n]} == {"soft": 1.0, "channel_wise": 0.5}
     assert own["until"] == 0.9
+    file.write_text("teacher_imgsz: none\nonly: {masked_generation: 2e-5}\n")  # text for YAML 1.1
+    own = resolve({"preset": str(file)})
+    assert (own["masked_generation"], own["teacher_imgsz"]) == (0.00002, None)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +292,7 @@ def test_a_preset_may_be_a_file_of_the_users(tmp_path: Path) -> None:
         ("- 1", "contains no arguments"),
         ("", "contains no arguments"),
         ("a: [", "is not a valid YAML file"),
+        ("until: 2020-13-45", "is not a valid YAML file"),
         ("[" * 5000, "is not a valid YAML file"),
         ("attention: -1", "attention=-1 must be at least 0"),
         ("only: soft", "only must map terms to values, for example only: {soft: 2.0}"),

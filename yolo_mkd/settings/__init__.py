@@ -4,7 +4,7 @@ In reading order: `errors`, `arguments` (what each value must be), `defaults` (d
 (key=value words), `commands` (arguments of single commands, for their help). No file here imports torch or Ultralytics.
 """
 
-from yolo_mkd.settings.arguments import ARGUMENTS, KD_OPTIONS, TERM_NAMES, check_argument, number, switch
+from yolo_mkd.settings.arguments import ARGUMENTS, KD_OPTIONS, TERM_NAMES, check_argument, file_path, number, switch
 from yolo_mkd.settings.defaults import (
     NOMINAL_GAINS,
     argument_sections,
@@ -28,6 +28,7 @@ __all__ = [
     "argument_sections",
     "check_argument",
     "defaults",
+    "file_path",
     "help_text",
     "number",
     "parse",

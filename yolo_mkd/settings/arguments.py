@@ -151,6 +151,17 @@ def switch(argument: str, value: Any) -> bool:
     return found
 
 
+def file_path(argument: str, value: Any, example: str) -> Path:
+    """The value of an argument that must be the path of a file or folder, there or not.
+
+    Raises:
+        BadInput: it is empty, a number, none or otherwise not a path; a path of digits is given in quotes.
+    """
+    if value == "" or (isinstance(value, str | Path) and "\0" in str(value)):
+        raise BadInput(f"{argument}={short(value)} must be a file or folder, for example {argument}={example}")
+    return Path(text_argument("a file or folder", example).check(argument, value))
+
+
 def check_argument(name: str, value: Any) -> Any:
     """The value of an M-KD argument, with its type and range checked against `ARGUMENTS`.
 

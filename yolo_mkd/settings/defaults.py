@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from yolo_mkd.settings.arguments import TERM_NAMES, check_argument
-from yolo_mkd.settings.errors import BadInput, refuse_unknown
+from yolo_mkd.settings.errors import BadInput, refuse_unknown, short
+from yolo_mkd.settings.values import value_of
 
 NOMINAL_GAINS = {  # loss weights of the terms that nobody sets, with calibrate=false
     "soft": 1.0,
@@ -84,21 +86,25 @@ def preset(name: Any) -> dict[str, Any]:
     """
     if name is None:
         return {}
-    own_file = str(name).endswith((".yaml", ".yml"))
-    file = Path(str(name)) if own_file else shipped("cfg") / "presets" / f"{name}.yaml"
-    if not file.is_file():
-        if name in REMOVED_PRESETS:
-            raise BadInput(f"preset={name} was removed in 0.2.0: use {REMOVED_PRESETS[name]}")
-        raise BadInput(f"preset={name} does not exist: choose from {', '.join(preset_names())}, or give a .yaml file")
+    text = str(check_argument("preset", name))
+    if text.endswith((".yaml", ".yml")):
+        file, exists = Path(text), os.path.isfile(text)
+    else:
+        file, exists = shipped("cfg") / "presets" / f"{text}.yaml", text in preset_names()
+    if not exists and text in REMOVED_PRESETS:
+        raise BadInput(f"preset={text} was removed in 0.2.0: use {REMOVED_PRESETS[text]}")
+    if not exists:
+        known = ", ".join(preset_names())
+        raise BadInput(f"preset={short(text)} does not exist: choose from {known}, or give a .yaml file")
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as e:
-        raise BadInput(f"preset={name} is not a valid YAML file: {' '.join(str(e).split())}") from e
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise BadInput(f"preset={text} is not a valid YAML file: {' '.join(str(e).split())}") from e
     if not isinstance(found, dict):
-        raise BadInput(f"preset={name} contains no arguments: write lines such as attention: 0.5")
-    found = {str(key): value for key, value in found.items()}
+        raise BadInput(f"preset={text} contains no arguments: write lines such as attention: 0.5")
+    found = {str(key): from_text(str(key), value) for key, value in found.items()}
     if "only" in found:
-        found = {**only(found.pop("only"), found, str(name)), **found}
+        found = {**only(found.pop("only"), found, text), **found}
     refuse_unknown(found, set(defaults()) - {"preset", "resume"}, "train")
     return found
 
@@ -122,7 +128,12 @@ def only(terms: Any, others: dict[str, Any], name: str) -> dict[str, float]:
     outside = [key for key in others if key in TERM_NAMES]
     if outside:
         raise BadInput(f"preset={name}: {outside[0]} is a term outside only: move it into only")
-    return {**dict.fromkeys(TERM_NAMES, 0.0), **terms}
+    return {**dict.fromkeys(TERM_NAMES, 0.0), **{key: from_text(key, value) for key, value in terms.items()}}
+
+
+def from_text(key: str, value: Any) -> Any:
+    """A value of a YAML file, text read as on the command line: 2e-5 is a number, although YAML 1.1 takes it for text."""
+    return value_of(key, value) if isinstance(value, str) else value
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ Re-implemented from `ultralytics.cfg`, so that a mistake is reported without imp
 from __future__ import annotations
 
 import ast
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from yolo_mkd.settings.errors import BadInput, short
@@ -111,15 +111,7 @@ def split_commas(value: Any) -> list[str]:
         return [str(item).strip() for item in items if str(item).strip()]
     parts, items = value.split(","), []
     while parts:
-        count = next((n for n in range(len(parts), 1, -1) if exists(",".join(parts[:n]).strip())), 1)
+        count = next((n for n in range(len(parts), 1, -1) if os.path.exists(",".join(parts[:n]).strip())), 1)
         items.append(",".join(parts[:count]).strip())
         del parts[:count]
     return [item for item in items if item]
-
-
-def exists(path: str) -> bool:
-    """Whether a file or folder of this name exists."""
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # too long for a name, or a NUL in it
-        return False
