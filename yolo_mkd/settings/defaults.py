@@ -132,7 +132,7 @@ def only(terms: Any, others: dict[str, Any], name: str) -> dict[str, float]:
 
 
 def from_text(key: str, value: Any) -> Any:
-    """A value of a YAML file, text read as on the command line: 2e-5 is a number, although YAML 1.1 takes it for text."""
+    """A value of a YAML file, its text read as on the command line: 2e-5 is text in YAML 1.1."""
     return value_of(key, value) if isinstance(value, str) else value
 
 
