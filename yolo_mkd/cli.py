@@ -9,15 +9,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from yolo_mkd.settings import BadInput, Failed, argument_sections, defaults, parse, refuse_unknown
-from yolo_mkd.settings.commands import NOT_OF_TRAINING, OWN, ULTRALYTICS_REFUSED, Option, options_of
+from yolo_mkd.settings.commands import NOT_OF_TRAINING, OWN, ULTRALYTICS_REFUSED, Option, listing, options_of
 
 HELP = {"help", "--help", "-h"}
-WIDTH = 120  # characters of a help line
 FLAGS = {"half", "int8", "end2end", "nms"}  # stand alone in `yolo` too, although their defaults are not booleans
 DOCS = "https://docs.ultralytics.com/usage/cfg"
 ULTRALYTICS = f"Every other argument is Ultralytics' own, under its own name: {DOCS}"
@@ -291,8 +289,7 @@ def command_help(name: str) -> str:
     text = [inspect.getdoc(COMMANDS[name]) or ""]
     if name in NOT_OF_TRAINING:
         own = OWN[name] if name in OWN else options_of(function_of(name))
-        if own:
-            text.append(listing(f"Arguments of {name}", own))
+        text.append(listing(f"Arguments of {name}", own))
         hidden = NOT_OF_TRAINING[name] | {option.name for option in own}
         for heading, meanings in argument_sections().items():
             shown = [Option(*meaning) for meaning in meanings if meaning.name not in hidden]
@@ -326,22 +323,6 @@ def function_of(command: str) -> Callable[..., Any]:
 
     found: Callable[..., Any] = getattr(yolo_mkd, command)
     return found
-
-
-def listing(heading: str, options: Iterable[Option]) -> str:
-    """Arguments under a heading, one a line as key=default and meaning; long meanings are wrapped."""
-    options = list(options)
-    named = [f"{option.name}={option.default}" for option in options]
-    indent = min(max(map(len, named)), 32) + 4
-    lines = [heading]
-    for start, option in zip(named, options, strict=True):
-        meaning = option.meaning if option.default else f"(required) {option.meaning}"
-        head = f"  {start}"
-        first = head.ljust(indent) if len(head) < indent else head + "  "
-        lines += textwrap.wrap(
-            first + meaning, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False
-        )
-    return "\n".join(lines)
 
 
 def run(words: list[str]) -> int:

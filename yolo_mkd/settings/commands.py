@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from yolo_mkd.settings.arguments import TERM_NAMES, written
 from yolo_mkd.settings.defaults import defaults
 
+WIDTH = 120  # characters of a help line
 JSON = "also write the figures to this JSON file"
 
 
@@ -109,3 +111,19 @@ def documented(docstring: str) -> dict[str, str]:
     entries = re.split(r"^ {4}(?=\S)", section.group(1), flags=re.MULTILINE)
     pairs = (entry.partition(":") for entry in entries if ":" in entry)
     return {name.strip(): " ".join(text.split()).rstrip(".") for name, _, text in pairs}
+
+
+def listing(heading: str, options: Iterable[Option]) -> str:
+    """Arguments under a heading, one a line as key=default and meaning; long meanings are wrapped."""
+    options = list(options)
+    named = [f"{option.name}={option.default}" for option in options]
+    indent = min(max(map(len, named)), 32) + 4
+    lines = [heading]
+    for start, option in zip(named, options, strict=True):
+        meaning = option.meaning if option.default else f"(required) {option.meaning}"
+        head = f"  {start}"
+        first = head.ljust(indent) if len(head) < indent else head + "  "
+        lines += textwrap.wrap(
+            first + meaning, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False
+        )
+    return "\n".join(lines)
