@@ -32,10 +32,12 @@ __all__ = [
     "MKDTrainer",
     "__version__",
     "ablate",
+    "bundle",
     "check",
     "compare",
     "cost",
     "export",
+    "pareto",
     "plan",
     "time",
 ]

@@ -1,18 +1,24 @@
-"""The command line: yolo-mkd VERB key=value ...
+"""The command line: yolo-mkd COMMAND key=value ...
 
-Help comes from the docstrings and from the comments of cfg/default.yaml; what a verb needs is imported when it runs.
+Help comes from the functions that run and from the comments of cfg/default.yaml. What a command needs is imported
+when it runs.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from yolo_mkd.settings import BadInput, Failed, help_text, parse, refuse_unknown
+from yolo_mkd.settings import BadInput, Failed, argument_sections, defaults, parse, refuse_unknown
+from yolo_mkd.settings.commands import NOT_OF_TRAINING, OWN, ULTRALYTICS_REFUSED, Option, listing, options_of
 
-ULTRALYTICS = "Every other argument is Ultralytics' own and goes through to it."
+HELP = {"help", "--help", "-h"}
+FLAGS = {"half", "int8", "end2end", "nms"}  # stand alone in `yolo` too, although their defaults are not booleans
+DOCS = "https://docs.ultralytics.com/usage/cfg"
+ULTRALYTICS = f"Every other argument is Ultralytics' own, under its own name: {DOCS}"
 
 
 def train(**arguments: Any) -> None:
@@ -26,11 +32,11 @@ def train(**arguments: Any) -> None:
 
 
 def plan(**arguments: Any) -> None:
-    """Foresee a training without training: will it help, and what will it cost? In about a minute.
+    """Estimate the cost and the likely benefit of a training in about a minute, without training.
 
     yolo-mkd plan data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt assistant=yolo26s.pt epochs=100 imgsz=640
 
-    It takes the arguments of train; json=FILE writes the figures as JSON too.
+    It takes the arguments of train.
     """
     from yolo_mkd.evidence.plan import plan as run
     from yolo_mkd.evidence.plan.text import text
@@ -39,11 +45,11 @@ def plan(**arguments: Any) -> None:
 
 
 def record(**arguments: Any) -> None:
-    """Let the teacher speak about every view that a training will show, and keep it: training then replays it.
+    """Fill a teacher cache: compute the teacher's outputs for every augmented view, for training to read from disk.
 
     yolo-mkd record data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt epochs=100 imgsz=640 views=8
 
-    It takes the arguments of train, with preset=recorded unless another is given.
+    It takes the arguments of train. An assistant fills a cache of its own when it is trained.
     """
     from yolo_mkd.chain.record import record as run
 
@@ -51,12 +57,12 @@ def record(**arguments: Any) -> None:
 
 
 def cost(**arguments: Any) -> None:
-    """Measure what distillation costs here: plain, Ultralytics' own, live and recorded training, in turn.
+    """Measure what distillation costs on this machine: plain, Ultralytics' own, live and cached training, in turn.
 
     yolo-mkd cost data=coco.yaml model=yolo26n.pt teacher=yolo26s.pt imgsz=640 batch=16 json=cost.json
 
-    It takes the arguments of train, rounds= (how often each kind takes its turn, 6) and json=FILE, which also draws a
-    picture beside it. A teacher given as .yaml is stood in for by an untrained one: that costs the same.
+    It takes the arguments of train, without an assistant. A teacher given as .yaml is replaced by an untrained model
+    of its shape, which costs the same.
     """
     from yolo_mkd.evidence.cost import cost as run
     from yolo_mkd.evidence.cost.figures import table
@@ -65,9 +71,11 @@ def cost(**arguments: Any) -> None:
 
 
 def compare(**arguments: Any) -> int:
-    """Train in several ways and say which is better, by how much and at what cost.
+    """Train in several ways and report which is better, by how much and at what cost.
 
     yolo-mkd compare data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt methods=plain,longer,native,mkd seeds=3
+
+    It takes the arguments of train that are the same for every method.
     """
     from yolo_mkd.evidence.compare import compare as run
 
@@ -75,9 +83,11 @@ def compare(**arguments: Any) -> int:
 
 
 def ablate(**arguments: Any) -> int:
-    """Take the method apart: all terms, all but one, and each alone, against plain training.
+    """Compare all terms, all but one of them, and each term alone with plain training.
 
     yolo-mkd ablate data=coco.yaml model=yolo26n.pt teacher=yolo26m.pt record=true seeds=3 epochs=100
+
+    It takes the arguments of compare without methods=. With record=true it does so for preset=recorded.
     """
     from yolo_mkd.evidence.compare import ablate as run
 
@@ -85,46 +95,46 @@ def ablate(**arguments: Any) -> int:
 
 
 def export(**arguments: Any) -> None:
-    """Export a trained student to ONNX, OpenVINO or NCNN, in FP32, FP16 or INT8, and verify it on real images.
+    """Export a trained student to ONNX, OpenVINO or NCNN, in FP32, FP16 or INT8, and check it on real images.
 
     yolo-mkd export model=runs/mkd/train/student/weights/best.pt format=onnx quantize=8 target=jp6
     """
     from yolo_mkd.deploy.export import export as run
 
-    run(**known("export", run, arguments, passes_on=True))
+    run(**check_names("export", run, arguments, passes_on=True))
 
 
 def check(**arguments: Any) -> int:
-    """Verify an exported file against its checkpoint: structure, matched detections, mAP.
+    """Check an exported file against its checkpoint: structure, matched detections, mAP.
 
     yolo-mkd check model=best.onnx against=best.pt data=coco8.yaml
     """
     from yolo_mkd.deploy.check import check as run
 
-    parity = run(**known("check", run, arguments))
+    parity = run(**check_names("check", run, arguments))
     print(parity)
     return 0 if parity.passed else 1
 
 
 def time(*reports: str, **arguments: Any) -> None:
-    """Time an exported file on this machine, compare two reports, or read what trtexec measured.
+    """Time an exported file on this machine, compare two reports, or convert the output of trtexec to a report.
 
     yolo-mkd time model=runs/mkd/train/student/weights/best.onnx
     yolo-mkd time a.json b.json
     yolo-mkd time log=trtexec.txt times=times.json
     """
     if reports:
-        from yolo_mkd.deploy.time.compare import compare as compared
+        from yolo_mkd.deploy.time.compare import compare as compare_reports
 
-        print(compared(*reports))
+        print(compare_reports(*reports))
     elif "log" in arguments:
         from yolo_mkd.deploy.time.trtexec import ingest
 
-        ingest(**known("time", ingest, arguments))
+        ingest(**check_names("time", ingest, arguments))
     else:
         from yolo_mkd.deploy.time import time as run
 
-        run(**known("time", run, arguments))
+        run(**check_names("time", run, arguments))
 
 
 def bundle(**arguments: Any) -> None:
@@ -134,28 +144,28 @@ def bundle(**arguments: Any) -> None:
     """
     from yolo_mkd.deploy.bundle import bundle as run
 
-    run(**known("bundle", run, arguments))
+    run(**check_names("bundle", run, arguments))
 
 
 def pareto(**arguments: Any) -> None:
-    """Table and picture of what models cost and detect, from reports of export, check, time and bundle.
+    """Draw a table and a plot of accuracy against latency, from reports of export, check, time and bundle.
 
     yolo-mkd pareto reports=runs/mkd,device/time.json out=pareto
     """
     from yolo_mkd.deploy.pareto import pareto as run
     from yolo_mkd.deploy.pareto.tables import table
 
-    print(table(run(**{"out": "pareto", **known("pareto", run, arguments)})))
+    print(table(run(**{"out": "pareto", **check_names("pareto", run, arguments)})))
 
 
 def demo(**arguments: Any) -> None:
-    """Run the whole chain on data that it makes itself, in under ten minutes on two cores.
+    """Run the whole chain on generated images, in under ten minutes on two cores.
 
     yolo-mkd demo
     """
     from yolo_mkd.demo import demo as run
 
-    run(**known("demo", run, arguments))
+    run(**check_names("demo", run, arguments))
 
 
 def val(**arguments: Any) -> None:
@@ -163,7 +173,7 @@ def val(**arguments: Any) -> None:
 
     yolo-mkd val model=best.pt data=coco8.yaml
     """
-    ultralytics("val", arguments)
+    run_ultralytics("val", arguments)
 
 
 def predict(**arguments: Any) -> None:
@@ -171,10 +181,10 @@ def predict(**arguments: Any) -> None:
 
     yolo-mkd predict model=best.pt source=image.jpg
     """
-    ultralytics("predict", arguments)
+    run_ultralytics("predict", arguments)
 
 
-VERBS: dict[str, Callable[..., int | None]] = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
     "plan": plan,
     "record": record,
@@ -192,108 +202,164 @@ VERBS: dict[str, Callable[..., int | None]] = {
 }
 
 
-def ultralytics(verb: str, arguments: dict[str, Any]) -> None:
-    """Hand a verb over to Ultralytics."""
+def run_ultralytics(command: str, arguments: dict[str, Any]) -> None:
+    """Run one of Ultralytics' own commands, its arguments checked first."""
     if "model" not in arguments:
-        raise BadInput(f"model= is missing: give the file to {verb} with")
+        raise BadInput(f"model= is missing: give the model of {command}, for example model=best.pt")
     from ultralytics import YOLO
 
     from yolo_mkd import host
 
-    refuse_unknown(arguments, host.arguments(), verb)
+    refuse_unknown(arguments, host.arguments(), command)
     host.check_arguments(arguments)
     path = host.find_model("model", arguments.pop("model"))
     try:
-        getattr(YOLO(path), verb)(**arguments)
+        getattr(YOLO(path), command)(**arguments)
     except FileNotFoundError as e:
         raise BadInput(host.one_line(e)) from e
 
 
-def known(
-    verb: str, function: Callable[..., Any], arguments: dict[str, Any], passes_on: bool = False
+def check_names(
+    command: str, function: Callable[..., Any], arguments: dict[str, Any], passes_on: bool = False
 ) -> dict[str, Any]:
-    """Check a verb's arguments against its function's parameters; the missing and the unknown are refused."""
+    """The arguments of a command, their names checked against its function's parameters.
+
+    Args:
+        command: its name, for the message.
+        function: the function that runs.
+        arguments: the user's.
+        passes_on: the function takes further arguments and checks them itself.
+
+    Raises:
+        BadInput: an argument is missing or unknown.
+    """
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     if not passes_on:
-        refuse_unknown(arguments, names, verb)
+        refuse_unknown(arguments, names, command)
     for p in parameters:
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in arguments:
-            raise BadInput(f"{p.name}= is missing: see yolo-mkd help {verb}")
+            raise BadInput(f"{p.name}= is missing: see yolo-mkd help {command}")
     return arguments
 
 
-def compared(verb: str, words: list[str]) -> list[str]:
-    """The two reports that `time a.json b.json` names; every other word has to be an argument.
+def reports_to_compare(command: str, words: list[str]) -> list[str]:
+    """The two files of `time a.json b.json`; empty for every other command line.
 
     Raises:
-        BadInput: a word is neither.
+        BadInput: a report stands beside something else.
     """
-    reports = [w for w in words if verb == "time" and "=" not in w and w.endswith(".json")]
-    if reports and len(reports) == len(words) == 2:
-        return reports
-    if reports:
-        raise BadInput(f"time compares two reports and nothing else: give yolo-mkd time a.json b.json, not {words}")
-    parse(w for w in words if "=" not in w)
-    return []
+    reports = [w for w in words if command == "time" and "=" not in w and w.endswith(".json")]
+    if reports and not len(reports) == len(words) == 2:
+        raise BadInput(
+            f"time compares two reports and takes nothing beside them: write yolo-mkd time a.json b.json, not {words}"
+        )
+    return reports
+
+
+def is_switch(word: str) -> bool:
+    """Whether an argument may stand alone for true, as in `yolo`; Ultralytics is imported only where needed."""
+    if isinstance(defaults().get(word), bool) or word in FLAGS:
+        return True
+    if not word.isidentifier():
+        return False
+    from yolo_mkd import host
+
+    return isinstance(host.arguments().get(word), bool)
 
 
 def usage() -> str:
-    """The short help: every verb with its first line."""
+    """The short help: every command with its first line."""
     lines = [
-        "yolo-mkd: small YOLO detectors that learn from large ones (M-KD)",
+        "yolo-mkd: knowledge distillation for small YOLO detectors (M-KD)",
         "",
-        "  yolo-mkd VERB key=value ...",
+        "  yolo-mkd COMMAND key=value ...",
         "",
     ]
-    lines += [f"  {name:<9}{(inspect.getdoc(verb) or '').splitlines()[0]}" for name, verb in VERBS.items()]
-    return "\n".join([*lines, "", "  yolo-mkd help VERB   its arguments", "  yolo-mkd version"])
+    lines += [f"  {name:<9}{(inspect.getdoc(command) or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "  yolo-mkd help COMMAND   its arguments", "  yolo-mkd version"])
 
 
-def verb_help(name: str) -> str:
-    """The help of one verb: its docstring, and for the verbs that train every argument with its meaning."""
-    text = inspect.getdoc(VERBS[name]) or ""
-    if name in {"train", "plan", "record", "cost", "compare", "ablate"}:
-        return f"{text}\n\n{help_text()}\n\n{ULTRALYTICS}"
-    if name in {"val", "predict"}:
-        return f"{text}\n\n{ULTRALYTICS}"
-    if name == "demo":
-        from yolo_mkd.demo import demo as function
+def command_help(name: str) -> str:
+    """The help of one command: its docstring, its own arguments, and those of training that it takes.
+
+    Args:
+        name: the command.
+    """
+    text = [inspect.getdoc(COMMANDS[name]) or ""]
+    if name in NOT_OF_TRAINING:
+        own = OWN[name] if name in OWN else options_of(function_of(name))
+        text.append(listing(f"Arguments of {name}", own))
+        hidden = NOT_OF_TRAINING[name] | {option.name for option in own}
+        for heading, meanings in argument_sections().items():
+            shown = [Option(*meaning) for meaning in meanings if meaning.name not in hidden]
+            if shown:
+                text.append(listing(heading, shown))
+        text.append(f"{ULTRALYTICS}\nNot taken: {', '.join(sorted(ULTRALYTICS_REFUSED[name]))}")
+    elif name in {"val", "predict"}:
+        text.append(ULTRALYTICS)
+    elif name == "time":
+        from yolo_mkd.deploy.time.trtexec import ingest
+
+        text.append(listing("Arguments with model=", options_of(function_of(name))))
+        text.append(listing("Arguments with log=", options_of(ingest)))
     else:
-        import yolo_mkd
+        text.append(listing(f"Arguments of {name}", options_of(function_of(name))))
+    if name == "export":
+        text.append(
+            "device=, opset= and simplify= are Ultralytics' own, as is every argument of a format that is not\n"
+            "verified here: https://docs.ultralytics.com/modes/export"
+        )
+    return "\n\n".join(text)
 
-        function = getattr(yolo_mkd, name)
-    return f"{text}\n\n{inspect.getdoc(function)}"
+
+def function_of(command: str) -> Callable[..., Any]:
+    """The function that a command runs, imported."""
+    if command == "demo":
+        from yolo_mkd.demo import demo as function
+
+        return function
+    import yolo_mkd
+
+    found: Callable[..., Any] = getattr(yolo_mkd, command)
+    return found
 
 
 def run(words: list[str]) -> int:
     """Run one command line and return its exit code.
 
     Raises:
-        BadInput: the words cannot work.
+        BadInput: the words cannot be used.
     """
-    if not words or words[0] in {"help", "--help", "-h"}:
-        if len(words) > 1 and words[1] not in VERBS:
-            raise BadInput(f"{words[1]} is no verb: choose from {', '.join(VERBS)}")
-        print(verb_help(words[1]) if len(words) > 1 else usage())
+    if not words or words[0] in HELP:
+        print(command_help(known_command(words[1])) if len(words) > 1 else usage())
         return 0
     if words[0] in {"version", "--version"}:
         from yolo_mkd import __version__
 
         print(__version__)
         return 0
-    verb, *rest = words
-    if verb not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise BadInput(
-            f"{verb} is no verb: " + (f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}")
-        )
-    if any(w in {"help", "--help", "-h"} for w in rest):
-        print(verb_help(verb))
+    command, rest = known_command(words[0]), words[1:]
+    if any(w in HELP for w in rest):
+        print(command_help(command))
         return 0
-    return VERBS[verb](*compared(verb, rest), **parse(w for w in rest if "=" in w)) or 0
+    reports = reports_to_compare(command, rest)
+    if reports:
+        return COMMANDS[command](*reports) or 0
+    return COMMANDS[command](**parse(rest, is_switch)) or 0
+
+
+def known_command(name: str) -> str:
+    """The name of a command.
+
+    Raises:
+        BadInput: there is no such command.
+    """
+    if name in COMMANDS:
+        return name
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(COMMANDS)}"
+    raise BadInput(f"unknown command '{name}'; {hint}")
 
 
 def main() -> None:
