@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from yolo_mkd import host
-from yolo_mkd.distill.distiller import TERMS, check_asked
+from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.monitor import BAR_NAMES
 from yolo_mkd.session import CALLBACKS, DistillationSession
-from yolo_mkd.settings import KNOWLEDGE, BadInput, refuse_unknown, resolve
+from yolo_mkd.settings import KD_OPTIONS, BadInput, refuse_unknown, resolve
 
 
 class MKDTrainer(host.DetectionTrainer):
@@ -52,7 +52,7 @@ class MKDTrainer(host.DetectionTrainer):
         Raises:
             BadInput: a file is missing or no detector, or an argument is unknown or out of range.
         """
-        refuse_unknown(options, {*TERMS, *KNOWLEDGE}, "train")
+        refuse_unknown(options, {*TERMS, *KD_OPTIONS}, "train")
         resolved = resolve(options)
         assistants = [assistant] if isinstance(assistant, str | Path) else list(assistant)
         paths = [host.find_model("teacher", teacher), *(host.find_model("assistant", a) for a in assistants)]
@@ -60,7 +60,7 @@ class MKDTrainer(host.DetectionTrainer):
             if not path.endswith(".pt"):
                 raise BadInput(f"{argument}={path} is untrained: give a trained .pt file")
             host.load_detector(argument, path, transformer=True)
-        chosen = {**check_asked({n: resolved[n] for n in TERMS}), **{k: resolved[k] for k in KNOWLEDGE}}
+        chosen = {k: resolved[k] for k in (*TERMS, *KD_OPTIONS)}
         members = {"teachers": tuple(paths), "kd_options": chosen, "__module__": cls.__module__}
         return type(cls.__name__, (cls,), members)
 

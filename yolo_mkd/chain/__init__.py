@@ -16,7 +16,7 @@ from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
-from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown
+from yolo_mkd.settings import KD_OPTIONS, BadInput, defaults, refuse_unknown
 from yolo_mkd.trainer import TRAINERS
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def create(arguments: dict[str, Any]) -> tuple[Path, Chain]:
         "schema": SCHEMA,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": report.versions(),
-        "knowledge": {name: own[name] for name in (*KNOWLEDGE, *TERMS)},
+        "knowledge": {name: own[name] for name in (*KD_OPTIONS, *TERMS)},
         "teacher_epochs": own["teacher_epochs"],
         "seed": theirs.get("seed", 0),
         "arguments": theirs,
@@ -209,7 +209,8 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     done = {s["name"]: s["weights"] for s in chain["stages"] if s["status"] == "done"}
     teachers = [done.get(name, name) for name in stage["hears"]]
     trainer = TRAINERS[host.task(stage["model"])]
-    own = {"trainer": trainer.using(teachers[0], teachers[1:], **chain["knowledge"])} if teachers else {}
+    options = {k: v for k, v in chain["knowledge"].items() if k != "preset"}  # whose values are resolved already
+    own = {"trainer": trainer.using(teachers[0], teachers[1:], **options)} if teachers else {}
     arguments = {**chain["arguments"], "project": str(folder), "name": stage["name"], "exist_ok": True, **own}
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]

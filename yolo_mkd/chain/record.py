@@ -13,7 +13,7 @@ from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.host.dry import close_mosaic, dry_run, precision, silent
 from yolo_mkd.host.runs import progress
 from yolo_mkd.session import DistillationSession
-from yolo_mkd.settings import KNOWLEDGE, BadInput
+from yolo_mkd.settings import KD_OPTIONS, BadInput
 from yolo_mkd.trainer import TRAINERS
 
 
@@ -44,7 +44,7 @@ def record(**arguments: Any) -> dict[str, Any]:
         asked = validate({**arguments, "assistant": None}, "record")
         builder = CacheBuilder()
         student = asked.stages[-1]
-        options = {key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}
+        options = {key: asked.own[key] for key in (*KD_OPTIONS, *TERMS)}
         options["record"] = asked.own["record"] or True
         trainer = TRAINERS[host.task(student["model"])].using(student["hears"][0], **options)
         quiet = {"project": folder, "name": "dry", "plots": False, "verbose": False, "data": asked.data["yaml_file"]}

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any, TypedDict
 
 from yolo_mkd import host
-from yolo_mkd.cache.unlabelled import check_ratio, find_images
+from yolo_mkd.cache.unlabelled import find_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
-from yolo_mkd.distill.distiller import TERMS, Distiller, check_asked
+from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
-from yolo_mkd.settings import BadInput, defaults, refuse_unknown, resolve
+from yolo_mkd.settings import BadInput, defaults, refuse_unknown, resolve, split_commas
 
 
 class Stage(TypedDict, total=False):
@@ -82,7 +82,6 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
     data = host.check_data(theirs.get("data"))
     if own["unlabelled"] is not None:
         own["unlabelled"] = absolute(str(own["unlabelled"]))
-        own["unlabelled_ratio"] = check_ratio(own["unlabelled_ratio"])
         find_images(own["unlabelled"])
     place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     host.check_arguments(theirs)
@@ -135,7 +134,7 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[
     student = host.find_model("model", own["model"])
     teacher = trained_teacher(own, student)
     stages = name_stages(student, teacher, find_assistants(own["assistant"], student, teacher), own["teacher_epochs"])
-    asked = check_asked({name: own[name] for name in TERMS})
+    asked = {name: own[name] for name in TERMS}
     specs: dict[str, ModelSpec] = {}
     if not own["teacher_epochs"]:
         model = host.load_detector("teacher", teacher, transformer=True)
@@ -165,10 +164,8 @@ def trained_teacher(own: dict[str, Any], student: str) -> str:
     Raises:
         BadInput: it is untrained and is not to be trained, or is the student itself.
     """
-    teacher, epochs = host.find_model("teacher", own["teacher"]), own["teacher_epochs"]
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
-        raise BadInput(f"teacher_epochs={epochs} must be a whole number of 0 or more, for example teacher_epochs=100")
-    if not teacher.endswith(".pt") and not epochs:
+    teacher = host.find_model("teacher", own["teacher"])
+    if not teacher.endswith(".pt") and not own["teacher_epochs"]:
         raise BadInput(
             f"teacher={own['teacher']} is untrained: give a trained .pt, or train it first (teacher_epochs=100)"
         )
@@ -198,8 +195,7 @@ def find_assistants(named: Any, student: str, teacher: str) -> list[str]:
         name, reason = midpoint.choose(student, teacher)
         LOGGER.info(f"M-KD: assistant=auto chose {name or 'none'}: {reason}")
         return [host.find_model("assistant", name)] if name else []
-    names = named.split(",") if isinstance(named, str) else [named] if isinstance(named, Path) else list(named)
-    found = [host.find_model("assistant", str(n).strip()) for n in names]
+    found = [host.find_model("assistant", str(n).strip()) for n in split_commas(named)]
     for path in found:
         if Path(path).resolve() in {Path(student).resolve(), Path(teacher).resolve()}:
             raise BadInput(

@@ -16,7 +16,7 @@ from yolo_mkd.distill.terms import Term
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.soft_targets import class_mass
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import NOMINAL_GAINS, BadInput
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class TermSpec:
 
 
 TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trunk; baselines: as published
-    "soft": TermSpec(terms.soft, 1.0, 0.8),
-    "soft_box": TermSpec(terms.soft_box, 1.0, 0.4),
-    "soft_dfl": TermSpec(terms.soft_dfl, 0.02, 0.16),
-    "attention": TermSpec(terms.attention, 1.0, 0.25),
-    "relation": TermSpec(terms.relation, 1.0, 0.1),
-    "guidance": TermSpec(terms.guidance, 6.0, 1.0),
-    "exploration": TermSpec(terms.exploration, 0.15, 0.05),
+    "soft": TermSpec(terms.soft, NOMINAL_GAINS["soft"], 0.8),
+    "soft_box": TermSpec(terms.soft_box, NOMINAL_GAINS["soft_box"], 0.4),
+    "soft_dfl": TermSpec(terms.soft_dfl, NOMINAL_GAINS["soft_dfl"], 0.16),
+    "attention": TermSpec(terms.attention, NOMINAL_GAINS["attention"], 0.25),
+    "relation": TermSpec(terms.relation, NOMINAL_GAINS["relation"], 0.1),
+    "guidance": TermSpec(terms.guidance, NOMINAL_GAINS["guidance"], 1.0),
+    "exploration": TermSpec(terms.exploration, NOMINAL_GAINS["exploration"], 0.05),
     "channel_wise": TermSpec(baseline_terms.channel_wise, 1.0, 1.0),
     "masked_generation": TermSpec(baseline_terms.masked_generation, 2e-5, 1.0),
     "focal_global": TermSpec(baseline_terms.focal_global, 1.0, 1.0),
@@ -186,15 +186,3 @@ class Distiller:
                 ours, theirs = ours.of_first(targets.labelled), theirs.of_first(targets.labelled)
             found[t.name] = t.loss(ours, theirs, targets, weights)
         return found
-
-
-def check_asked(asked: dict[str, object]) -> dict[str, float]:
-    """The shares or gains as numbers.
-
-    Raises:
-        BadInput: one is negative, infinite or no number.
-    """
-    for name, value in asked.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise BadInput(f"{name}={value} must be a number of 0 or more, for example {name}=1.0")
-    return {name: float(value) for name, value in asked.items() if isinstance(value, int | float)}

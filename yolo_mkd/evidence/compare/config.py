@@ -14,14 +14,14 @@ from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.evidence.compare.methods import ablation, read_all
 from yolo_mkd.evidence.compare.trials import Trial, build, labels
 from yolo_mkd.host.dry import silent
-from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, resolve
+from yolo_mkd.settings import KD_OPTIONS, BadInput, defaults, refuse_unknown, resolve
 
 SCHEMA = "yolo-mkd/comparison/2"
 OWN = {"methods", "seeds", "record", "latency", "parallel", "ray", "json"}
 REFERENCES = {"compare": ("plain", "native"), "ablate": ("plain", "mkd", "recorded")}  # what a method is compared with
 NOT_SHARED = OWN | {"data", "model", "project", "name"}  # what is not an argument of every cell's training
 MODELS = ("teacher", "assistant")  # besides the students
-SETTINGS = [*TERMS, *(k for k in KNOWLEDGE if k not in {"preset", "record", "record_limit"})]  # of what is learned
+SETTINGS = [*TERMS, *(k for k in KD_OPTIONS if k not in {"preset", "record", "record_limit"})]  # of what is learned
 REFUSED = {
     **dict.fromkeys(
         (*TERMS, "preset", "calibrate", "gate"), "belongs to a method: write for example methods=plain,mkd:"

@@ -23,7 +23,7 @@ from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.evidence.cost.figures import ratios, readings_per_step
 from yolo_mkd.evidence.plan import sample, stand_in
 from yolo_mkd.host.dry import silent
-from yolo_mkd.settings import KNOWLEDGE, BadInput, Failed, preset
+from yolo_mkd.settings import KD_OPTIONS, BadInput, Failed, preset
 
 KINDS = {
     "plain": "Ultralytics, the labels only",
@@ -107,7 +107,12 @@ def specs(asked: ChainRequest, shared: dict[str, Any], folder: Path) -> dict[str
     """What each worker is told: its model, arguments and knowledge."""
     student = asked.stages[-1]
     model, teacher = host.write_architecture(student["model"], folder), student["hears"][0]
-    whole = {**{k: asked.own[k] for k in (*KNOWLEDGE, *TERMS)}, "calibrate": False, "record": False, "unlabelled": None}
+    whole = {
+        **{k: asked.own[k] for k in (*KD_OPTIONS, *TERMS)},
+        "calibrate": False,
+        "record": False,
+        "unlabelled": None,
+    }
     small = {**whole, **{n: 0.0 for n in TERMS if not preset("recorded").get(n)}}
     if not any(small[n] for n in TERMS):
         small |= {n: preset("recorded")[n] for n in TERMS if preset("recorded").get(n)}

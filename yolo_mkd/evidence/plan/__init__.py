@@ -32,7 +32,7 @@ from yolo_mkd.evidence.plan.accuracy import QuickEval
 from yolo_mkd.evidence.plan.advice import answer, warnings
 from yolo_mkd.evidence.plan.probe import Probe
 from yolo_mkd.host.dry import PLAIN, dry_run, silent
-from yolo_mkd.settings import KNOWLEDGE, BadInput
+from yolo_mkd.settings import KD_OPTIONS, BadInput
 from yolo_mkd.trainer import TRAINERS
 
 PROBE_S = 20.0  # for the gradients and steps of all stages
@@ -164,7 +164,7 @@ def probe_stages(
         length = {"epochs": asked.own["teacher_epochs"]} if name == "teacher" else {}
         probe, trainer = Probe(PROBE_S / len(asked.stages)), PLAIN[task]
         if hears:
-            knowledge = {**{key: asked.own[key] for key in (*KNOWLEDGE, *TERMS)}, "record": False, "unlabelled": None}
+            knowledge = {**{key: asked.own[key] for key in (*KD_OPTIONS, *TERMS)}, "record": False, "unlabelled": None}
             trainer = TRAINERS[task].using(hears[0].file, [h.file for h in hears[1:]], **knowledge)
         model = host.write_architecture(stage["model"], folder)
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
