@@ -32,12 +32,8 @@ fmt: install
 
 # The documentation, as a site in site/ that needs no network
 .PHONY: docs
-docs: .venv/docs-installed
+docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-.venv/docs-installed: .venv/installed pyproject.toml
-	$(BIN)/pip install --quiet -e ".[docs]"
-	touch $@
 
 clean:
 	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -69,13 +69,23 @@ def arguments_page() -> str:
         "# Arguments",
         "",
         "These are the arguments that yolo-mkd adds to those of Ultralytics' `train`; all others of Ultralytics pass",
-        "through under their own names. This page is generated from `cfg/default.yaml`, whose text `yolo-mkd help train`",
+        "through under their own names. This page is generated from `cfg/default.yaml`, which `yolo-mkd help train`",
         "prints. The arguments of the other commands are in their help (`yolo-mkd help export`) and in the",
         "[Python API](../docs/api.md).",
     ]
     for heading, rows in argument_sections():
-        lines += ["", f"## {heading}", "", "| argument | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{name}` | `{default}` | {meaning.replace('|', chr(92) + '|')} |" for name, default, meaning in rows]
+        title, _, text = heading.partition(": ") if ": " in heading else heading.partition("; ")
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            *([f"{text[0].upper()}{text[1:]}.", ""] if text else []),
+            "| argument | default | meaning |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| `{name}` | `{default}` | {meaning.replace('|', chr(92) + '|')} |" for name, default, meaning in rows
+        ]
     lines += [
         "",
         "## Presets",
@@ -89,7 +99,9 @@ def arguments_page() -> str:
     for file in sorted((ROOT / "cfg" / "presets").glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
         meaning = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-        held = " ".join(f"`{key}={value}`" for key, value in yaml.safe_load(text).items() if value != 0 or value is False)
+        held = " ".join(
+            f"`{key}={value}`" for key, value in yaml.safe_load(text).items() if value != 0 or value is False
+        )
         lines.append(f"| `{file.stem}` | {meaning} | {held} |")
     return "\n".join(lines) + "\n"
 
