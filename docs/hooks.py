@@ -99,10 +99,10 @@ def arguments_page() -> str:
     for file in sorted((ROOT / "cfg" / "presets").glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
         meaning = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-        held = " ".join(
-            f"`{key}={value}`" for key, value in yaml.safe_load(text).items() if value != 0 or value is False
-        )
-        lines.append(f"| `{file.stem}` | {meaning} | {held} |")
+        held = yaml.safe_load(text)
+        held = {**held, **held.pop("only", {})}  # `only` is a table of the terms that are on
+        settings = " ".join(f"`{key}={value}`" for key, value in held.items() if value != 0 or value is False)
+        lines.append(f"| `{file.stem}` | {meaning} | {settings} |")
     return "\n".join(lines) + "\n"
 
 
