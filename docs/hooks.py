@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from mkdocs.structure.files import File, Files
+
+from yolo_mkd.settings import argument_sections
+from yolo_mkd.settings.commands import OWN
 
 ROOT = Path(__file__).parent.parent
 TAKEN = ("RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "weights/README.md", "benchmarks/**/*")
@@ -73,19 +77,12 @@ def arguments_page() -> str:
         "prints. The arguments of the other commands are in their help (`yolo-mkd help export`) and in the",
         "[Python API](../docs/api.md).",
     ]
-    for heading, rows in argument_sections():
+    for heading, meanings in argument_sections().items():
         title, _, text = heading.partition(": ") if ": " in heading else heading.partition("; ")
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            *([f"{text[0].upper()}{text[1:]}.", ""] if text else []),
-            "| argument | default | meaning |",
-            "|---|---|---|",
-        ]
-        lines += [
-            f"| `{name}` | `{default}` | {meaning.replace('|', chr(92) + '|')} |" for name, default, meaning in rows
-        ]
+        lines += ["", f"## {title}", "", *([f"{text[0].upper()}{text[1:]}.", ""] if text else []), *table(meanings)]
+    lines += ["", "## Arguments of single commands", "", "Commands that train also take arguments of their own:"]
+    for command, options in OWN.items():
+        lines += ["", f"### yolo-mkd {command}", "", *table(options)]
     lines += [
         "",
         "## Presets",
@@ -106,24 +103,7 @@ def arguments_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def argument_sections() -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """The sections of `cfg/default.yaml`: a heading, and the name, default and meaning of each argument.
-
-    Raises:
-        ValueError: an argument of the file is not on the page.
-    """
-    text = (ROOT / "cfg" / "default.yaml").read_text(encoding="utf-8")
-    sections: list[tuple[str, list[tuple[str, str, str]]]] = []
-    for block in text.split("\n\n"):
-        heading, rows = "", []
-        for line in block.splitlines():
-            if argument := re.fullmatch(r"(\w+):\s*(.*?)\s*#\s*(.*)", line):
-                rows.append((argument[1], argument[2], argument[3]))
-            elif line.startswith("#"):
-                heading = f"{heading} {line.lstrip('# ')}".strip()
-        if rows:
-            sections.append((heading, rows))
-    found = [name for _, rows in sections for name, _, _ in rows]
-    if found != list(yaml.safe_load(text)):
-        raise ValueError("docs/hooks.py cannot read cfg/default.yaml: each line must be `name: default  # meaning`")
-    return sections
+def table(arguments: Iterable[tuple[str, str, str]]) -> list[str]:
+    """The lines of a table of arguments: name, default and meaning."""
+    rows = [(f"`{name}`", f"`{default}`" if default else "required", meaning) for name, default, meaning in arguments]
+    return ["| argument | default | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]

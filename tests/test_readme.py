@@ -16,8 +16,8 @@ import yolo_mkd
 from yolo_mkd import cli, host
 from yolo_mkd.deploy.time.trtexec import ingest
 from yolo_mkd.distill.distiller import TERMS
-from yolo_mkd.evidence.compare import config
 from yolo_mkd.settings import defaults, parse, refuse_unknown
+from yolo_mkd.settings.commands import NOT_OF_TRAINING, OWN, ULTRALYTICS_REFUSED
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ["README.md", "CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md"))]
@@ -25,7 +25,7 @@ TABLES = ["RESULTS.md", "CHANGELOG.md", "weights/README.md", "benchmarks/cost.md
 TABLES += ["benchmarks/finetune/earlier.md", "benchmarks/pareto/pareto.md"]
 PAGES = [*GUIDES, *TABLES]
 # files, make targets and presets of the new layout that are not there yet
-COMING = {"yolo_mkd/session.py", "yolo_mkd/settings/", "yolo_mkd/settings/arguments.py", "check", "soft"}
+COMING = {"yolo_mkd/session.py", "check"}
 EXAMPLES = {
     "yolo_mkd/knowledge/variance.py",
     "tests/knowledge/test_variance.py",
@@ -34,22 +34,18 @@ EXAMPLES = {
 }
 
 # What the command line takes: the only part of this file that depends on how it is made
-COMMANDS = cli.VERBS
-TRAINING = {  # commands that take the arguments of train, and their own
-    **{name: {"json"} for name in ("train", "plan", "record")},
-    "cost": {"json", "rounds"},
-    **{name: {*config.OWN, "resume"} for name in ("compare", "ablate")},
-}
+COMMANDS = cli.COMMANDS
 
 
 def refuse_unknown_arguments(name: str, words: list[str]) -> None:
     """Raise BadInput if a command does not take these words, without running it."""
     arguments = parse(words)
-    if name in {*TRAINING, "val", "predict"}:
-        own = {*defaults(), *TRAINING[name]} if name in TRAINING else set()
-        refuse_unknown(arguments, {*host.arguments(), *own}, name)
+    if name in {*NOT_OF_TRAINING, "val", "predict"}:
+        options = cli.options_of(cli.function_of("cost")) if name == "cost" else OWN.get(name, ())
+        own = {option.name for option in options} | {*defaults()} - NOT_OF_TRAINING.get(name, {*defaults()})
+        refuse_unknown(arguments, own | {*host.arguments()} - ULTRALYTICS_REFUSED.get(name, set()), name)
     else:
-        cli.known(name, ingest if "log" in arguments else getattr(yolo_mkd, name), arguments)
+        cli.check_names(name, ingest if "log" in arguments else cli.function_of(name), arguments)
 
 
 @cache
