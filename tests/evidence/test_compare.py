@@ -171,6 +171,22 @@ def test_each_method_has_a_folder_of_its_own() -> None:
     assert [trials.folder_name(n, names) for n in names] == ["mkd_soft=1-0", "mkd_soft=1-1", "mkd-soft"]
 
 
+@pytest.mark.parametrize(
+    ("begun_with", "installed", "refused"),
+    [("0.1.0", "0.2.0", False), ("0.1.0", "0.1.0", False), ("0.0.9", "0.2.0", True), ("0.1.0", "0.3.0", True)],
+)
+def test_a_comparison_resumes_with_another_release_only_if_it_trains_identically(
+    begun_with: str, installed: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config.report, "versions", lambda: {"yolo-mkd": installed, "torch": "2.9"})
+    plan: Any = {"versions": {"yolo-mkd": begun_with, "torch": "2.9"}, "cells": [], "settings": {}}
+    if refused:
+        with pytest.raises(BadInput, match=f"was begun with yolo-mkd {begun_with}: install that"):
+            config.refuse_changed_settings(tmp_path, plan)
+    else:
+        config.refuse_changed_settings(tmp_path, plan)
+
+
 # Running, with trials that train nothing
 
 

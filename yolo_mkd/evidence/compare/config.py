@@ -17,6 +17,7 @@ from yolo_mkd.host.dry import silent
 from yolo_mkd.settings import KNOWLEDGE, BadInput, defaults, refuse_unknown, resolve
 
 SCHEMA = "yolo-mkd/comparison/2"
+EQUAL_RELEASES = {"0.1.0", "0.2.0"}  # of yolo-mkd: they train bit-identically, so their trials can be mixed
 OWN = {"methods", "seeds", "record", "latency", "parallel", "ray", "json"}
 DEFAULT_METHODS = "plain,longer,native,mkd"
 REFERENCES = {"compare": ("plain", "native"), "ablate": ("plain", "mkd", "recorded")}  # what a method is compared with
@@ -231,11 +232,15 @@ def refuse_changed_settings(root: Path, plan: ComparisonPlan) -> None:
     Raises:
         BadInput: packages, defaults or presets have changed since the comparison began.
     """
-    if changed := [f"{k} {v}" for k, v in plan["versions"].items() if report.versions().get(k) != v]:
+    before, now = plan["versions"], report.versions()
+    differing = {name for name, version in before.items() if now.get(name) != version}
+    if {before.get("yolo-mkd"), now.get("yolo-mkd")} <= EQUAL_RELEASES:
+        differing.discard("yolo-mkd")
+    if changed := [f"{name} {version}" for name, version in before.items() if name in differing]:
         raise BadInput(f"resume={root} was begun with {', '.join(changed)}: install that, or start a new comparison")
-    for method, now in method_settings(Trial(**t) for t in plan["cells"]).items():
-        before = plan["settings"][method]
-        if changed := [f"{k}={before[k]}" for k in now if now[k] != before[k]]:
+    for method, settings in method_settings(Trial(**t) for t in plan["cells"]).items():
+        began = plan["settings"][method]
+        if changed := [f"{name}={began[name]}" for name in settings if settings[name] != began[name]]:
             raise BadInput(
                 f"resume={root}: the defaults of {method} have changed since, it began with {', '.join(changed)}: "
                 "start a new comparison"

@@ -16,7 +16,8 @@ from yolo_mkd.evidence.compare.statistics import UNCLEAR
 FIGURE = "map50_95"
 MOST_CLASSES = 12  # rows of the class table that a terminal is shown
 WIDTH = 100  # of a terminal's text
-NAME_LENGTH = 40  # of a method in a terminal's table and in a plot
+NAME_LENGTH = 40  # of a method in a plot
+TEXT_NAME_LENGTH = 32  # of a method in a terminal's table
 CLASS_CAPTION = "mAP50-95 of each class: plain's, and each method's difference, starred where its interval excludes 0."
 
 
@@ -197,10 +198,10 @@ def comparison_text(comparison: Comparison) -> str:
         lines += text_block(difference_table(rows, references), verdict_lines(rows))
         lines += text_block(nms_free_table(rows, references), verdict_lines(rows, NMS_FREE))
         classes = class_table(rows)
-        if len(classes.rows) > MOST_CLASSES:
-            lines += ["", f"  the table of all {len(classes.rows)} classes is in compare.md"]
-        else:
-            lines += text_block(classes, [])
+        block = text_block(classes, [])
+        if len(classes.rows) > MOST_CLASSES or max(map(len, block), default=0) > WIDTH:
+            block = ["", f"  the table of the {len(classes.rows)} classes is in compare.md"]
+        lines += block
     if means := comparison["mean"]:
         lines += ["", f"mean of {len(groups)}", *text_table(mean_table(means, references))]
         lines += indent_lines(verdict_lines(means))
@@ -215,8 +216,9 @@ def text_table(table: Table) -> list[str]:
     """The lines of a table for a terminal, indented; empty without rows."""
     if not table.rows:
         return []
-    rows = [[shorten(name), *cells] for name, *cells in table.rows]
-    return textwrap.indent(report.table(rows, list(map(shorten, table.headers))), "  ").splitlines()
+    headers = [shorten(header, TEXT_NAME_LENGTH) for header in table.headers]
+    rows = [[shorten(name, TEXT_NAME_LENGTH), *cells] for name, *cells in table.rows]
+    return textwrap.indent(report.table(rows, headers), "  ").splitlines()
 
 
 def text_block(table: Table, verdicts: Sequence[str]) -> list[str]:
@@ -225,8 +227,11 @@ def text_block(table: Table, verdicts: Sequence[str]) -> list[str]:
 
 
 def indent_lines(lines: Sequence[str]) -> list[str]:
-    """Indented lines after an empty one; empty without lines."""
-    return ["", *(f"  {line}" for line in lines)] if lines else []
+    """Indented lines after an empty one, wrapped where they are too long; empty without lines."""
+    if not lines:
+        return []
+    wrapped = (textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in lines)
+    return ["", *(part for parts in wrapped for part in parts)]
 
 
 def comparison_page(comparison: Comparison) -> str:
