@@ -252,10 +252,10 @@ def test_a_trial_ends_when_the_comparison_is_killed() -> None:
 def test_trials_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    pool = executors.RayExecutor("auto", None)
-    assert pool.slots == 1
+    executor = executors.RayExecutor("auto", None)
+    assert executor.slots == 1
     arguments = {"project": str(tmp_path), "name": "run", "model": "gone.yaml"}
-    results = executors.run_trials(tmp_path, [Trial("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], pool)
+    results = executors.run_trials(tmp_path, [Trial("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], executor)
     assert "gone.yaml" in results["d/m/x-s0"]["reason"]  # it ran, in a process of its own
     assert not ray.is_initialized()
 
@@ -363,8 +363,8 @@ def test_an_ablation_takes_no_methods(tiny_detector: Any, tmp_path: Path) -> Non
 
 def test_distillation_and_pseudo_labels_train_on_as_many_images(tiny_detector: Any, tmp_path: Path) -> None:
     images = sorted((tiny_detector.data.parent / "images" / "train").glob("*.png"))
-    pool = tmp_path / "frames.txt"
-    pool.write_text("\n".join(map(str, images[:48])))
+    frames = tmp_path / "frames.txt"
+    frames.write_text("\n".join(map(str, images[:48])))
     arguments = {
         **arguments_for(tiny_detector, tmp_path),
         "epochs": 3,
@@ -372,12 +372,12 @@ def test_distillation_and_pseudo_labels_train_on_as_many_images(tiny_detector: A
         "imgsz": 96,
     }  # as the teacher was trained
     del arguments["fraction"]
-    ours = f"mkd:unlabelled={pool}"
-    document = compare(**arguments, methods=["plain", f"pseudo:unlabelled={pool}", ours])
+    ours = f"mkd:unlabelled={frames}"
+    document = compare(**arguments, methods=["plain", f"pseudo:unlabelled={frames}", ours])
     rows = by_method(document)
     assert not any(row["failed"] for row in rows.values())
     # 96 labelled images and as many unlabelled in each of three epochs, against 96 + 48 in an epoch with pseudo-labels
-    assert rows[f"pseudo:unlabelled={pool}"]["epochs"] == round(3 * 192 / 144)
+    assert rows[f"pseudo:unlabelled={frames}"]["epochs"] == round(3 * 192 / 144)
     found = next((tmp_path / "runs").rglob("labels.json"))
     assert json.loads(found.read_text())["boxes"] > 0
     given = yaml.safe_load((found.parents[1] / "run" / "args.yaml").read_text())

@@ -56,25 +56,9 @@ def demo(
     folder = host.run_folder(project, name, exist_ok=False)
     LOGGER.info(f"M-KD demo: generating {TRAIN} train and {VAL} val images of hardware in {folder / 'data'}")
     data = scenes.make(folder / "data", TRAIN, VAL, SEED)
-    starts = {}
-    for stage, file in WEIGHTS.items():
-        starts[stage] = folder / "weights" / file
-        starts[stage].parent.mkdir(exist_ok=True)
-        shutil.copy(shipped("weights") / file, starts[stage])
-
+    starts = copy_weights(folder / "weights")
     training = {**TRAINING, "data": str(data), "epochs": epochs, "project": str(folder)}
-    LOGGER.info("M-KD demo: training the student without a teacher in a second process, beside the chain")
-    with subprocess.Popen(plain_command(starts["student"], training), stdout=subprocess.DEVNULL) as plain:
-        try:
-            _, record = chain.train(
-                model=str(starts["student"]), teacher=str(starts["teacher"]), assistant=str(starts["assistant"]),
-                name="chain", **training,
-            )  # fmt: skip
-        except BaseException:
-            plain.terminate()
-            raise
-    if plain.returncode:
-        raise Failed(f"training the student without a teacher ended with exit code {plain.returncode}")
+    record = train_students(starts, training)
     models = {
         "teacher": starts["teacher"],
         "assistant": Path(record["stages"][0]["weights"]),
@@ -101,6 +85,38 @@ def demo(
         LOGGER.info(f"{what:<9}{chain.shortest(path)}")
     LOGGER.info(f"done in {document['minutes']:.1f} minutes")
     return dict(document)
+
+
+def copy_weights(folder: Path) -> dict[str, Path]:
+    """Copy the shipped weights to a folder; the file of each model."""
+    folder.mkdir(exist_ok=True)
+    return {model: Path(shutil.copy(shipped("weights") / file, folder / file)) for model, file in WEIGHTS.items()}
+
+
+def train_students(starts: dict[str, Path], training: dict[str, Any]) -> dict[str, Any]:
+    """Train the chain, and beside it the student without a teacher in a second process.
+
+    Args:
+        starts: initial weights of each model.
+        training: arguments of Ultralytics' train.
+
+    Returns:
+        The contents of the chain's chain.yaml.
+
+    Raises:
+        Failed: training the student without a teacher failed.
+    """
+    LOGGER.info("M-KD demo: training the student without a teacher in a second process, beside the chain")
+    models = {argument: str(starts[argument]) for argument in ("teacher", "assistant")}
+    with subprocess.Popen(plain_command(starts["student"], training), stdout=subprocess.DEVNULL) as plain:
+        try:
+            _, record = chain.train(model=str(starts["student"]), **models, name="chain", **training)
+        except BaseException:
+            plain.terminate()
+            raise
+    if plain.returncode:
+        raise Failed(f"training the student without a teacher ended with exit code {plain.returncode}")
+    return record
 
 
 def plain_command(start: Path, training: dict[str, Any]) -> list[str]:

@@ -196,10 +196,10 @@ def extend_plan(root: Path, plan: ComparisonPlan, more: dict[str, Any]) -> Compa
     Raises:
         BadInput: one of them cannot train, or `longer` would match the cost of another method.
     """
-    asked = {**plan["asked"], "seeds": sorted({*plan["seeds"], *parse_seeds(more.get("seeds", plan["seeds"]))})}
+    extended = {**plan["asked"], "seeds": sorted({*plan["seeds"], *parse_seeds(more.get("seeds", plan["seeds"]))})}
     if plan["verb"] == "compare" or "methods" in more:
-        asked["methods"] = list(dict.fromkeys([*plan["methods"], *split_values(more.get("methods", []))]))
-    _, whole = plan_comparison({**asked, **plan["files"]}, plan["verb"], root)
+        extended["methods"] = list(dict.fromkeys([*plan["methods"], *split_values(more.get("methods", []))]))
+    _, whole = plan_comparison({**extended, **plan["files"]}, plan["verb"], root)
     existing = {trial["name"]: trial for trial in plan["cells"]}
     for trial in whole["cells"]:
         trial["arguments"]["model"] = host.write_architecture(trial["arguments"]["model"], root / "models")
@@ -207,8 +207,8 @@ def extend_plan(root: Path, plan: ComparisonPlan, more: dict[str, Any]) -> Compa
         if before and list(before) != list(trial["longer"]):
             methods = join_values(more["methods"])
             raise BadInput(f"methods={methods} would change which cost longer matches: start a new comparison")
-    whole["started"], whole["asked"] = plan["started"], asked
-    whole["command"] = command_line(plan["verb"], asked)
+    whole["started"], whole["asked"] = plan["started"], extended
+    whole["command"] = command_line(plan["verb"], extended)
     whole["cells"] = [existing.get(trial["name"], trial) for trial in whole["cells"]]
     return whole
 

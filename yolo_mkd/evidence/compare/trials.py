@@ -83,7 +83,7 @@ class CheckedMethod:
         method: as parsed.
         arguments: of its train, without seed and folder.
         pseudo: as `Trial.pseudo`.
-        live: why it runs the teacher although a cache was asked for; empty if it does not.
+        live: why it runs the teacher although a cache is wanted; empty if it does not.
     """
 
     method: Method

@@ -129,9 +129,9 @@ def mosaic_in_short_run(figures: Figures, stage: Figures) -> Found:
 
 def costly_run(figures: Figures, stage: Figures) -> Found:
     """Runs that take so much longer than plain ones that a longer plain run is an alternative."""
-    taught, plain = stage["cost"]["hours"], stage["cost"]["hours_plain"]
-    if taught > COSTLY * plain:
-        ratio = f"training the {stage['name']} takes {taught / plain:.1f} x as long as a plain run"
+    distilled, plain = stage["cost"]["hours"], stage["cost"]["hours_plain"]
+    if distilled > COSTLY * plain:
+        ratio = f"training the {stage['name']} takes {distilled / plain:.1f} x as long as a plain run"
         yield "costly", f"{ratio}, which could have that many more epochs: use a smaller teacher or a smaller until="
 
 
@@ -144,9 +144,16 @@ def memory_limit(figures: Figures, stage: Figures) -> Found:
 
 
 CHECKS = (
-    large_teacher, weak_teacher, partial_match, inactive_terms, term_gradients, short_run, mosaic_in_short_run,
-    costly_run, memory_limit,
-)  # fmt: skip
+    large_teacher,
+    weak_teacher,
+    partial_match,
+    inactive_terms,
+    term_gradients,
+    short_run,
+    mosaic_in_short_run,
+    costly_run,
+    memory_limit,
+)
 
 
 def verdict(figures: Figures) -> str:

@@ -87,7 +87,7 @@ def term_lines(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
     """The table of the terms between one teacher and one student, and what its columns mean."""
     weight = "share" if figures["calibrate"] else "gain"
     measured = [t for t in hop["terms"] if "share" in t]
-    headers = ["term", f"{weight} asked", "acts"]
+    headers = ["term", f"requested {weight}", "acts"]
     rows = [[t["term"], f"{t['asked']:.3g}", "yes" if t["acts"] else "no"] for t in hop["terms"]]
     if measured:
         headers += ["gain", "share", "cosine with task"]
@@ -103,7 +103,7 @@ def term_lines(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
         )
         if figures["calibrate"]:
             lines += wrap_line(
-                "Gain: nominal, which gives this share -> as training would set it to give the share asked."
+                "Gain: nominal, which gives this share -> as training would set it to give the requested share."
             )
     return lines
 
