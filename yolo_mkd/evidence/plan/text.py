@@ -114,7 +114,7 @@ def gradient_cells(term: Figures) -> list[str]:
         return ["", "", ""]
     share, cosine = term["share"], term["cosine"]
     gain = f"{term['nominal_gain']:.3g}" + (f" -> {term['gain']:.3g}" if term["gain"] != term["nominal_gain"] else "")
-    limit = " (at its limit)" if term["at_limit"] else ""
+    limit = " (limit)" if term["at_limit"] else ""
     return [gain + limit, f"{share['mean']:.2g} +- {share['sd']:.1g}", f"{cosine['mean']:+.2f} +- {cosine['sd']:.2f}"]
 
 
@@ -160,7 +160,7 @@ def time_lines(figures: Figures) -> list[str]:
         lines += wrap_line(f"The student is distilled in {last['knowledge_epochs']} of {last['epochs']} epochs.")
     if last["joined"] > 1:
         lines += wrap_line(
-            f"A distilled step has {last['joined'] - 1:g} unlabelled images for each labelled one; time and memory of "
+            f"A distilled step has {last['joined'] - 1:g} unlabelled image(s) for each labelled one; time and memory of "
             "such steps were not measured but scaled."
         )
     for s in figures["stages"]:
