@@ -160,8 +160,8 @@ def time_lines(figures: Figures) -> list[str]:
         lines += wrap_line(f"The student is distilled in {last['knowledge_epochs']} of {last['epochs']} epochs.")
     if last["joined"] > 1:
         lines += wrap_line(
-            f"A distilled step has {last['joined'] - 1:g} unlabelled image(s) for each labelled one; time and memory of "
-            "such steps were not measured but scaled."
+            f"A distilled step has {last['joined'] - 1:g} unlabelled image(s) for each labelled one; time and memory "
+            "of such steps were not measured but scaled."
         )
     for s in figures["stages"]:
         for cache in s["record"]:
