@@ -1,8 +1,8 @@
-"""Does yolo-mkd time say what the runtimes' own tools say? Short blocks of each in turns, so that load hits both.
+"""Does yolo-mkd time agree with the runtimes' own tools? Short alternating blocks, so that other load affects both.
 
     python benchmarks/agreement.py best.onnx best_openvino_model [rounds] [seconds]
 
-OpenVINO is held against its benchmark_app (-hint latency -api sync), ONNX Runtime against a bare loop of session.run.
+OpenVINO is compared with its benchmark_app (-hint latency -api sync), ONNX Runtime with a bare loop of session.run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ THREADS = 1
 AGREED = 0.05
 
 
-def ours(backend: Backend, seconds: float, pipeline: bool) -> float:
+def our_block(backend: Backend, seconds: float, pipeline: bool) -> float:
     """Median compute time [ms] of one block: of inference alone, or as a segment of the whole pipeline."""
     picture, place = synthetic_picture(), segments_of(backend).index("compute")
     tensor = np.random.default_rng(0).random((1, 3, *backend.artefact.imgsz), np.float32)
@@ -40,28 +40,28 @@ def ours(backend: Backend, seconds: float, pipeline: bool) -> float:
     return float(np.median(times))
 
 
-def plain_session(path: Path) -> Callable[[float], float]:
+def session_block(path: Path) -> Callable[[float], float]:
     """A bare loop of ONNX Runtime's session.run, opened without yolo-mkd: seconds -> median [ms]."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = THREADS
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    given = session.get_inputs()[0]
-    tensor = np.random.default_rng(0).random(given.shape, np.float32)
+    model_input = session.get_inputs()[0]
+    tensor = np.random.default_rng(0).random(model_input.shape, np.float32)
 
     def block(seconds: float) -> float:
         times, end = [], perf_counter() + seconds
         while perf_counter() < end:
             start = perf_counter_ns()
-            session.run(None, {given.name: tensor})
+            session.run(None, {model_input.name: tensor})
             times.append((perf_counter_ns() - start) / 1e6)
         return float(np.median(times))
 
     return block
 
 
-def benchmark_app(folder: Path) -> Callable[[float], float]:
+def benchmark_app_block(folder: Path) -> Callable[[float], float]:
     """OpenVINO's own benchmark in its synchronous latency mode: seconds -> median [ms]."""
     tool = Path(sys.executable).with_name("benchmark_app")
 
@@ -76,25 +76,25 @@ def benchmark_app(folder: Path) -> Callable[[float], float]:
         found = re.search(r"Median:\s+([\d.]+) ms", printed)
         threads = re.search(r"INFERENCE_NUM_THREADS: (\d+)", printed)
         if not found or not threads or int(threads.group(1)) != THREADS:
-            raise SystemExit(f"benchmark_app did not run as asked:\n{printed}")
+            raise SystemExit(f"benchmark_app printed no median, or used another number of threads:\n{printed}")
         return float(found.group(1))
 
     return block
 
 
-def agreement(path: Path, tool: Callable[[float], float], rounds: int, seconds: float) -> dict[str, Any]:
-    """Blocks of the tool, of our inference and of our pipeline in turns; the median of the rounds' ratios."""
+def measure_agreement(path: Path, tool: Callable[[float], float], rounds: int, seconds: float) -> dict[str, Any]:
+    """Time alternating blocks of the tool, our inference and our pipeline; the ratios are medians over the rounds."""
     backend = open_backend(path, THREADS)
     ways = {
         "tool": tool,
-        "inference": lambda s: ours(backend, s, pipeline=False),
-        "pipeline": lambda s: ours(backend, s, pipeline=True),
+        "inference": lambda s: our_block(backend, s, pipeline=False),
+        "pipeline": lambda s: our_block(backend, s, pipeline=True),
     }
     for way in ways.values():  # warm-up
         way(1.0)
     blocks: dict[str, list[float]] = {name: [] for name in ways}
     for index in range(rounds):
-        for name in sorted(ways, reverse=index % 2 == 1):  # now one first, now the other
+        for name in sorted(ways, reverse=index % 2 == 1):  # alternating order
             blocks[name].append(ways[name](seconds))
     ratios = {name: np.array(blocks[name]) / np.array(blocks["tool"]) for name in ("inference", "pipeline")}
     return {
@@ -110,20 +110,17 @@ def agreement(path: Path, tool: Callable[[float], float], rounds: int, seconds: 
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The figures as Markdown."""
-    lines = [
-        "| tool | file | tool p50 ms | ours p50 ms | ours / tool | quartiles | within the pipeline / tool |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def agreement_table(rows: dict[str, dict[str, Any]]) -> str:
+    """The figures as a table in Markdown."""
+    headers = ["tool", "file", "tool p50 ms", "ours p50 ms", "ours / tool", "quartiles", "within the pipeline / tool"]
+    cells = []
     for name, row in rows.items():
         medians = {way: float(np.median(blocks)) for way, blocks in row["block_p50_ms"].items()}
         low, high = row["ratio_quartiles"]["inference"]
-        lines.append(
-            f"| {name} | {row['file']} | {medians['tool']:.3f} | {medians['inference']:.3f} | "
-            f"{row['ratio']['inference']:.3f} | {low:.3f} to {high:.3f} | {row['ratio']['pipeline']:.3f} |"
-        )
-    return "\n".join(lines)
+        p50 = [f"{medians[way]:.3f}" for way in ("tool", "inference")]
+        ratio, within = (f"{row['ratio'][way]:.3f}" for way in ("inference", "pipeline"))
+        cells.append([name, row["file"], *p50, ratio, f"{low:.3f} to {high:.3f}", within])
+    return report.table(cells, headers, markdown=True)
 
 
 def main(words: list[str]) -> int:
@@ -131,19 +128,19 @@ def main(words: list[str]) -> int:
     onnx, openvino = Path(words[0]), Path(words[1])
     rounds, seconds = int(words[2]) if len(words) > 2 else 20, float(words[3]) if len(words) > 3 else 2.0
     rows = {
-        "session.run": agreement(onnx, plain_session(onnx), rounds, seconds),
-        "benchmark_app": agreement(openvino, benchmark_app(openvino), rounds, seconds),
+        "session.run": measure_agreement(onnx, session_block(onnx), rounds, seconds),
+        "benchmark_app": measure_agreement(openvino, benchmark_app_block(openvino), rounds, seconds),
     }
     figures = {"rounds": rounds, "block_s": seconds, "agreed_within": AGREED, "rows": rows}
     written = report.write(HERE / "agreement.json", "agreement", figures)
     place = report.machine()
     note = (
-        f"{rounds} rounds of {seconds:g} s each in turns, {THREADS} thread, {place['processor']}. "
-        "Medians of the blocks' medians, and of the rounds' ratios. The last column is the compute segment of "
-        "yolo-mkd time, where preprocessing and NMS run between the inferences."
+        f"{rounds} rounds of alternating blocks of {seconds:g} s, {THREADS} thread, {place['processor']}. Medians of "
+        "the blocks' medians, and of the rounds' ratios. The last column is the compute segment of yolo-mkd time, "
+        "where preprocessing and NMS run between the inferences."
     )
-    (HERE / "agreement.md").write_text(f"{table(rows)}\n\n{note}\n", encoding="utf-8")
-    print(table(rows), written, sep="\n")
+    report.write_text(HERE / "agreement.md", f"{agreement_table(rows)}\n\n{note}\n")
+    print(agreement_table(rows), written, sep="\n")
     return 0 if all(row["agrees"] for row in rows.values()) else 1
 
 

@@ -1,11 +1,11 @@
-"""How much do unlabelled images teach? Accuracy against the share of labels kept, with yolo-mkd compare.
+"""How much do unlabelled images help? Accuracy against the share of labels kept, with yolo-mkd compare.
 
     python benchmarks/labels.py data=bccd.yaml model=yolo26n-w125.yaml teacher=yolo26s.yaml pretrain=voc6.yaml out=DIR
 
-For each of `shares=` the labels of some train images are kept, the other images go into the unlabelled pool, a teacher
-is trained on what is kept, and the methods are compared. Plain training on all labels is what they are held against.
-A plain run takes the same number of batches for every share, `steps=`. A model given as .yaml is trained on
-`pretrain=` first. What was cut off goes on where it was. The student has two heads (YOLO26, v10); both are scored.
+For each of `shares=` the labels of some train images are kept, the other images are used without labels, a teacher is
+trained on the labelled ones, and the methods are compared with each other and with plain training on all labels. A
+plain run has the same number of batches for every share, `steps=`. A model given as .yaml is trained on `pretrain=`
+first. An interrupted run is resumed. The student has two heads (YOLO26, v10); both are validated.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from starting import BATCH, SAME, accuracy_of, classes_of, compared, pretrained, rounds, trained
+from pretraining import BATCH, SAME, accuracy_of, classes_of, pretrained_model, run_comparison, run_length, train_once
 
-from yolo_mkd import host, report
+from yolo_mkd import host, plotting, report
 from yolo_mkd.evidence.compare.findings import NMS_FREE
-from yolo_mkd.evidence.compare.statistics import interval, paired
-from yolo_mkd.evidence.compare.tables import change
+from yolo_mkd.evidence.compare.statistics import mean_interval, paired_difference
+from yolo_mkd.evidence.compare.tables import difference_text
 from yolo_mkd.settings import parse
 
-VIEWS = 75  # of each image in the teacher's record, at most: fewer hurt where a few images are seen for many epochs
+VIEWS = 75  # of each image in the teacher cache, at most: fewer cost accuracy with few images and many epochs
 GIVEN = {"pretrain": None, "shares": "0.1,0.25,0.5", "steps": 600, "seeds": 3, "imgsz": 160, "parallel": 1, "split": 0}
 GIVEN |= {"soft_pw": 1.0}  # of the distilled methods
 LEAST_GAP = 0.004  # mAP50-95 below which there is no gap to close
@@ -41,12 +41,12 @@ COLOURS = {
 }
 
 
-def split(images: dict[str, set[int]], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Keep a share of the images so that each class keeps its share too: iterative stratification.
+def split_images(images: dict[str, set[int]], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Choose a share of the images so that each class keeps its share too: iterative stratification.
 
     Args:
-        images: the classes that each one shows.
-        share: of the images to keep.
+        images: the classes in each image, by file.
+        share: of the images to keep, 0..1.
         seed: of the choice.
 
     Returns:
@@ -71,26 +71,26 @@ def split(images: dict[str, set[int]], share: float, seed: int) -> tuple[list[st
     return sorted(kept), sorted(set(images) - set(kept))
 
 
-def keep(data: dict[str, Any], share: float, seed: int, folder: Path) -> int:
-    """Write a data set with a share of the labels, `data.yaml`, and the list of the other images, `pool.txt`.
+def write_split(data: dict[str, Any], share: float, seed: int, folder: Path) -> int:
+    """Write `data.yaml`, a data set with a share of the labels, and `pool.txt`, the list of the other images.
 
     Returns:
         The number of images kept.
     """
-    kept, others = split(classes_of(data), share, seed)
+    kept, others = split_images(classes_of(data), share, seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.txt").write_text("\n".join(kept), encoding="utf-8")
     (folder / "pool.txt").write_text("\n".join(others), encoding="utf-8")
-    described = {"path": str(folder.resolve()), "train": "train.txt", "val": data["val"], "names": data["names"]}
-    (folder / "data.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+    description = {"path": str(folder.resolve()), "train": "train.txt", "val": data["val"], "names": data["names"]}
+    (folder / "data.yaml").write_text(yaml.safe_dump(description), encoding="utf-8")
     return len(kept)
 
 
 def methods_for(pool: Path, length: dict[str, int], soft_pw: float) -> dict[str, str]:
-    """The methods by the names that the tables use; each sees as many images in an update of the weights.
+    """The methods by their names in the tables; all use the same number of images in an optimizer step.
 
-    longer, pseudo and mkd + unlabelled see twice the images of the others, in the end without mosaic too; those of
-    longer all have labels.
+    longer, pseudo and mkd + unlabelled train on twice as many images as the others, in the epochs without mosaic too;
+    for longer, all of them have labels.
     """
     return {
         "plain": "plain",
@@ -101,21 +101,21 @@ def methods_for(pool: Path, length: dict[str, int], soft_pw: float) -> dict[str,
     }
 
 
-def accuracy(document: dict[str, Any], method: str, figure: str) -> dict[int, float]:
+def accuracy_by_seed(document: dict[str, Any], method: str, figure: str) -> dict[int, float]:
     """A method's mAP50-95 through one of the heads, by seed."""
     row = next(r for r in document["rows"] if r["method"] == method)
     return {int(seed): value for seed, value in row[figure]["by_seed"].items()}
 
 
-def findings(
+def share_rows(
     by_share: dict[float, dict[str, dict[int, float]]], whole: dict[str, dict[int, float]]
 ) -> list[dict[str, Any]]:
-    """One row a share and method: the accuracies, and how they differ from plain and from pseudo.
+    """One row a share and method: the accuracies, and their differences from plain and from pseudo.
 
     Args:
         by_share: mAP50-95 by share, method and seed.
-        whole: of training on all labels, plain and longer, by seed; `closed` is the part of the gap to each, where
-            there is one worth closing.
+        whole: mAP50-95 of training on all labels, by method (plain, longer) and seed. `closed` is the part of the gap
+            to each that a method closes, where that gap is larger than `LEAST_GAP`.
     """
     rows = []
     for share, methods in by_share.items():
@@ -129,56 +129,55 @@ def findings(
                     "method": method,
                     "by_seed": own,
                     "mean": round(fmean(own.values()), 4),
-                    "to_plain": None if method == "plain" else paired(own, plain),
-                    "to_pseudo": None if method == "pseudo" else paired(own, methods["pseudo"]),
+                    "to_plain": None if method == "plain" else paired_difference(own, plain),
+                    "to_pseudo": None if method == "pseudo" else paired_difference(own, methods["pseudo"]),
                     "closed": {name: round(gain / gap, 3) if gap > LEAST_GAP else None for name, gap in gaps.items()},
                 }
             )
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], teachers: dict[float, float]) -> str:
-    """The findings in Markdown."""
-    head = ["labels", "method", "mAP50-95", "to plain [95 %]", "to pseudo [95 %]"]
-    head += [f"of the gap to {name} on all labels" for name in whole]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+def share_table(
+    rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]], teachers: dict[float, float]
+) -> str:
+    """The rows as a table in Markdown."""
+    headers = ["labels", "method", "mAP50-95", "to plain [95 %]", "to pseudo [95 %]"]
+    headers += [f"of the gap to {name} on all labels" for name in whole]
+    cells = []
     for row in rows:
         closed = ["" if row["method"] == "plain" or part is None else f"{part:.0%}" for part in row["closed"].values()]
-        lines.append(
-            f"| {row['share']:.0%} | {row['method']} | {row['mean']:.3f} | {change(row['to_plain'])} | "
-            f"{change(row['to_pseudo'])} | {' | '.join(closed)} |"
-        )
-    beside = [(f"{share:.0%}", "the teacher", figure) for share, figure in teachers.items()]
-    beside += [("100%", name, fmean(own.values())) for name, own in whole.items()]
-    empty = " |" * (len(head) - 3)
-    return "\n".join([*lines, *(f"| {share} | {name} | {figure:.3f} |{empty}" for share, name, figure in beside)])
+        changes = [difference_text(row[key]) for key in ("to_plain", "to_pseudo")]
+        cells.append([f"{row['share']:.0%}", row["method"], f"{row['mean']:.3f}", *changes, *closed])
+    others = [(f"{share:.0%}", "the teacher", figure) for share, figure in teachers.items()]
+    others += [("100%", name, fmean(own.values())) for name, own in whole.items()]
+    empty = [""] * (len(headers) - 3)
+    cells += [[share, name, f"{figure:.3f}", *empty] for share, name, figure in others]
+    return report.table(cells, headers, markdown=True)
 
 
-def picture(found: dict[str, dict[str, Any]], title: str, path: Path) -> None:
-    """Accuracy against the share of labels, a panel a head and a line a method, with 95 % t intervals over seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def draw_shares(found: dict[str, dict[str, Any]], title: str, path: Path) -> None:
+    """Plot accuracy against the share of labels with 95 % t intervals, a panel a head and a line a method."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(12, 4.6), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True)
     for axes, (head, figures) in zip(panels, found.items(), strict=True):
-        draw(axes, figures["rows"], figures["all_labels"])
+        draw_head(axes, figures["rows"], figures["all_labels"])
         axes.set_title(f"{title}, {head}", fontsize=10, loc="left")
     panels[0].set_ylabel("mAP50-95, mean and 95 % interval over seeds")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    plotting.save(figure, path)
 
 
-def draw(axes: Any, rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]]) -> None:
-    """The panel of one head."""
+def draw_head(axes: Any, rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, float]]) -> None:
+    """Draw the panel of one head."""
     for i, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
         own = [r for r in rows if r["method"] == method]
-        around = [interval(list(r["by_seed"].values())) or {} for r in own]
-        reach = [0 if a["low"] is None else a["high"] - a["mean"] for a in around]
-        shares = [100 * r["share"] + 0.35 * (i - 2) for r in own]  # beside each other, so that intervals can be read
+        intervals = [mean_interval(list(r["by_seed"].values())) for r in own]
+        half = [i["high"] - i["mean"] if i and i["high"] is not None else 0 for i in intervals]
+        shares = [100 * r["share"] + 0.35 * (i - 2) for r in own]  # side by side, so that the intervals do not overlap
         axes.errorbar(
-            shares, [r["mean"] for r in own], reach, marker="o", capsize=3, color=COLOURS[method], label=method
+            shares, [r["mean"] for r in own], half, marker="o", capsize=3, color=COLOURS[method], label=method
         )
     for name, all_labels in whole.items():
         axes.axhline(fmean(all_labels.values()), color=COLOURS[name], linestyle="--", label=f"{name}, all labels")
@@ -189,50 +188,50 @@ def draw(axes: Any, rows: Sequence[dict[str, Any]], whole: dict[str, dict[int, f
 
 
 def main(words: Sequence[str]) -> None:
-    """Run everything and write labels-NAME.json, .md and .png into out=, NAME being the data set's."""
+    """Run everything, and write labels-NAME.json, .md and .png to out=, where NAME is the data set's name."""
     given = {**GIVEN, **parse(words)}
     out, data = Path(given["out"]), host.check_data(given["data"])
     imgsz, steps, name = given["imgsz"], given["steps"], Path(given["data"]).stem
-    larger = pretrained("teacher", given, out.parent / "pretrained")
-    student = pretrained("model", given, out.parent / "pretrained")
+    larger = pretrained_model("teacher", given, out.parent / "pretrained")
+    student = pretrained_model("model", given, out.parent / "pretrained")
     same = {**SAME, "model": student, "imgsz": imgsz, "seeds": given["seeds"], "parallel": given["parallel"]}
     whole: dict[str, Any] = {}
     by_share: dict[float, Any] = {}
     teachers: dict[float, Any] = {}
     for kind, batches in (("plain", steps), ("longer", 2 * steps)):
-        length = rounds(len(classes_of(data)), batches)
-        document = compared(out / f"all-{kind}", data=given["data"], methods="plain", **same, **length)
-        whole[kind] = {head: accuracy(document, "plain", figure) for head, figure in HEADS.items()}
+        length = run_length(len(classes_of(data)), batches)
+        document = run_comparison(out / f"all-{kind}", data=given["data"], methods="plain", **same, **length)
+        whole[kind] = {head: accuracy_by_seed(document, "plain", figure) for head, figure in HEADS.items()}
     for share in [float(s) for s in str(given["shares"]).split(",")]:
         folder = (out / f"{share:g}").resolve()
-        length = rounds(keep(data, share, given["split"], folder), steps)
-        teacher = trained(larger, folder / "teacher", data=str(folder / "data.yaml"), imgsz=imgsz, **length)
+        length = run_length(write_split(data, share, given["split"], folder), steps)
+        teacher = train_once(larger, folder / "teacher", data=str(folder / "data.yaml"), imgsz=imgsz, **length)
         figures = (accuracy_of(teacher, given["data"], imgsz, nms) for nms in (None, False))
         teachers[share] = dict(zip(HEADS, figures, strict=True))
         methods = methods_for(folder / "pool.txt", length, given["soft_pw"])
-        document = compared(
+        document = run_comparison(
             folder / "compare", data=str(folder / "data.yaml"), teacher=teacher, assistant=None,
             views=min(VIEWS, length["epochs"]), methods=",".join(methods.values()), **same, **length,
         )  # fmt: skip
         by_share[share] = {
-            head: {short: accuracy(document, method, figure) for short, method in methods.items()}
+            head: {short: accuracy_by_seed(document, method, figure) for short, method in methods.items()}
             for head, figure in HEADS.items()
         }
-    print(tell(name, " ".join(words), by_share, whole, teachers, out))
+    print(write_report(name, " ".join(words), by_share, whole, teachers, out))
 
 
-def tell(
+def write_report(
     name: str, command: str, by_share: dict[float, Any], whole: dict[str, Any], teachers: dict[float, Any], out: Path
 ) -> str:
-    """Write labels-NAME.json, .md and .png from the accuracies by share, head, method and seed.
+    """Write labels-NAME.json, .md and .png.
 
     Args:
         name: of the data set.
-        command: that made them.
+        command: that made these figures.
         by_share: mAP50-95 by share, head, method and seed.
-        whole: the same of training on all labels, by method, head and seed.
-        teachers: the teachers' by share and head.
-        out: where to.
+        whole: mAP50-95 of training on all labels, by method, head and seed.
+        teachers: mAP50-95 of the teachers, by share and head.
+        out: folder to write to.
 
     Returns:
         The tables in Markdown.
@@ -240,14 +239,16 @@ def tell(
     found = {}
     for head in HEADS:
         own = {method: figures[head] for method, figures in whole.items()}
-        rows = findings({share: figures[head] for share, figures in by_share.items()}, own)
+        rows = share_rows({share: figures[head] for share, figures in by_share.items()}, own)
         theirs = {share: figures[head] for share, figures in teachers.items()}
         found[head] = {"rows": rows, "all_labels": own, "teachers": theirs}
     report.write(out / f"labels-{name}.json", "labels", {"command": command, "heads": found})
-    pages = (f"mAP50-95 {head}:\n\n{table(f['rows'], f['all_labels'], f['teachers'])}\n" for head, f in found.items())
+    pages = (
+        f"mAP50-95 {head}:\n\n{share_table(f['rows'], f['all_labels'], f['teachers'])}\n" for head, f in found.items()
+    )
     text = "\n".join(pages)
-    (out / f"labels-{name}.md").write_text(text, encoding="utf-8")
-    picture(found, name, out / f"labels-{name}.png")
+    report.write_text(out / f"labels-{name}.md", text)
+    draw_shares(found, name, out / f"labels-{name}.png")
     return text
 
 

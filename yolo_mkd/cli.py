@@ -65,9 +65,9 @@ def cost(**arguments: Any) -> None:
     of its shape, which costs the same.
     """
     from yolo_mkd.evidence.cost import cost as run
-    from yolo_mkd.evidence.cost.figures import table
+    from yolo_mkd.evidence.cost.figures import cost_table
 
-    print(table(run(**arguments)))
+    print(cost_table(run(**arguments)))
 
 
 def compare(**arguments: Any) -> int:

@@ -1,4 +1,4 @@
-"""The scenes are the same for the same seed, and their labels are what is seen."""
+"""Scenes: equal for equal seeds, with labels that match the visible pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from yolo_mkd.demo import scenes
-from yolo_mkd.demo.shapes import PARTS, STRANGERS
+from yolo_mkd.demo.shapes import DISTRACTORS, HARDWARE
 from yolo_mkd.settings import BadInput
 
 
@@ -33,14 +33,14 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_writes_others(tmp_
     assert all(first[name] != other[name] for name in first if name.endswith(".jpg"))
 
 
-def test_a_larger_set_begins_with_the_pictures_of_a_smaller_one(tmp_path) -> None:
+def test_a_larger_set_begins_with_the_images_of_a_smaller_one(tmp_path) -> None:
     scenes.make(tmp_path / "small", train=2, val=1)
     scenes.make(tmp_path / "large", train=3, val=2)
     small, large = contents(tmp_path / "small"), contents(tmp_path / "large")
     assert small.items() < large.items()
 
 
-def test_train_and_val_hold_different_pictures(tmp_path) -> None:
+def test_train_and_val_contain_different_images(tmp_path) -> None:
     scenes.make(tmp_path / "set", train=4, val=4)
     pictures = [data for name, data in contents(tmp_path / "set").items() if name.endswith(".jpg")]
     assert len(set(pictures)) == 8
@@ -66,7 +66,7 @@ def test_every_label_file_says_what_the_scene_says_and_lies_inside(tmp_path) -> 
         assert corners == pytest.approx(boxes[:, 1:], abs=0.01)
         assert (read[:, 0] == boxes[:, 0]).all()
         assert corners.min() > -0.01 and corners.max() < scenes.SIDE + 0.01
-        assert (boxes[:, 3:] - boxes[:, 1:3]).min() >= scenes.LEAST
+        assert (boxes[:, 3:] - boxes[:, 1:3]).min() >= scenes.LEAST_SIDE
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_every_class_occurs_and_none_is_rare(many_boxes: np.ndarray) -> None:
     assert (np.bincount(many_boxes[:, 0].astype(int), minlength=5) > 0.1 * len(many_boxes)).all()
 
 
-def test_the_pictures_hold_small_and_large_parts(many_boxes: np.ndarray) -> None:
+def test_the_images_contain_small_and_large_parts(many_boxes: np.ndarray) -> None:
     sides = (many_boxes[:, 3:] - many_boxes[:, 1:3]).max(1)
     assert np.percentile(sides, 10) < 27 and np.percentile(sides, 90) > 50
 
@@ -86,18 +86,18 @@ def test_the_pictures_hold_small_and_large_parts(many_boxes: np.ndarray) -> None
 @pytest.mark.parametrize("kind", range(5))
 def test_a_box_spans_the_pixels_that_the_part_was_drawn_on(kind: int) -> None:
     bench = empty_bench()
-    area = scenes.place(bench, PARTS[kind], np.array([150.0, 170.0]), 40.0, 1, np.random.default_rng(kind))
+    area = scenes.place_object(bench, HARDWARE[kind], np.array([150.0, 170.0]), 40.0, 1, np.random.default_rng(kind))
     ys, xs = np.nonzero(np.abs(bench.image - 0.5).max(2) > 0.03)
-    box = scenes.visible(bench.owner, kind, 1, area)
+    box = scenes.visible_box(bench.owner, kind, 1, area)
     assert box is not None and box[0] == kind
     assert box[1:] == pytest.approx([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], abs=2)
     assert 15 < max(box[3:] - box[1:3]) < 130
 
 
-def test_a_part_cut_by_the_edge_is_labelled_as_far_as_it_is_in_the_picture() -> None:
+def test_a_part_at_the_edge_has_the_box_of_its_pixels_in_the_image() -> None:
     bench = empty_bench()
-    area = scenes.place(bench, PARTS[1], np.array([0.0, 160.0]), 60.0, 1, np.random.default_rng(0))
-    box = scenes.visible(bench.owner, 1, 1, area)
+    area = scenes.place_object(bench, HARDWARE[1], np.array([0.0, 160.0]), 60.0, 1, np.random.default_rng(0))
+    box = scenes.visible_box(bench.owner, 1, 1, area)
     assert box is not None and box[1] == 0
     assert (bench.owner == 1).sum() == pytest.approx(area / 2, rel=0.1)
 
@@ -106,26 +106,26 @@ def test_a_part_cut_by_the_edge_is_labelled_as_far_as_it_is_in_the_picture() -> 
     ("shown", "area", "box"),
     [
         (100, 100, [2, 10, 10, 20, 20]),
-        (60, 200, [2, 10, 10, 20, 16]),  # three tenths in sight
+        (60, 200, [2, 10, 10, 20, 16]),  # three tenths visible
         (60, 201, None),  # a little less
-        (40, 100, None),  # enough in sight, yet only 4 pixels high
+        (40, 100, None),  # enough visible, but only 4 pixels high
         (0, 100, None),
     ],
 )
 def test_a_part_mostly_hidden_or_too_small_has_no_label(shown: int, area: int, box: list[int] | None) -> None:
     owner = np.zeros((scenes.SIDE, scenes.SIDE), np.int32)
     owner[np.arange(shown) // 10 + 10, np.arange(shown) % 10 + 10] = 7  # rows of ten pixels, from 10, 10
-    found = scenes.visible(owner, 2, 7, area)
+    found = scenes.visible_box(owner, 2, 7, area)
     assert (None if found is None else found.tolist()) == box
 
 
-def test_what_lies_on_top_shrinks_the_box_and_a_stranger_leaves_none() -> None:
+def test_an_object_on_top_shrinks_the_box_and_a_distractor_has_none() -> None:
     bench, rng = empty_bench(), np.random.default_rng(0)
-    area = scenes.place(bench, PARTS[1], np.array([160.0, 160.0]), 60.0, 1, rng)
-    alone = scenes.visible(bench.owner, 1, 1, area)
-    for draw in STRANGERS:
-        scenes.place(bench, draw, np.array([185.0, 160.0]), 60.0, 0, rng)
-    covered = scenes.visible(bench.owner, 1, 1, area)
+    area = scenes.place_object(bench, HARDWARE[1], np.array([160.0, 160.0]), 60.0, 1, rng)
+    alone = scenes.visible_box(bench.owner, 1, 1, area)
+    for draw in DISTRACTORS:
+        scenes.place_object(bench, draw, np.array([185.0, 160.0]), 60.0, 0, rng)
+    covered = scenes.visible_box(bench.owner, 1, 1, area)
     assert alone is not None and covered is not None
     assert covered[3] < alone[3] - 5
     assert set(np.unique(bench.owner)) == {0, 1}
@@ -138,14 +138,14 @@ def test_an_empty_split_is_refused_and_nothing_is_written(tmp_path, counts: dict
     assert not (tmp_path / "set").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path) -> None:
+def test_a_folder_that_is_not_empty_is_not_changed(tmp_path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(BadInput, match="not empty"):
         scenes.make(tmp_path, train=1, val=1)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_written_picture_is_the_drawn_one_but_for_compression(tmp_path) -> None:
+def test_a_written_image_equals_the_drawn_one_except_for_compression(tmp_path) -> None:
     scenes.make(tmp_path / "set", train=1, val=1)
     read = cv2.imread(str(tmp_path / "set" / "images" / "train" / "00000.jpg")).astype(float)
     assert np.abs(read - scenes.scene(0, "train", 0)[0]).mean() < 6

@@ -1,4 +1,4 @@
-"""The board shows what was measured, a loss as a loss."""
+"""The summary of the demo: its table, verdict and plot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolo_mkd.demo import summary as board
+from yolo_mkd.demo import summary
 from yolo_mkd.plotting import label_heights
 
 
@@ -23,25 +23,23 @@ def document(plain: float, distilled: float, **latency: float | None) -> dict:
 @pytest.mark.parametrize(
     ("plain", "distilled", "word", "figure"),
     [
-        (0.4, 0.4, "ended level with the plain one", "+0.000"),
+        (0.4, 0.4, "is as accurate as the plain one", "+0.000"),
         (0.381, 0.412, "gained 0.031 mAP50-95 against the plain one", "+0.031"),
         (0.412, 0.381, "lost 0.031 mAP50-95 against the plain one", "-0.031"),
     ],
 )
-def test_the_table_states_a_gain_as_a_gain_and_a_loss_as_a_loss(
-    plain: float, distilled: float, word: str, figure: str
-) -> None:
-    text = board.table(document(plain, distilled))
+def test_the_verdict_names_a_gain_or_a_loss(plain: float, distilled: float, word: str, figure: str) -> None:
+    text = summary.summary_table(document(plain, distilled))
     assert f"The distilled student {word}. " in text
     assert text.splitlines()[4].split() == ["distilled", "-", "plain", figure, figure]
 
 
-def test_a_verdict_always_says_that_one_seed_is_no_evidence() -> None:
-    assert board.verdict(document(0.1, 0.9)).endswith("One seed, no interval: no evidence either way.")
+def test_a_verdict_always_states_that_one_seed_is_no_evidence() -> None:
+    assert summary.verdict(document(0.1, 0.9)).endswith("One seed, no interval: no evidence either way.")
 
 
-def test_every_model_has_one_line_with_its_figures_under_their_heads() -> None:
-    lines = board.table(document(0.381, 0.412)).splitlines()
+def test_every_model_has_one_line_with_its_figures_below_their_headers() -> None:
+    lines = summary.summary_table(document(0.381, 0.412)).splitlines()
     assert lines[0].split() == ["model", "parameters", "GFLOPs", "mAP50-95", "mAP50", "p50", "ms", "p90", "ms", "MB"]
     assert lines[1].split() == ["teacher", "678,374", "0.11", "0.560", "0.760", "6.20", "3.50", "2.80"]
     ends = [lines[0].index(head) + len(head) for head in ("parameters", "mAP50-95", "MB")]
@@ -49,7 +47,7 @@ def test_every_model_has_one_line_with_its_figures_under_their_heads() -> None:
 
 
 def test_a_latency_that_was_not_measured_is_a_dash() -> None:
-    lines = board.table(document(0.381, 0.412, p50_ms=None, p90_ms=None)).splitlines()
+    lines = summary.summary_table(document(0.381, 0.412, p50_ms=None, p90_ms=None)).splitlines()
     assert lines[3].split()[-3:] == ["-", "-", "2.80"]
 
 
@@ -59,23 +57,23 @@ def test_a_latency_that_was_not_measured_is_a_dash() -> None:
         ([], []),
         ([0.2, 0.5], [0.2, 0.5]),  # far enough apart: as wanted
         ([0.5, 0.5, 0.5], [0.5, 0.6, 0.7]),  # the same point three times
-        ([0.94, 0.96], [0.85, 0.95]),  # too near the roof
-        ([0.01, 0.3], [0.05, 0.3]),  # too near the floor
+        ([0.94, 0.96], [0.85, 0.95]),  # too near the upper end
+        ([0.01, 0.3], [0.05, 0.3]),  # too near the lower end
     ],
 )
 def test_labels_are_spread_until_none_overlaps(wanted: list[float], heights: list[float]) -> None:
     assert label_heights(wanted, least=0.1, low=0, high=1) == pytest.approx(heights)
 
 
-def test_the_picture_shows_the_pictures_and_their_boxes(tmp_path) -> None:
+def test_the_plot_shows_the_images_and_their_boxes(tmp_path) -> None:
     green = np.zeros((40, 40, 3), np.uint8)
     green[:] = (0, 200, 40)  # B G R
     boxes = np.array([[5, 5, 35, 35, 0.9, 1]])
-    found: board.Panel = {"image": green, "title": "found", "boxes": boxes}
-    missed: board.Panel = {"image": green, "title": "missed", "boxes": boxes[:0]}
-    bare = cv2.imread(str(board.picture(document(0.3, 0.4), tmp_path / "bare.png")))
+    found: summary.Panel = {"image": green, "title": "found", "boxes": boxes}
+    missed: summary.Panel = {"image": green, "title": "missed", "boxes": boxes[:0]}
+    bare = cv2.imread(str(summary.draw_summary(document(0.3, 0.4), tmp_path / "bare.png")))
     strips = [[found, missed], [missed, missed]]
-    full = cv2.imread(str(board.picture(document(0.3, 0.4), tmp_path / "new" / "full.png", strips)))
+    full = cv2.imread(str(summary.draw_summary(document(0.3, 0.4), tmp_path / "new" / "full.png", strips)))
     is_green, is_blue = ((full == colour).all(2) for colour in ((0, 200, 40), (0xE9, 0xB4, 0x56)))
     assert not (bare == (0, 200, 40)).all(2).any()
     assert is_green.mean() > 0.2
@@ -85,8 +83,8 @@ def test_the_picture_shows_the_pictures_and_their_boxes(tmp_path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["full.png"]  # no partial file is left
 
 
-def test_the_picture_can_be_drawn_when_nothing_was_timed(tmp_path) -> None:
+def test_the_plot_can_be_drawn_without_latencies(tmp_path) -> None:
     without = document(0.3, 0.4)
     for line in without["rows"]:
         line["p50_ms"] = line["p90_ms"] = None
-    assert board.picture(without, tmp_path / "board.png").stat().st_size > 1000
+    assert summary.draw_summary(without, tmp_path / "summary.png").stat().st_size > 1000

@@ -1,8 +1,9 @@
-"""What a comparison asks for and how it runs: methods, intervals, equal cost, cells in order, going on after a cut."""
+"""Methods, seeds, intervals and equal cost of a comparison, and its trials: order, failures, resume."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,7 @@ import yaml
 
 from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS
-from yolo_mkd.evidence.compare import config as asking
-from yolo_mkd.evidence.compare import executors as running
-from yolo_mkd.evidence.compare import methods, statistics
-from yolo_mkd.evidence.compare import trials as cells
+from yolo_mkd.evidence.compare import config, executors, methods, statistics, trials
 from yolo_mkd.evidence.compare.trials import Trial
 from yolo_mkd.settings import BadInput
 
@@ -27,13 +25,19 @@ KNOWN = host.arguments()
 @pytest.mark.parametrize(
     ("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423)]
 )
-def test_students_t_is_that_of_the_printed_tables(freedom: int, quantile: float) -> None:
+def test_the_t_quantile_is_that_of_printed_tables(freedom: int, quantile: float) -> None:
     assert statistics.t_quantile(freedom) == pytest.approx(quantile, abs=5e-5)
+
+
+def test_the_t_quantile_is_exact_for_one_and_two_degrees_of_freedom() -> None:
+    # closed forms of the quantile p = 0.975: tan(pi (p - 1/2)) and (2p - 1) / sqrt(2 p (1 - p))
+    assert statistics.t_quantile(1) == pytest.approx(math.tan(0.475 * math.pi), rel=1e-9)
+    assert statistics.t_quantile(2) == pytest.approx(0.95 / math.sqrt(2 * 0.975 * 0.025), rel=1e-9)
 
 
 def test_the_interval_of_three_pairs_is_the_one_derived_by_hand() -> None:
     # differences 0.01 0.02 0.03: mean 0.02, deviation 0.01, so 4.3027 x 0.01 / sqrt(3) = 0.02484 on either side
-    found = statistics.paired({0: 0.31, 1: 0.42, 2: 0.53}, {0: 0.3, 1: 0.4, 2: 0.5})
+    found = statistics.paired_difference({0: 0.31, 1: 0.42, 2: 0.53}, {0: 0.3, 1: 0.4, 2: 0.5})
     expected = {"mean": 0.02, "low": -0.00484, "high": 0.04484, "seeds": 3, "verdict": "not distinguishable"}
     assert found == expected
 
@@ -47,18 +51,18 @@ def test_the_interval_of_three_pairs_is_the_one_derived_by_hand() -> None:
         ([0.3], "one seed, no interval"),
     ],
 )
-def test_a_verdict_is_what_the_interval_allows(differences: list[float], verdict: str) -> None:
-    found = statistics.interval(differences)
+def test_a_verdict_follows_from_the_interval(differences: list[float], verdict: str) -> None:
+    found = statistics.mean_interval(differences)
     assert found is not None
     assert found["verdict"] == verdict
     assert (found["low"] is None) == (len(differences) == 1)
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
-    found = statistics.paired({0: 0.5, 1: 0.6, 7: 9.0}, {0: 0.4, 1: 0.5, 3: 0.0})
+    found = statistics.paired_difference({0: 0.5, 1: 0.6, 7: 9.0}, {0: 0.4, 1: 0.5, 3: 0.0})
     assert found is not None
     assert (found["mean"], found["seeds"]) == (0.1, 2)
-    assert statistics.paired({0: 0.5}, {1: 0.5}) is None
+    assert statistics.paired_difference({0: 0.5}, {1: 0.5}) is None
 
 
 # Methods
@@ -78,98 +82,119 @@ def test_only_seeds_that_both_have_are_paired() -> None:
         ("only:soft=0.5", {**dict.fromkeys(TERMS, 0), "soft": 0.5}),
     ],
 )
-def test_a_methods_name_says_what_it_changes(name: str, changes: dict[str, Any]) -> None:
-    assert methods.read(name, KNOWN).changes == changes
+def test_a_methods_name_is_parsed_into_its_changes(name: str, changes: dict[str, Any]) -> None:
+    assert methods.parse_method(name, KNOWN).changes == changes
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("", "names no method"),
-        ("plian", "plian is no method: did you mean plain"),
-        ("quantum", "quantum is no method: choose from plain, longer, native, pseudo, mkd, only"),
-        ("mkd-relations", "has no term relations to leave out"),
-        ("plain-soft", "plain has no term soft to leave out"),
-        ("mkd:sfot=1", "sfot= is no argument of this method: did you mean soft="),
-        ("plain:soft=1", "soft= is no argument of this method"),
-        ("mkd:soft", "'soft' is not of the form argument=value"),
-        ("mkd:data=b.yaml", "data= is the same for all methods"),
-        ("mkd:seed=3", "seed= is the same for all methods"),
-        ("only", "names no term"),
-        ("only:lr0=0.1", "names no term"),
-        ("plain,plain", "names plain twice"),
-        ("longer,mkd", "name both"),
-        ("plain,longer", "name both"),
-        ("plain,longer:epochs=3,mkd", "epochs= is no argument of this method"),
+        ("", "methods= is empty"),
+        ("plian", "unknown method plian: did you mean plain"),
+        ("quantum", "unknown method quantum: choose from plain, longer, native, pseudo, mkd, only"),
+        ("mkd-relations", "unknown term relations to leave out: choose from soft"),
+        ("plain-soft", "plain has no terms, so -soft cannot be left out"),
+        ("mkd:sfot=1", "sfot= is not an argument of this method: did you mean soft="),
+        ("plain:soft=1", "soft= is not an argument of this method"),
+        ("mkd:soft", "'soft' must have the form argument=value"),
+        ("mkd:data=b.yaml", "data= must be the same for all methods"),
+        ("mkd:seed=3", "seed= must be the same for all methods"),
+        ("only", "switches no term on"),
+        ("only:lr0=0.1", "switches no term on"),
+        ("plain,plain", "contains plain twice"),
+        ("longer,mkd", "add both"),
+        ("plain,longer", "add both"),
+        ("plain,longer:epochs=3,mkd", "epochs= is not an argument of this method"),
     ],
 )
-def test_a_name_that_means_nothing_is_refused(names: str, message: str) -> None:
+def test_an_invalid_method_is_refused_in_one_line(names: str, message: str) -> None:
     with pytest.raises(BadInput, match=message) as e:
-        methods.read_all(names, KNOWN)
+        methods.parse_methods(names, KNOWN)
     assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
     ("names", "reference"),
-    [("plain,native,safe,mkd", "mkd"), ("plain,native,safe", "safe"), ("plain,native", "native"), ("plain", None)],
+    [
+        ("plain,native,recorded,mkd", "mkd"),
+        ("plain,native,recorded", "recorded"),
+        ("plain,native", "native"),
+        ("plain", None),
+    ],
 )
-def test_longer_is_given_the_cost_of_mkd_or_what_comes_next_to_it(names: str, reference: str | None) -> None:
-    found = methods.reference(methods.read_all(names, KNOWN))
+def test_longer_matches_the_cost_of_mkd_or_else_of_another_distilled_method(names: str, reference: str | None) -> None:
+    found = methods.cost_reference(methods.parse_methods(names, KNOWN))
     assert (found and found.name) == reference
 
 
-def test_an_ablation_takes_one_term_away_and_shows_each_alone() -> None:
-    assert methods.ablation(["soft", "guidance"], "mkd") == [
+def test_an_ablation_leaves_each_term_out_and_runs_each_alone() -> None:
+    assert methods.ablation_methods(["soft", "guidance"], "mkd") == [
         *("plain", "mkd", "mkd-soft", "mkd-guidance", "only:soft=2.0", "only:guidance=0.25")
     ]
-    assert methods.ablation(["soft"], "recorded") == ["plain", "recorded", "only:soft=2.0"]
+    assert methods.ablation_methods(["soft"], "recorded") == ["plain", "recorded", "only:soft=2.0"]
 
 
-# Cells
+# Trials
 
 
-def test_longer_has_the_epochs_that_cost_what_the_distilled_run_cost() -> None:
+def test_longer_has_as_many_epochs_as_cost_what_the_distilled_run_cost() -> None:
     plain = {"cost_s": 60.0, "epochs": 30}
-    assert cells.epochs_for(plain, {"cost_s": 98.0}) == 49
-    assert cells.epochs_for(plain, {"cost_s": 0.1}) == 1
+    assert trials.equal_cost_epochs(plain, {"cost_s": 98.0}) == 49
+    assert trials.equal_cost_epochs(plain, {"cost_s": 0.1}) == 1
 
 
-def test_the_end_without_mosaic_grows_with_the_training() -> None:
-    assert cells.lengthened({"epochs": 30, "close_mosaic": 4}, 49) == {"epochs": 49, "close_mosaic": 7}
-    assert cells.lengthened({}, 150) == {"epochs": 150, "close_mosaic": 15}  # Ultralytics' own: 10 of 100
+def test_the_epochs_without_mosaic_scale_with_the_training() -> None:
+    assert trials.scaled_length({"epochs": 30, "close_mosaic": 4}, 49) == {"epochs": 49, "close_mosaic": 7}
+    assert trials.scaled_length({}, 150) == {"epochs": 150, "close_mosaic": 15}  # Ultralytics' own: 10 of 100
 
 
 @pytest.mark.parametrize(("given", "seeds"), [(3, [0, 1, 2]), ("0,1,5", [0, 1, 5]), ([7], [7]), ("4,", [4])])
 def test_seeds_are_a_count_or_a_list(given: Any, seeds: list[int]) -> None:
-    assert asking.seeds_of(given) == seeds
+    assert config.parse_seeds(given) == seeds
 
 
 @pytest.mark.parametrize("given", [0, -1, True, None, "a", "1,1", 2.5, []])
-def test_what_is_no_seed_is_refused(given: Any) -> None:
-    with pytest.raises(BadInput, match=r"seeds=.*such as seeds=3"):
-        asking.seeds_of(given)
+def test_invalid_seeds_are_refused(given: Any) -> None:
+    with pytest.raises(BadInput, match=r"seeds=.*for example seeds=3"):
+        config.parse_seeds(given)
 
 
-def test_files_of_one_name_are_told_apart_by_their_folder() -> None:
-    assert list(cells.labels("data", ["a/data.yaml", "b/data.yaml", "c.yaml"])) == ["a-data", "b-data", "c"]
-    assert list(cells.labels("model", ["runs/one/weights/best.pt", "two/weights/best.pt"])) == ["one", "two"]
-    with pytest.raises(BadInput, match="cannot be told apart"):
-        cells.labels("data", ["a/data.yaml", "a/data.yaml"])
+def test_files_of_the_same_name_are_labelled_with_their_folder() -> None:
+    assert list(trials.short_labels("data", ["a/data.yaml", "b/data.yaml", "c.yaml"])) == ["a-data", "b-data", "c"]
+    assert list(trials.short_labels("model", ["runs/one/weights/best.pt", "two/weights/best.pt"])) == ["one", "two"]
+    with pytest.raises(BadInput, match=r"data=a/data\.yaml,a/data\.yaml: two of these have the same name and folder"):
+        trials.short_labels("data", ["a/data.yaml", "a/data.yaml"])
 
 
 def test_each_method_has_a_folder_of_its_own() -> None:
     names = ["mkd:soft=1", "mkd_soft=1", "mkd-soft"]
-    assert [cells.slug(n, names) for n in names] == ["mkd_soft=1-0", "mkd_soft=1-1", "mkd-soft"]
+    assert [trials.folder_name(n, names) for n in names] == ["mkd_soft=1-0", "mkd_soft=1-1", "mkd-soft"]
 
 
-# Running, with cells that train nothing
+@pytest.mark.parametrize(
+    ("begun_with", "installed", "refused"),
+    [("0.1.0", "0.2.0", False), ("0.1.0", "0.1.0", False), ("0.0.9", "0.2.0", True), ("0.1.0", "0.3.0", True)],
+)
+def test_a_comparison_resumes_with_another_release_only_if_it_trains_identically(
+    begun_with: str, installed: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config.report, "versions", lambda: {"yolo-mkd": installed, "torch": "2.9"})
+    plan: Any = {"versions": {"yolo-mkd": begun_with, "torch": "2.9"}, "cells": [], "settings": {}}
+    if refused:
+        with pytest.raises(BadInput, match=f"was begun with yolo-mkd {begun_with}: install that"):
+            config.refuse_changed_settings(tmp_path, plan)
+    else:
+        config.refuse_changed_settings(tmp_path, plan)
+
+
+# Running, with trials that train nothing
 
 
 COST = {"plain": 10.0, "mkd": 25.0, "longer": 24.0}
 
 
-class Pretend:
-    """A pool whose cells end at once; a name in `broken` fails, and one in `cut` interrupts the comparison."""
+class FakeExecutor:
+    """Trials end at once; a name in `broken` fails, and one in `cut` interrupts the comparison."""
 
     def __init__(self, slots: int = 1, broken: tuple[str, ...] = (), cut: str = ""):
         self.slots, self.broken, self.cut = slots, broken, cut
@@ -181,7 +206,7 @@ class Pretend:
         self.begun.append(folder.name)
         return folder
 
-    def first(self, handles: list[Path]) -> tuple[Path, str]:
+    def wait_any(self, handles: list[Path]) -> tuple[Path, str]:
         self.most = max(self.most, len(handles))
         folder = handles[0]
         if folder.name == self.cut:
@@ -189,7 +214,7 @@ class Pretend:
         if folder.name in self.broken:
             return folder, "RuntimeError: broke"
         method = folder.name.split("-")[0]
-        (folder / cells.RESULT).write_text(json.dumps(done(0.5, COST[method])))
+        (folder / trials.RESULT).write_text(json.dumps(done(0.5, COST[method])))
         return folder, ""
 
     def close(self) -> None:
@@ -200,7 +225,7 @@ def done(score: float, cost_s: float) -> dict[str, Any]:
     return {"status": "done", "best": {"map50_95": score}, "epochs": 10, "cost_s": cost_s, "whole_s": cost_s + 1}
 
 
-def cell(method: str, seed: int = 0, longer: bool = False) -> Trial:
+def trial(method: str, seed: int = 0, longer: bool = False) -> Trial:
     place = f"d/m/{{}}-s{seed}"
     after = (place.format("plain"), place.format("mkd")) if longer else None
     return Trial(place.format(method), "d", "m", method, seed, method == "mkd", {"epochs": 10}, {}, after)
@@ -208,74 +233,74 @@ def cell(method: str, seed: int = 0, longer: bool = False) -> Trial:
 
 @pytest.fixture
 def three() -> list[Trial]:
-    return [cell("plain"), cell("longer", longer=True), cell("mkd")]
+    return [trial("plain"), trial("longer", longer=True), trial("mkd")]
 
 
-def test_longer_waits_for_the_costs_that_decide_its_epochs(three: list[Trial], tmp_path: Path) -> None:
-    pool = Pretend(slots=3)
-    results = running.run_all(tmp_path, three, pool)
-    assert pool.begun == ["plain-s0", "mkd-s0", "longer-s0"]
-    assert pool.most == 2
-    assert pool.closed
+def test_longer_waits_for_the_trials_whose_cost_sets_its_epochs(three: list[Trial], tmp_path: Path) -> None:
+    executor = FakeExecutor(slots=3)
+    results = executors.run_trials(tmp_path, three, executor)
+    assert executor.begun == ["plain-s0", "mkd-s0", "longer-s0"]
+    assert executor.most == 2
+    assert executor.closed
     assert set(results) == {c.name for c in three}
-    task = yaml.safe_load((tmp_path / three[1].name / cells.TASK).read_text())
+    task = yaml.safe_load((tmp_path / three[1].name / trials.TASK).read_text())
     assert task["arguments"]["epochs"] == 25  # one second an epoch, and mkd took 25
 
 
-def test_never_more_cells_at_a_time_than_there_is_room_for(tmp_path: Path) -> None:
-    pool = Pretend(slots=2)
-    running.run_all(tmp_path, [cell("plain", seed) for seed in range(5)], pool)
-    assert pool.most == 2
-    assert len(pool.begun) == 5
+def test_no_more_trials_at_a_time_than_slots(tmp_path: Path) -> None:
+    executor = FakeExecutor(slots=2)
+    executors.run_trials(tmp_path, [trial("plain", seed) for seed in range(5)], executor)
+    assert executor.most == 2
+    assert len(executor.begun) == 5
 
 
-def test_a_cell_that_breaks_is_a_result_and_the_rest_goes_on(three: list[Trial], tmp_path: Path) -> None:
-    results = running.run_all(tmp_path, three, Pretend(broken=("plain-s0",)))
+def test_a_failed_trial_is_a_result_and_the_others_run(three: list[Trial], tmp_path: Path) -> None:
+    results = executors.run_trials(tmp_path, three, FakeExecutor(broken=("plain-s0",)))
     assert results[three[0].name]["reason"] == "RuntimeError: broke"
     assert results[three[2].name]["status"] == "done"
     assert "follow from the cost of d/m/plain-s0, which failed" in results[three[1].name]["reason"]
 
 
-def test_a_comparison_that_was_cut_off_goes_on_with_the_cell_in_hand(three: list[Trial], tmp_path: Path) -> None:
-    cut = Pretend(cut="mkd-s0")
+def test_an_interrupted_comparison_resumes_with_the_interrupted_trial(three: list[Trial], tmp_path: Path) -> None:
+    cut = FakeExecutor(cut="mkd-s0")
     with pytest.raises(KeyboardInterrupt):
-        running.run_all(tmp_path, three, cut)
+        executors.run_trials(tmp_path, three, cut)
     assert cut.closed
     assert cut.begun == ["plain-s0", "mkd-s0"]
-    again = Pretend()
-    running.run_all(tmp_path, three, again)
+    again = FakeExecutor()
+    executors.run_trials(tmp_path, three, again)
     assert again.begun == ["mkd-s0", "longer-s0"]
 
 
-def test_the_epochs_of_longer_stay_when_it_goes_on(three: list[Trial], tmp_path: Path) -> None:
+def test_the_epochs_of_longer_do_not_change_when_it_is_resumed(three: list[Trial], tmp_path: Path) -> None:
     results = {three[0].name: done(0.5, 10.0), three[2].name: done(0.5, 25.0)}
-    assert cells.start(tmp_path, three[1], results) == ""
-    before = (tmp_path / three[1].name / cells.TASK).read_text()
+    assert trials.write_task(tmp_path, three[1], results) == ""
+    before = (tmp_path / three[1].name / trials.TASK).read_text()
     results[three[2].name]["cost_s"] = 99.0
-    cells.start(tmp_path, three[1], results)
-    assert (tmp_path / three[1].name / cells.TASK).read_text() == before
+    trials.write_task(tmp_path, three[1], results)
+    assert (tmp_path / three[1].name / trials.TASK).read_text() == before
 
 
-def test_time_left_is_what_the_same_methods_took(three: list[Trial]) -> None:
-    more = [*three, cell("plain", 1), cell("mkd", 1)]
+def test_the_remaining_time_is_estimated_from_the_same_methods(three: list[Trial]) -> None:
+    more = [*three, trial("plain", 1), trial("mkd", 1)]
     ended = {three[0].name: done(0.5, 99.0), three[2].name: done(0.5, 199.0)}
     assert (
-        running.TrialProgress(more, ended, 1).rest() == "; about 8 min left"
+        executors.TrialProgress(more, ended, 1).time_left() == "; about 8 min left"
     )  # 100 + 200, and longer: their mean, 150
-    assert running.TrialProgress(more, ended, 2).rest() == "; about 4 min left"
-    assert running.TrialProgress(more, {}, 1).rest() == ""
+    assert executors.TrialProgress(more, ended, 2).time_left() == "; about 4 min left"
+    assert executors.TrialProgress(more, {}, 1).time_left() == ""
 
 
 @pytest.mark.parametrize(
     ("wanted", "parallel", "threads"),
     [("8", 1, 8), ("8", 2, 6), ("1", 2, 1), ("64", 3, 4), ("8", 99, 1), ("4,2", 1, 1)],
 )
-def test_cells_at_a_time_share_the_cores(
+def test_parallel_trials_share_the_cores(
     wanted: str, parallel: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", wanted)
-    monkeypatch.setattr(running.os, "cpu_count", lambda: 12)
-    assert running.shared_threads(parallel) == threads
+    monkeypatch.setattr(executors.os, "cpu_count", lambda: 12)
+    assert executors.threads_per_trial(parallel) == threads
 
 
 @pytest.mark.parametrize(
@@ -284,9 +309,11 @@ def test_cells_at_a_time_share_the_cores(
         ("Traceback\n  ...\nValueError: heads differ\n\n", 1, "ValueError: heads differ"),
         ("Epoch 1", -9, "stopped by signal 9 (out of memory?)"),
         ("Epoch 1", -15, "stopped by signal 15"),
-        ("", 1, "ended with exit code 1 and said nothing"),
+        ("", 1, "ended with exit code 1 and an empty log"),
     ],
 )
-def test_the_reason_of_a_failure_is_its_last_word(log: str, code: int, why: str, tmp_path: Path) -> None:
+def test_the_reason_of_a_failure_is_the_last_line_of_the_log_or_the_signal(
+    log: str, code: int, why: str, tmp_path: Path
+) -> None:
     (tmp_path / "log.txt").write_text(log)
-    assert running.reason(tmp_path / "log.txt", code) == why
+    assert executors.failure_reason(tmp_path / "log.txt", code) == why

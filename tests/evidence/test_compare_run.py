@@ -1,4 +1,4 @@
-"""A comparison end to end on tiny models: real cells, one that breaks, going on, Ray, and refusals."""
+"""A comparison end to end on tiny models: real trials, a failing one, resume, Ray, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ import pytest
 import yaml
 
 from yolo_mkd import host
-from yolo_mkd.evidence.compare import ablate, compare
-from yolo_mkd.evidence.compare import config as asking
-from yolo_mkd.evidence.compare import executors as running
-from yolo_mkd.evidence.compare import trials as cells
-from yolo_mkd.evidence.compare import worker as cell
+from yolo_mkd.evidence.compare import ablate, compare, config, executors, trials, worker
 from yolo_mkd.evidence.compare.trials import Trial
 from yolo_mkd.host import clock
 from yolo_mkd.settings import BadInput
@@ -35,7 +31,7 @@ def student_of(detector: Any, folder: Path, width: float = 0.0625) -> str:
     return str(folder / "studentn.yaml")
 
 
-def asked_of(detector: Any, folder: Path) -> dict[str, Any]:
+def arguments_for(detector: Any, folder: Path) -> dict[str, Any]:
     return {
         "data": str(detector.data), "model": student_of(detector, folder), "teacher": str(detector.pt),
         "assistant": "none", "imgsz": 32, "epochs": 2, "batch": 8, "fraction": 0.25, "device": "cpu", "seeds": 1,
@@ -46,7 +42,7 @@ def asked_of(detector: Any, folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def compared(tiny_detector: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("compared")
-    document = compare(**asked_of(tiny_detector, folder), methods=METHODS, json=str(folder / "copy.json"))
+    document = compare(**arguments_for(tiny_detector, folder), methods=METHODS, json=str(folder / "copy.json"))
     return folder, document
 
 
@@ -54,7 +50,7 @@ def by_method(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in document["rows"]}
 
 
-def test_every_method_trains_and_is_given_what_plain_was_given(compared: tuple[Path, dict[str, Any]]) -> None:
+def test_every_method_trains_with_the_same_inputs_as_plain(compared: tuple[Path, dict[str, Any]]) -> None:
     rows = by_method(compared[1])
     assert list(rows) == METHODS.split(",")
     for method in ("native", "mkd-guidance"):
@@ -65,13 +61,13 @@ def test_every_method_trains_and_is_given_what_plain_was_given(compared: tuple[P
     assert rows["plain"]["epochs"] == 2
 
 
-def test_a_cell_that_breaks_is_a_row_with_its_reason(compared: tuple[Path, dict[str, Any]]) -> None:
+def test_a_failed_trial_is_a_row_with_its_reason(compared: tuple[Path, dict[str, Any]]) -> None:
     row = by_method(compared[1])["plain:optimizer=Nope"]
     assert row["seeds"] == []
     assert "Optimizer 'Nope' not found" in row["failed"]["0"]
 
 
-def test_all_is_written_into_the_folder(compared: tuple[Path, dict[str, Any]]) -> None:
+def test_the_folder_contains_plan_report_tables_and_plots(compared: tuple[Path, dict[str, Any]]) -> None:
     folder, document = compared
     root = folder / "runs" / "compare"
     assert {"compare.yaml", "compare.json", "compare.md", "compare.csv", "cost.png", "differences.png"} <= {
@@ -85,13 +81,13 @@ def test_all_is_written_into_the_folder(compared: tuple[Path, dict[str, Any]]) -
     assert "Nope" in raw["plain:optimizer=Nope"]["failed"]
 
 
-def test_the_figures_are_those_of_one_validation_of_best_and_last(
+def test_the_figures_are_those_of_ultralytics_validation_of_best_and_last(
     compared: tuple[Path, dict[str, Any]], tiny_detector: Any, tmp_path: Path
 ) -> None:
     from ultralytics import YOLO
 
     place = compared[0] / "runs" / "compare" / "data" / "studentn" / "native-s0"
-    result = json.loads((place / cells.RESULT).read_text())
+    result = json.loads((place / trials.RESULT).read_text())
     for name in ("best", "last"):
         box = YOLO(place / "run" / "weights" / f"{name}.pt").val(
             data=str(tiny_detector.data), imgsz=32, batch=8, rect=False, plots=False, device="cpu",
@@ -101,40 +97,40 @@ def test_the_figures_are_those_of_one_validation_of_best_and_last(
         assert set(result[name]["classes"]) == {"red", "green", "blue"}
     epochs = clock.read(place / "run")
     assert [e["epoch"] for e in epochs] == [1, 2]
-    assert {k: result[k] for k in ("train_s", "cost_s")} == cell.spent(epochs, "cpu")
+    assert {k: result[k] for k in ("train_s", "cost_s")} == worker.training_cost(epochs, "cpu")
 
 
-def test_both_heads_of_a_detector_are_scored_as_ultralytics_scores_them(tiny_detector: Any, tmp_path: Path) -> None:
+def test_both_heads_of_a_detector_are_validated_as_by_ultralytics(tiny_detector: Any, tmp_path: Path) -> None:
     from ultralytics import YOLO
 
     protocol = {"data": str(tiny_detector.data), "imgsz": tiny_detector.imgsz, "batch": 8, "device": "cpu"}
-    found = cell.scores(tiny_detector.pt, protocol, tmp_path)
+    found = worker.validate_heads(tiny_detector.pt, protocol, tmp_path)
     assert found["map50_95"] != found["nms_free"]["map50_95"]
     for figures, nms in ((found, None), (found["nms_free"], False)):
         box = YOLO(tiny_detector.pt).val(**protocol, rect=False, plots=False, project=str(tmp_path), nms=nms).box
         assert (figures["map50_95"], figures["map50"]) == pytest.approx((box.map, box.map50), abs=1e-5)
 
 
-def test_cost_is_processor_time_on_a_cpu_and_wall_time_on_a_card() -> None:
+def test_cost_is_processor_time_on_a_cpu_and_wall_time_on_a_gpu() -> None:
     epochs = [{"seconds": 2.0, "cpu_s": 1.5}, {"seconds": 4.0, "cpu_s": 3.25}]
-    assert cell.spent(epochs, "cpu") == {"train_s": 6.0, "cost_s": 4.75}
-    assert cell.spent(epochs, "NVIDIA H100") == {"train_s": 6.0, "cost_s": 6.0}
+    assert worker.training_cost(epochs, "cpu") == {"train_s": 6.0, "cost_s": 4.75}
+    assert worker.training_cost(epochs, "NVIDIA H100") == {"train_s": 6.0, "cost_s": 6.0}
 
 
-def test_going_on_runs_again_what_failed_and_nothing_else(
+def test_resume_runs_only_failed_trials_again(
     compared: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = compared[0] / "runs" / "compare"
     run: list[str] = []
-    monkeypatch.setattr(running, "run_cell", lambda folder, *_: (run.append(Path(folder).name), "still broken")[1])
+    monkeypatch.setattr(executors, "run_trial", lambda folder, *_: (run.append(Path(folder).name), "still broken")[1])
     document = compare(resume=str(root))
     assert run == ["plain_optimizer=Nope-s0"]
     assert by_method(document)["plain:optimizer=Nope"]["failed"] == {"0": "still broken"}
     assert by_method(document)["native"] == by_method(compared[1])["native"]
     for change, message in (
         ({"epochs": 5}, "epochs= cannot change"),
-        ({"resume": "nowhere"}, r"no compare\.yaml there"),
-        ({"methods": "mkd-none"}, "mkd has no term none"),
+        ({"resume": "nowhere"}, r"contains no compare\.yaml"),
+        ({"methods": "mkd-none"}, "unknown term none to leave out"),
     ):
         with pytest.raises(BadInput, match=message):
             compare(**{"resume": str(root), **change})
@@ -146,7 +142,7 @@ def test_methods_and_seeds_can_be_added_later(
     root = tmp_path / "compare"
     shutil.copytree(compared[0] / "runs" / "compare", root)
     run: list[str] = []
-    monkeypatch.setattr(running, "run_cell", lambda folder, *_: (run.append(Path(folder).name), "broken")[1])
+    monkeypatch.setattr(executors, "run_trial", lambda folder, *_: (run.append(Path(folder).name), "broken")[1])
     monkeypatch.chdir(tmp_path)
     document = compare(resume="compare", methods="mkd:lr0=0.1,native", seeds="1")
     everywhere = ["plain", "native", "mkd-guidance", "plain_optimizer=Nope", "mkd_lr0=0.1"]
@@ -162,24 +158,24 @@ def test_methods_and_seeds_can_be_added_later(
     }
     run.clear()
     compare(resume="compare")
-    assert len(run) == 7  # what was added is still asked for
+    assert len(run) == 7  # the added trials are part of the plan
 
 
-def test_what_is_added_needs_no_file_that_was_named_from_elsewhere_and_leaves_cells_alone(
+def test_adding_methods_uses_absolute_paths_and_keeps_existing_trials(
     tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny_detector.data.parent)
-    asked = {**asked_of(tiny_detector, tmp_path), "data": tiny_detector.data.name, "methods": "plain"}
-    root, plan = asking.lay_out(asked, "compare")
+    arguments = {**arguments_for(tiny_detector, tmp_path), "data": tiny_detector.data.name, "methods": "plain"}
+    root, plan = config.plan_comparison(arguments, "compare")
     plan["cells"][0]["arguments"]["epochs"] = 7  # as it was trained, whatever would be planned today
     monkeypatch.chdir(tmp_path)
-    cells = asking.extend(root, plan, {"methods": "native:dis=2"})["cells"]
-    assert [c["method"] for c in cells] == ["plain", "native:dis=2"]
-    assert cells[0] == plan["cells"][0]
-    assert cells[1]["arguments"]["data"] == str(tiny_detector.data)
+    extended = config.extend_plan(root, plan, {"methods": "native:dis=2"})["cells"]
+    assert [t["method"] for t in extended] == ["plain", "native:dis=2"]
+    assert extended[0] == plan["cells"][0]
+    assert extended[1]["arguments"]["data"] == str(tiny_detector.data)
 
 
-def test_cells_of_other_versions_or_defaults_are_not_mixed(
+def test_trials_of_other_versions_or_defaults_are_not_mixed(
     compared: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     root = tmp_path / "compare"
@@ -188,7 +184,7 @@ def test_cells_of_other_versions_or_defaults_are_not_mixed(
     then = {"versions": {"ultralytics": "8.4.0"}, "settings": {"mkd-guidance": {"until": 0.9, "soft": 3}}}
     messages = {
         "versions": r"was begun with ultralytics 8\.4\.0: install that, or start a new comparison",
-        "settings": r"mkd-guidance meant soft=3, until=0\.9 then: start a new comparison",
+        "settings": r"mkd-guidance have changed since, it began with soft=3, until=0\.9: start a new comparison",
     }
     assert plan["settings"]["mkd-guidance"]["guidance"] == 0
     assert set(plan["settings"]) == {"mkd-guidance"}  # the others have no teacher, or Ultralytics' terms
@@ -196,24 +192,24 @@ def test_cells_of_other_versions_or_defaults_are_not_mixed(
         changed = yaml.safe_load((root / "compare.yaml").read_text())
         for name, value in then[key].items():
             changed[key][name] = {**changed[key][name], **value} if isinstance(value, dict) else value
-        asking_again = tmp_path / key
-        shutil.copytree(root, asking_again)
-        (asking_again / "compare.yaml").write_text(yaml.safe_dump(changed))
+        copied = tmp_path / key
+        shutil.copytree(root, copied)
+        (copied / "compare.yaml").write_text(yaml.safe_dump(changed))
         for more in ({}, {"seeds": 2}):  # one cell has failed, so it would be run again
             with pytest.raises(BadInput, match=message):
-                compare(resume=str(asking_again), **more)
-        assert (asking_again / "data" / "studentn" / "plain_optimizer=Nope-s0" / "result.json").is_file()
+                compare(resume=str(copied), **more)
+        assert (copied / "data" / "studentn" / "plain_optimizer=Nope-s0" / "result.json").is_file()
 
 
-def test_what_longer_is_given_does_not_change(tiny_detector: Any, tmp_path: Path) -> None:
-    asked = {**asked_of(tiny_detector, tmp_path), "methods": "plain,longer,native"}
-    root, plan = asking.lay_out(asked, "compare")
-    with pytest.raises(BadInput, match="methods=mkd would change what longer is given"):
-        asking.extend(root, plan, {"methods": "mkd"})
+def test_the_cost_that_longer_matches_cannot_change(tiny_detector: Any, tmp_path: Path) -> None:
+    arguments = {**arguments_for(tiny_detector, tmp_path), "methods": "plain,longer,native"}
+    root, plan = config.plan_comparison(arguments, "compare")
+    with pytest.raises(BadInput, match="methods=mkd would change which cost longer matches"):
+        config.extend_plan(root, plan, {"methods": "mkd"})
 
 
-def test_a_cell_goes_on_from_its_last_checkpoint(tiny_detector: Any, tmp_path: Path) -> None:
-    """Plain training is cut off after its first epoch, and the cell then trains the second only."""
+def test_a_trial_resumes_from_its_last_checkpoint(tiny_detector: Any, tmp_path: Path) -> None:
+    """Plain training is interrupted after its first epoch, and the trial then trains the second only."""
     from ultralytics import YOLO
 
     arguments = {
@@ -231,18 +227,18 @@ def test_a_cell_goes_on_from_its_last_checkpoint(tiny_detector: Any, tmp_path: P
         student.train(**{k: v for k, v in arguments.items() if k != "model"})
     val = {"data": arguments["data"], "imgsz": 32, "batch": 8, "device": "cpu"}
     own = Trial("d/m/plain-s0", "d", "m", "plain", 0, False, arguments, val)
-    cells.start(tmp_path, own, {})
-    assert running.run_cell(str(tmp_path / own.name), 1) == ""
+    trials.write_task(tmp_path, own, {})
+    assert executors.run_trial(str(tmp_path / own.name), 1) == ""
     assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [2]
-    found = cells.result(tmp_path, own)
+    found = trials.load_result(tmp_path, own)
     assert found is not None
     assert found["status"] == "done"
 
 
-def test_a_cell_ends_when_the_comparison_is_killed() -> None:
+def test_a_trial_ends_when_the_comparison_is_killed() -> None:
     program = (
-        "import threading, time; from yolo_mkd.evidence.compare.worker import leave_with_parent\n"
-        "threading.Thread(target=leave_with_parent, daemon=True).start(); print('here', flush=True); time.sleep(60)"
+        "import threading, time; from yolo_mkd.evidence.compare.worker import exit_with_parent\n"
+        "threading.Thread(target=exit_with_parent, daemon=True).start(); print('here', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None and child.stdout is not None
@@ -253,47 +249,47 @@ def test_a_cell_ends_when_the_comparison_is_killed() -> None:
     assert time.monotonic() - begun < 10
 
 
-def test_cells_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
+def test_trials_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    pool = running.RayExecutor("auto", None)
-    assert pool.slots == 1
+    executor = executors.RayExecutor("auto", None)
+    assert executor.slots == 1
     arguments = {"project": str(tmp_path), "name": "run", "model": "gone.yaml"}
-    results = running.run_all(tmp_path, [Trial("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], pool)
+    results = executors.run_trials(tmp_path, [Trial("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], executor)
     assert "gone.yaml" in results["d/m/x-s0"]["reason"]  # it ran, in a process of its own
     assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere"])
-def test_a_cluster_that_does_not_answer_is_refused_at_once(address: str) -> None:
+def test_an_unreachable_cluster_is_refused_at_once(address: str) -> None:
     pytest.importorskip("ray")
     begun = time.monotonic()
-    with pytest.raises(BadInput, match=f"ray={address} does not answer"):
-        running.RayExecutor(address, None)
+    with pytest.raises(BadInput, match=f"ray={address} cannot be reached"):
+        executors.RayExecutor(address, None)
     assert time.monotonic() - begun < 20
 
 
-def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BadInput, match=r"pip install ray"):
-        running.RayExecutor("auto", None)
+        executors.RayExecutor("auto", None)
 
 
-# What is asked for
+# Arguments
 
 
 def test_an_ablation_is_of_the_terms_that_act(tiny_detector: Any, tmp_path: Path) -> None:
-    _, plan = asking.lay_out(asked_of(tiny_detector, tmp_path), "ablate")
+    _, plan = config.plan_comparison(arguments_for(tiny_detector, tmp_path), "ablate")
     acting = ["soft", "soft_box", "attention", "relation", "guidance", "exploration"]  # no bins in these heads
     assert [m for m in plan["methods"] if m.startswith("mkd-")] == [f"mkd-{t}" for t in acting]
     assert [m.split("=")[0] for m in plan["methods"] if m.startswith("only")] == [f"only:{t}" for t in acting]
     assert plan["references"] == ["plain", "mkd"]
 
 
-def test_one_record_serves_every_method_that_can_do_with_it(tiny_detector: Any, tmp_path: Path) -> None:
-    asked = {**asked_of(tiny_detector, tmp_path), "record": True, "seeds": 2}
+def test_all_methods_that_support_it_share_one_teacher_cache(tiny_detector: Any, tmp_path: Path) -> None:
+    arguments = {**arguments_for(tiny_detector, tmp_path), "record": True, "seeds": 2}
     methods = "plain,mkd,recorded,recorded-soft:lr0=0.1,only:soft=0.5,recorded:views=2"
-    root, plan = asking.lay_out({**asked, "methods": methods}, "compare")
+    root, plan = config.plan_comparison({**arguments, "methods": methods}, "compare")
     places = {c["method"]: c["arguments"].get("record") for c in plan["cells"]}
     shared = str(root / "records" / "data")
     assert {m for m, place in places.items() if place == shared} == {
@@ -318,64 +314,70 @@ def test_one_record_serves_every_method_that_can_do_with_it(tiny_detector: Any, 
         ),
         ({"methods": "plain:lr0=high"}, "methods=plain:lr0=high: .*lr0"),
         ({"dis": 2}, "belongs to a method: write methods=native"),
-        ({"seed": 1}, "seed= is given by seeds="),
-        ({"batch": -1}, "batch=-1 would give each method a batch of its own"),
-        ({"device": "0,1"}, "device=0,1: a cell trains on one device"),
-        ({"device": "0", "ray": "auto"}, "device=0: leave it out with ray="),
+        ({"seed": 1}, "seed= is set by seeds="),
+        ({"batch": -1}, "batch=-1 must be a number of images"),
+        ({"device": "0,1"}, "device=0,1 must be one device"),
+        ({"device": "0", "ray": "auto"}, "device=0 cannot be combined with ray="),
         ({"data": None}, "data= is missing"),
         ({"data": "gone.yaml"}, "data=gone.yaml"),
         ({"model": "gone.yaml"}, "model=gone.yaml: no such file"),
         ({"teacher": "yolo26n.yaml"}, "teacher=yolo26n.yaml is untrained"),
-        ({"model": "yolo26n-p6.yaml", "imgsz": 64, "methods": "native"}, "3 are not 4: leave this method out"),
+        (
+            {"model": "yolo26n-p6.yaml", "imgsz": 64, "methods": "native"},
+            "it has 3 and the student 4: remove this method",
+        ),
         ({"imgsz": 40}, "imgsz=40 is not a multiple of 32"),
         ({"epoch": 3}, "epoch= is no argument of yolo-mkd compare: did you mean epochs="),
-        ({"latency": "fast"}, "latency=fast is neither true nor false"),
-        ({"parallel": 0}, "parallel=0 is no number of cells"),
-        ({"record": "folder"}, "record=folder: a comparison keeps its records in its own folder"),
+        ({"latency": "fast"}, "latency=fast must be true or false"),
+        ({"parallel": 0}, "parallel=0 must be a number of trials"),
+        (
+            {"record": "folder"},
+            "record=folder must be true or false: the teacher caches of a comparison are in its own folder",
+        ),
     ],
 )
-def test_what_cannot_work_is_one_line_and_leaves_nothing(
+def test_invalid_arguments_are_refused_in_one_line_and_nothing_is_written(
     tiny_detector: Any, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadInput, match=message) as e:
-        compare(**{**asked_of(tiny_detector, tmp_path), **change})
+        compare(**{**arguments_for(tiny_detector, tmp_path), **change})
     assert "\n" not in str(e.value)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_chain_that_lies_in_the_usual_place_is_not_in_the_way(
+def test_an_existing_chain_in_the_default_folder_is_no_obstacle(
     tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "chain.yaml").touch()
     place = {False: tmp_path / "train2", True: tmp_path / "train"}
     monkeypatch.setattr(host, "run_folder", lambda project, name, exist_ok: place[exist_ok])
-    _, plan = asking.lay_out({**asked_of(tiny_detector, tmp_path), "methods": "plain,mkd"}, "compare")
+    _, plan = config.plan_comparison({**arguments_for(tiny_detector, tmp_path), "methods": "plain,mkd"}, "compare")
     assert len(plan["cells"]) == 2
 
 
-def test_an_ablation_has_methods_of_its_own(tiny_detector: Any, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="methods= are ablate's own"):
-        ablate(**asked_of(tiny_detector, tmp_path), methods="plain")
+def test_an_ablation_takes_no_methods(tiny_detector: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="methods= cannot be given to yolo-mkd ablate"):
+        ablate(**arguments_for(tiny_detector, tmp_path), methods="plain")
 
 
-def test_unlabelled_images_are_taught_or_labelled_and_both_see_as_many(tiny_detector: Any, tmp_path: Path) -> None:
+def test_distillation_and_pseudo_labels_train_on_as_many_images(tiny_detector: Any, tmp_path: Path) -> None:
     images = sorted((tiny_detector.data.parent / "images" / "train").glob("*.png"))
-    pool = tmp_path / "frames.txt"
-    pool.write_text("\n".join(map(str, images[:48])))
-    asked = {
-        **asked_of(tiny_detector, tmp_path),
+    frames = tmp_path / "frames.txt"
+    frames.write_text("\n".join(map(str, images[:48])))
+    arguments = {
+        **arguments_for(tiny_detector, tmp_path),
         "epochs": 3,
         "close_mosaic": 2,
         "imgsz": 96,
-    }  # as the teacher knows it
-    del asked["fraction"]
-    ours = f"mkd:unlabelled={pool}"
-    document = compare(**asked, methods=["plain", f"pseudo:unlabelled={pool}", ours])
+    }  # as the teacher was trained
+    del arguments["fraction"]
+    ours = f"mkd:unlabelled={frames}"
+    document = compare(**arguments, methods=["plain", f"pseudo:unlabelled={frames}", ours])
     rows = by_method(document)
     assert not any(row["failed"] for row in rows.values())
     # 96 labelled images and as many unlabelled in each of three epochs, against 96 + 48 in an epoch with pseudo-labels
-    assert rows[f"pseudo:unlabelled={pool}"]["epochs"] == round(3 * 192 / 144)
+    assert rows[f"pseudo:unlabelled={frames}"]["epochs"] == round(3 * 192 / 144)
     found = next((tmp_path / "runs").rglob("labels.json"))
     assert json.loads(found.read_text())["boxes"] > 0
     given = yaml.safe_load((found.parents[1] / "run" / "args.yaml").read_text())
@@ -388,7 +390,7 @@ def test_unlabelled_images_are_taught_or_labelled_and_both_see_as_many(tiny_dete
     [("pseudo", "unlabelled= is missing"), ("pseudo:unlabelled=gone", "no such folder")],
 )
 def test_pseudo_labels_need_images(tiny_detector: Any, tmp_path: Path, methods: str, message: str) -> None:
-    asked = asked_of(tiny_detector, tmp_path)
-    del asked["fraction"]
+    arguments = arguments_for(tiny_detector, tmp_path)
+    del arguments["fraction"]
     with pytest.raises(BadInput, match=message):
-        compare(**asked, methods=f"plain,{methods}")
+        compare(**arguments, methods=f"plain,{methods}")

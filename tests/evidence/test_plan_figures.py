@@ -1,4 +1,4 @@
-"""From what a plan measured to a run's cost, and to warnings with advice: by hand."""
+"""From the measurements of a plan to a run's cost, and to warnings with advice: values derived by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.evidence.plan.advice import answer, direction, warnings
+from yolo_mkd.evidence.plan.advice import direction, verdict, warnings
 from yolo_mkd.evidence.plan.cost import Run, disk, duration, memory
 
 # Cost, by hand
@@ -36,7 +36,7 @@ def run_of(**changes: Any) -> Run:
     return Run(**{**given, "save_period": -1, "validates": True, **changes})
 
 
-def test_a_run_takes_its_steps_readings_loading_updates_and_validations() -> None:
+def test_the_duration_sums_steps_gradient_measurements_loading_updates_and_validations() -> None:
     found = duration(run_of(), PROBED)
     plain = (
         50 * 2.0 + 50 * 0.2 + 25 * 0.2 + 11 * 1.0
@@ -46,14 +46,14 @@ def test_a_run_takes_its_steps_readings_loading_updates_and_validations() -> Non
     assert found["extra_percent"] == pytest.approx(50)
 
 
-def test_a_recorded_teacher_is_paid_for_in_the_epochs_that_ask_it() -> None:
+def test_a_cached_teacher_costs_time_only_in_the_epochs_that_run_it() -> None:
     probed = {**PROBED, "taught": {"step_s": 1.5, "teacher_s": 0.3}}
     live, kept = duration(run_of(), probed), duration(run_of(asked=2), probed)
     assert live["hours"] - kept["hours"] == pytest.approx(5 * 6 * 0.3 * 2 / 3600)  # 5 batches in 6 of 8 epochs
     assert live["hours"] - live["hours_replayed"] == pytest.approx(5 * 8 * 0.3 * 2 / 3600)
 
 
-def test_unlabelled_images_lengthen_the_taught_steps_only() -> None:
+def test_unlabelled_images_lengthen_the_distilled_steps_only() -> None:
     found, alone = duration(run_of(joined=1.5), PROBED), duration(run_of(), PROBED)
     assert found["hours_plain"] == alone["hours_plain"]
     taught, readings, loads = 40 * 1.5 * 2 * 0.5, 12.8 * 0.5 * 2 * 0.5, 40 * 0.5 * 0.1 * 2
@@ -62,7 +62,7 @@ def test_unlabelled_images_lengthen_the_taught_steps_only() -> None:
     assert memory(run_of(joined=1.5), PROBED)["activations_taught"] == 600
 
 
-def test_a_time_limit_is_the_time() -> None:
+def test_a_time_limit_is_the_duration() -> None:
     assert duration(run_of(hours=2.0), PROBED)["hours"] == 2.0
 
 
@@ -123,12 +123,12 @@ def healthy() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_healthy_plan_has_no_warning_and_a_plain_answer() -> None:
+def test_a_healthy_plan_has_no_warning_and_a_verdict() -> None:
     assert warnings(healthy()) == []
-    assert answer({**healthy(), "warnings": []}) == (
-        "It can help: the teacher has 0.500 mAP50-95 here, the student 0.300, and of 1 acting terms 1 pull clearly "
-        "with the task and 0 against it. Only a plain training of equal length shows by how much. It takes about "
-        "2.0 h and 2 MB of disk; a plain student takes 1.0 h."
+    assert verdict({**healthy(), "warnings": []}) == (
+        "It can help: the teacher has 0.500 mAP50-95 here, the student 0.300, and of the gradients of 1 acting terms, "
+        "1 clearly agree with the task and 0 oppose it. Only a comparison with plain training of equal length shows "
+        "by how much. It takes about 2.0 h and 2 MB of disk; training the student alone takes 1.0 h."
     )
 
 
@@ -136,7 +136,7 @@ CHANGES: list[tuple[str, tuple[Any, ...], Any]] = [
     ("ratio", ("stages", 0, "hops", 0, "ratio"), 8.1),
     ("teacher_no_better", ("accuracy", "teacher", "map50_95"), 0.305),
     ("teacher_no_better", ("accuracy",), {"teacher": {"classes": [0, 1], "map50_95": 0.001}}),
-    ("teacher_unmeasured", ("accuracy", "teacher"), {"classes": [], "why_not": "knows no class of this data"}),
+    ("teacher_unmeasured", ("accuracy", "teacher"), {"classes": [], "why_not": "has no class of this data"}),
     ("classes", ("stages", 0, "hops", 0, "unknown_classes"), ["cat"]),
     ("strides", ("stages", 0, "hops", 0, "strides", "teacher"), [4, 8, 16]),
     ("silent", ("named_terms",), ["soft_dfl"]),
@@ -154,7 +154,7 @@ CHANGES: list[tuple[str, tuple[Any, ...], Any]] = [
 
 
 @pytest.mark.parametrize(("what", "path", "value"), CHANGES)
-def test_one_thing_amiss_is_one_warning_with_advice(what: str, path: tuple[Any, ...], value: Any) -> None:
+def test_each_problem_gives_one_warning_with_advice(what: str, path: tuple[Any, ...], value: Any) -> None:
     figures = copy.deepcopy(healthy())
     target: Any = figures
     for key in path[:-1]:
@@ -168,14 +168,14 @@ def test_one_thing_amiss_is_one_warning_with_advice(what: str, path: tuple[Any, 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("accuracy", "student"), {"classes": [0], "map50_95": 0.6}),  # scores on other classes are no contest
+        (("accuracy", "student"), {"classes": [0], "map50_95": 0.6}),  # scores on other classes cannot be compared
         (("stages", 0, "hops", 0, "ratio"), 8.0),
         (("stages", 0, "updates"), 200),
         (("device_memory",), None),
         (("stages", 0, "hops", 0, "terms", 0, "cosine", "mean"), -0.09),  # within two standard errors of 0
     ],
 )
-def test_what_is_only_near_a_limit_is_no_warning(path: tuple[Any, ...], value: Any) -> None:
+def test_values_within_the_limits_give_no_warning(path: tuple[Any, ...], value: Any) -> None:
     figures = copy.deepcopy(healthy())
     target: Any = figures
     for key in path[:-1]:
@@ -192,16 +192,17 @@ def test_only_a_short_run_is_advised_against_mosaic() -> None:
     stage["updates"] = 999
     (found,) = warnings(figures)
     assert found["text"].startswith(
-        "the student sees mosaics in 60 of 60 epochs: on two sets so short a run learned more with mosaic=0"
+        "the student is trained on mosaics in 60 of 60 epochs: on two data sets a run as short was more accurate with "
+        "mosaic=0"
     )
 
 
-def test_a_gate_silences_the_warning_of_a_term_that_pulls_against_the_task() -> None:
+def test_with_a_gate_an_opposing_gradient_gives_no_warning() -> None:
     figures = {**copy.deepcopy(healthy()), "gate": True}
     figures["stages"][0]["hops"][0]["terms"][0]["cosine"]["mean"] = -0.2
     assert warnings(figures) == []
 
 
-@pytest.mark.parametrize(("mean", "way"), [(0.11, 1), (0.09, 0), (-0.09, 0), (-0.11, -1)])
-def test_a_direction_is_clear_beyond_two_standard_errors(mean: float, way: int) -> None:
-    assert direction({"cosine": {"mean": mean, "sd": 0.1, "values": [mean] * 4}}) == way
+@pytest.mark.parametrize(("mean", "sign"), [(0.11, 1), (0.09, 0), (-0.09, 0), (-0.11, -1)])
+def test_the_direction_of_a_gradient_is_clear_beyond_two_standard_errors(mean: float, sign: int) -> None:
+    assert direction({"cosine": {"mean": mean, "sd": 0.1, "values": [mean] * 4}}) == sign

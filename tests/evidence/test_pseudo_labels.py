@@ -1,4 +1,4 @@
-"""Hard pseudo-labels: the teacher's own boxes at its best confidence, for stock Ultralytics to train on."""
+"""Hard pseudo-labels: the teacher's boxes at its best confidence, for training with stock Ultralytics."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import yaml
 from ultralytics import YOLO
 
 from yolo_mkd import host
-from yolo_mkd.evidence.compare.pseudo_labels import best_confidence, label
+from yolo_mkd.evidence.compare.pseudo_labels import best_confidence, label_images
 from yolo_mkd.settings import BadInput
 
 
 def test_the_boxes_are_the_teachers_at_its_best_confidence(tiny_detector: Any, tmp_path: Path) -> None:
     data = host.check_data(str(tiny_detector.data))
     images = sorted((tiny_detector.data.parent / "images" / "train").glob("*.png"))[:4]
-    found = label(tiny_detector.pt, data, images, tmp_path / "pseudo", imgsz=96)
+    found = label_images(tiny_detector.pt, data, images, tmp_path / "pseudo", imgsz=96)
     described = yaml.safe_load(found.file.read_text())
     assert described["names"] == data["names"] and described["train"][1] == "images"
     assert (tmp_path / "pseudo/images/000002.png").read_bytes() == images[2].read_bytes()
@@ -47,8 +47,8 @@ def test_other_classes_are_refused_and_nothing_is_written(tiny_detector: Any, tm
     other = tmp_path / "other.yaml"
     described = {**yaml.safe_load(tiny_detector.data.read_text()), "names": {0: "cat", 1: "dog", 2: "cow"}}
     other.write_text(yaml.safe_dump(described))
-    with pytest.raises(BadInput, match="names other classes"):
-        label(tiny_detector.pt, host.check_data(str(other)), [], tmp_path / "pseudo", 96)
+    with pytest.raises(BadInput, match="has other classes"):
+        label_images(tiny_detector.pt, host.check_data(str(other)), [], tmp_path / "pseudo", 96)
     assert not list(tmp_path.glob("pseudo*"))
 
 
@@ -56,7 +56,7 @@ def test_labels_made_anew_replace_the_old_ones(tiny_detector: Any, tmp_path: Pat
     data = host.check_data(str(tiny_detector.data))
     images = sorted((tiny_detector.data.parent / "images" / "train").glob("*.png"))
     shutil.rmtree(tmp_path / "pseudo", ignore_errors=True)
-    label(tiny_detector.pt, data, images[:2], tmp_path / "pseudo", 96)
-    label(tiny_detector.pt, data, images[:1], tmp_path / "pseudo", 96)
+    label_images(tiny_detector.pt, data, images[:2], tmp_path / "pseudo", 96)
+    label_images(tiny_detector.pt, data, images[:1], tmp_path / "pseudo", 96)
     assert len(list((tmp_path / "pseudo/images").iterdir())) == 1
     assert not list(tmp_path.glob("*.part"))

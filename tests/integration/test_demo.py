@@ -1,8 +1,7 @@
-"""The demo from end to end, with few pictures and one epoch."""
+"""The demo from end to end, with few images and one epoch."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from yolo_mkd import demo, host
-from yolo_mkd.demo import summary as board
+from yolo_mkd import demo, host, report
+from yolo_mkd.demo.summary import DISTILLED, PLAIN
 from yolo_mkd.settings import shipped
 
 
@@ -24,8 +23,8 @@ def test_the_demo_trains_exports_times_and_reports(tmp_path: Path, monkeypatch: 
     assert document["schema"] == "yolo-mkd/demo/1"
     assert json.loads((tmp_path / "copy.json").read_text()) == document
     rows = {row["name"]: row for row in document["rows"]}
-    assert list(rows) == ["teacher", "assistant", board.PLAIN, board.DISTILLED]
-    assert rows[board.PLAIN]["parameters"] == rows[board.DISTILLED]["parameters"] < rows["assistant"]["parameters"]
+    assert list(rows) == ["teacher", "assistant", PLAIN, DISTILLED]
+    assert rows[PLAIN]["parameters"] == rows[DISTILLED]["parameters"] < rows["assistant"]["parameters"]
     assert rows["teacher"]["map50_95"] > 0.1
     assert all(row["p50_ms"] > 0 for row in document["rows"])
     assert (folder / "demo.png").stat().st_size > 50_000
@@ -39,11 +38,11 @@ def test_the_demo_trains_exports_times_and_reports(tmp_path: Path, monkeypatch: 
     assert differ <= {"project", "name", "save_dir", "exist_ok"}
 
 
-def test_the_shipped_weights_are_those_that_their_readme_describes() -> None:
+def test_the_shipped_weights_match_their_readme() -> None:
     text = (shipped("weights") / "README.md").read_text(encoding="utf-8")
     described = dict(re.findall(r"\| `([\w.-]+)` \| `([0-9a-f]{64})` \|", text))
     assert set(described) == {p.name for p in shipped("weights").glob("*.pt")} == set(demo.WEIGHTS.values())
     for name, sha256 in described.items():
-        assert hashlib.sha256((shipped("weights") / name).read_bytes()).hexdigest() == sha256
+        assert report.sha256(shipped("weights") / name) == sha256
         assert f"{(shipped('weights') / name).stat().st_size:,}" in text
         assert host.load_detector("model", str(shipped("weights") / name)).names[0] == "hex nut"

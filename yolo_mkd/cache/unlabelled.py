@@ -77,17 +77,6 @@ def find_images(unlabelled: Any) -> list[Path]:
     return found
 
 
-def check_ratio(ratio: Any) -> float:
-    """Unlabelled images for each labelled one in a batch.
-
-    Raises:
-        BadInput: it is no number above 0.
-    """
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < float("inf"):
-        raise BadInput(f"unlabelled_ratio={ratio} is no number above 0: use for example unlabelled_ratio=1.0")
-    return float(ratio)
-
-
 def held_out(data: dict[str, Any]) -> list[Path]:
     """The images of a data set's val and test splits.
 

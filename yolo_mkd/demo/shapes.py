@@ -1,4 +1,4 @@
-"""Parts: the hardware of the scenes and its look-alikes, as shapes that are turned, tilted and lit."""
+"""Drawings of hardware (hex nut, washer, gear, bolt, wing nut) and of distractors that resemble it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 UP = np.array([0.0, 0.0, 1.0])  # from the bench to the camera
 
-# colours are B G R in 0..1; the last figure is how much a finish shines
+# colours are B G R in 0..1; the last number is the gloss of the finish
 FINISHES = (
     ((0.74, 0.74, 0.72), 0.9),  # zinc
     ((0.50, 0.50, 0.50), 0.7),  # steel
@@ -27,13 +27,13 @@ FINISHES = (
 
 @dataclass
 class Shape:
-    """A thing lying on the bench, seen from above.
+    """An object on the bench, seen from above.
 
     Attributes:
-        mask: where it is, 0 or 1, n n.
-        relief: how high its upper face stands there, 0..1, n n.
-        thick: how far it rises from the bench, in its own widths.
-        bevel: how far its edge is rounded, in its own widths.
+        mask: 1 where the object is, else 0, n n.
+        relief: height of its upper face, 0..1, n n.
+        thick: its thickness, in its own widths.
+        bevel: width of its rounded edge, in its own widths.
     """
 
     mask: np.ndarray
@@ -42,7 +42,7 @@ class Shape:
     bevel: float = 0.03
 
 
-# Shapes: each fills the unit square [-1, 1] as far as it can
+# Each shape is as large as the square [-1, 1] allows
 
 
 def grid(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ def grid(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def hexagon(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Distance from the centre as a hexagon measures it: 1 on the edge of the one with corner radius 1."""
+    """Hexagonal distance from the centre: 1 on the edge of the hexagon with corner radius 1."""
     return radius * np.cos((angle + np.pi / 6) % (np.pi / 3) - np.pi / 6) / np.cos(np.pi / 6)
 
 
@@ -139,20 +139,20 @@ def pin(n: int, rng: Generator) -> Shape:
     return Shape(rod < half, np.sqrt(np.clip(1 - (rod / half) ** 2, 0, 1)) * half * 2, 0.0)
 
 
-Draw = Callable[[int, Generator], Shape]  # from a grid's side n and the picture's random stream
-PARTS: tuple[Draw, ...] = (hex_nut, washer, gear, bolt, wing_nut)
-STRANGERS: tuple[Draw, ...] = (coin, o_ring, bottle_cap, hex_plug, pin)
+Draw = Callable[[int, Generator], Shape]  # from a grid's side n and the image's random stream
+HARDWARE: tuple[Draw, ...] = (hex_nut, washer, gear, bolt, wing_nut)
+DISTRACTORS: tuple[Draw, ...] = (coin, o_ring, bottle_cap, hex_plug, pin)
 
 
-def sprite(draw: Draw, width: float, light: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One thing, turned, tilted, given a side wall, coloured and lit: colour P P 3 and coverage P P, both in 0..1."""
+def render_shape(draw: Draw, width: float, light: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rotate, tilt, extrude, colour and light a shape: colour P P 3 and coverage P P, both in 0..1."""
     n = int(max(48, 3 * width))
     shape = draw(n, rng)
     mask = shape.mask.astype(np.uint8)
     rounded = np.clip(cv2.distanceTransform(mask, cv2.DIST_L2, 3) / (shape.bevel * n), 0, 1)
     height = (shape.relief * np.sqrt(rounded)).astype(np.float32)
 
-    # drawn at twice the size, halved at the end: that is what smooths the edges
+    # drawn at twice the size and downsampled at the end, which smooths the edges
     turn, axis = rng.uniform(0, 2 * np.pi, 2)
     tilt = rng.uniform(0.55, 1) if shape.thick else 1.0
     matrix = rotation(axis) @ np.diag([1, tilt]) @ rotation(turn) * (2 * width / n * 1.05)
@@ -162,20 +162,20 @@ def sprite(draw: Draw, width: float, light: np.ndarray, rng: Generator) -> tuple
     affine = np.hstack([matrix, move[:, None]])
     top = cv2.warpAffine(mask.astype(np.float32), affine, (side, side))
     height = cv2.warpAffine(height, affine, (side, side))
-    whole = cv2.dilate(top, streak(-wall))
+    whole = cv2.dilate(top, line_kernel(-wall))
 
     colour, shine = FINISHES[rng.integers(len(FINISHES))]
     paint = np.clip(np.array(colour) * rng.uniform(0.75, 1.2) + rng.normal(0, 0.03, 3), 0.02, 1)
     grain = rng.standard_normal((side, side), np.float32)
-    worn = 1 + rng.uniform(0.05, 0.3) * (clouds(rng, side, (5, 5)) + 0.3 * grain)
-    upper = lit(height * width * 0.28, light, shine, paint)
-    lower = lit(cv2.GaussianBlur(whole, (0, 0), 2 + width * 0.08) * width * 0.8, light, 0.1, paint * 0.6)
+    worn = 1 + rng.uniform(0.05, 0.3) * (smooth_noise(rng, side, (5, 5)) + 0.3 * grain)
+    upper = shade_surface(height * width * 0.28, light, shine, paint)
+    lower = shade_surface(cv2.GaussianBlur(whole, (0, 0), 2 + width * 0.08) * width * 0.8, light, 0.1, paint * 0.6)
     picture = (lower + (upper - lower) * top[..., None]) * worn[..., None]
-    return halved(picture).clip(0, 1), halved(whole)
+    return downsample(picture).clip(0, 1), downsample(whole)
 
 
-def halved(image: np.ndarray) -> np.ndarray:
-    """The image at half its size, each pixel the mean of four."""
+def downsample(image: np.ndarray) -> np.ndarray:
+    """The image at half its size: each pixel is the mean of four."""
     return cv2.resize(image.astype(np.float32), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
 
@@ -184,16 +184,16 @@ def rotation(angle: float) -> np.ndarray:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-def streak(vector: np.ndarray) -> np.ndarray:
-    """A kernel that smears a mask along a vector of pixels."""
+def line_kernel(vector: np.ndarray) -> np.ndarray:
+    """A kernel that smears a mask along a vector [pixels]."""
     reach = int(np.ceil(np.abs(vector).max()))
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.uint8)
     cv2.line(kernel, (reach, reach), (reach - round(vector[0]), reach - round(vector[1])), 1)
     return kernel
 
 
-def lit(height: np.ndarray, light: np.ndarray, shine: float, paint: np.ndarray) -> np.ndarray:
-    """Colour of a surface of this height in pixels under the lamp: ambient, diffuse and a highlight (H W 3)."""
+def shade_surface(height: np.ndarray, light: np.ndarray, shine: float, paint: np.ndarray) -> np.ndarray:
+    """The colour, H W 3, of a surface of this height [pixels] under the lamp: ambient, diffuse and highlight."""
     slope_x, slope_y = cv2.Sobel(height, -1, 1, 0, scale=0.125), cv2.Sobel(height, -1, 0, 1, scale=0.125)
     length = np.sqrt(slope_x**2 + slope_y**2 + 1)
     diffuse = np.clip((light[2] - slope_x * light[0] - slope_y * light[1]) / length, 0, None)
@@ -203,7 +203,7 @@ def lit(height: np.ndarray, light: np.ndarray, shine: float, paint: np.ndarray) 
     return (0.35 + 0.75 * diffuse)[..., None] * paint + (0.45 * shine * gloss)[..., None]
 
 
-def clouds(rng: Generator, side: int, cells: tuple[int, int]) -> np.ndarray:
-    """Smooth noise of about unit spread, from a grid of rows and columns of random figures (side side)."""
+def smooth_noise(rng: Generator, side: int, cells: tuple[int, int]) -> np.ndarray:
+    """Smooth noise, side side, of standard deviation about 1, interpolated from a coarse grid of random values."""
     grain = rng.normal(0, 1, cells).astype(np.float32)
     return cv2.resize(grain, (side, side), interpolation=cv2.INTER_CUBIC)

@@ -1,11 +1,4 @@
-"""The board: what a run came to, as a table and a picture, both drawn from one JSON document.
-
-The document is what `report.write` wrote, with these fields:
-    imgsz: side of the pictures that accuracy and latency were measured on, in pixels.
-    names: the classes, in order.
-    rows: one dict per model, `plain student` and `distilled student` among them: name, parameters, gflops, map50_95,
-        map50, p50_ms, p90_ms (None where too few runs were timed), bytes.
-"""
+"""The summary of the demo, a table and a plot, both made from demo.json."""
 
 from __future__ import annotations
 
@@ -16,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from yolo_mkd import report
 from yolo_mkd.plotting import COLOURS, label_heights, save
 
 if TYPE_CHECKING:
@@ -26,12 +20,43 @@ MARKERS = {"teacher": ("s", "#000000"), PLAIN: ("o", "#E69F00"), DISTILLED: ("o"
 OTHER_MARKER = ("D", "#767676")  # assistants
 
 
+class ModelRow(TypedDict):
+    """The figures of one model; p50_ms and p90_ms are None if too few runs were timed."""
+
+    name: str
+    parameters: int
+    gflops: float
+    map50_95: float
+    map50: float
+    p50_ms: float | None
+    p90_ms: float | None
+    bytes: int
+
+
+class Summary(TypedDict):
+    """The fields of demo.json that the summary is made from.
+
+    Attributes:
+        imgsz: image size at which accuracy and latency were measured [pixels].
+        names: the classes, in order.
+        machine: as `report.machine` returns it.
+        rows: of the models, `plain student` and `distilled student` among them.
+        minutes: duration of the demo.
+    """
+
+    imgsz: int
+    names: list[str]
+    machine: dict[str, Any]
+    rows: list[ModelRow]
+    minutes: float
+
+
 class Panel(TypedDict):
-    """One picture with one model's detections.
+    """One image with one model's detections.
 
     Attributes:
         image: B G R, H W 3 uint8.
-        title: whose detections these are.
+        title: the model's name.
         boxes: x1, y1, x2, y2 in pixels, confidence, class, N 6.
     """
 
@@ -40,63 +65,56 @@ class Panel(TypedDict):
     boxes: np.ndarray
 
 
-def table(document: dict[str, Any]) -> str:
-    """The figures as aligned text, one line a model, then what distillation changed.
+def summary_table(document: Summary) -> str:
+    """The figures as text, a line a model, then the difference that distillation made and the verdict.
 
     Args:
-        document: see the head of this file.
-
-    Returns:
-        The table and the verdict, with no newline at the end.
+        document: the contents of demo.json.
     """
-    head = ["model", "parameters", "GFLOPs", "mAP50-95", "mAP50", "p50 ms", "p90 ms", "MB"]
-    lines = [head] + [
-        [
-            row["name"],
-            f"{row['parameters']:,}",
-            f"{row['gflops']:.2f}",
-            f"{row['map50_95']:.3f}",
-            f"{row['map50']:.3f}",
-            *("-" if row[key] is None else f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms")),
-            f"{row['bytes'] / 1e6:.2f}",
-        ]
-        for row in document["rows"]
-    ]
-    gained = [f"{difference(document, key):+.3f}" for key in ("map50_95", "map50")]
-    lines.append(["distilled - plain", "", "", *gained, "", "", ""])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
-        ).rstrip()  # names left, figures right
-        for line in lines
-    ]
-    return "\n".join([*text, "", verdict(document)])
+    rows = []
+    for row in document["rows"]:
+        rows.append(
+            [
+                row["name"],
+                f"{row['parameters']:,}",
+                f"{row['gflops']:.2f}",
+                f"{row['map50_95']:.3f}",
+                f"{row['map50']:.3f}",
+                *("-" if ms is None else f"{ms:.2f}" for ms in (row["p50_ms"], row["p90_ms"])),
+                f"{row['bytes'] / 1e6:.2f}",
+            ]
+        )
+    plain, distilled = students(document)
+    gains = [distilled["map50_95"] - plain["map50_95"], distilled["map50"] - plain["map50"]]
+    rows.append(["distilled - plain", "", "", *(f"{gain:+.3f}" for gain in gains), "", "", ""])
+    headers = ["model", "parameters", "GFLOPs", "mAP50-95", "mAP50", "p50 ms", "p90 ms", "MB"]
+    return f"{report.table(rows, headers)}\n\n{verdict(document)}"
 
 
-def verdict(document: dict[str, Any]) -> str:
-    """What distillation changed and how far to trust it, in two sentences."""
-    change = difference(document, "map50_95")
-    if abs(change) < 0.0005:  # what three decimals cannot show is no gain
-        found = "ended level with"
+def verdict(document: Summary) -> str:
+    """The difference that distillation made, and that one seed is no evidence, in two sentences."""
+    plain, distilled = students(document)
+    change = distilled["map50_95"] - plain["map50_95"]
+    if abs(change) < 0.0005:  # not visible in three decimals
+        found = "is as accurate as"
     else:
         found = f"{'gained' if change > 0 else 'lost'} {abs(change):.3f} mAP50-95 against"
     return f"The distilled student {found} the plain one. One seed, no interval: no evidence either way."
 
 
-def difference(document: dict[str, Any], key: str) -> float:
-    """The distilled student's figure less the plain one's."""
+def students(document: Summary) -> tuple[ModelRow, ModelRow]:
+    """The figures of the plain student and of the distilled one."""
     rows = {row["name"]: row for row in document["rows"]}
-    return float(rows[DISTILLED][key] - rows[PLAIN][key])
+    return rows[PLAIN], rows[DISTILLED]
 
 
-def picture(document: dict[str, Any], path: str | Path, strips: Sequence[Sequence[Panel]] = ()) -> Path:
-    """Draw accuracy against latency, and beside it what the models find in a few pictures.
+def draw_summary(document: Summary, path: str | Path, strips: Sequence[Sequence[Panel]] = ()) -> Path:
+    """Draw accuracy against latency, and beside it the models' detections in a few images.
 
     Args:
-        document: see the head of this file.
-        path: the picture to write; its suffix says the format.
-        strips: one row of panels per picture, each row as long as the first.
+        document: the contents of demo.json.
+        path: of the plot; its suffix names the format.
+        strips: one row of panels for each image, all of the same length.
 
     Returns:
         The path written.
@@ -111,17 +129,17 @@ def picture(document: dict[str, Any], path: str | Path, strips: Sequence[Sequenc
         for axes, panel in zip(grid.flat, (panel for strip in strips for panel in strip), strict=True):
             draw_panel(axes, panel)
         found = sorted({int(k) for strip in strips for panel in strip for k in panel["boxes"][:, 5]})
-        legend(right, [(document["names"][k], COLOURS[k % len(COLOURS)]) for k in found])
+        add_class_legend(right, [(document["names"][k], COLOURS[k % len(COLOURS)]) for k in found])
     else:
         left = figure
     draw_points(left.subplots(), document)
     return save(figure, Path(path))
 
 
-def draw_points(axes: Axes, document: dict[str, Any]) -> None:
-    """One labelled point a model, and an arrow from the plain student to the distilled one."""
+def draw_points(axes: Axes, document: Summary) -> None:
+    """Draw one labelled point a model, and an arrow from the plain student to the distilled one."""
     timed = [row for row in document["rows"] if row["p50_ms"] is not None]
-    points = {row["name"]: (row["p50_ms"], row["map50_95"]) for row in timed}
+    points = {row["name"]: (row["p50_ms"] or 0.0, row["map50_95"]) for row in timed}
     for row in timed:
         marker, colour = MARKERS.get(row["name"], OTHER_MARKER)
         x, y = points[row["name"]]
@@ -133,7 +151,8 @@ def draw_points(axes: Axes, document: dict[str, Any]) -> None:
         shape = {"arrowstyle": "-|>", "color": "#444444", "linewidth": 1.6, "shrinkA": 5, "shrinkB": 5}
         axes.annotate("", points[DISTILLED], points[PLAIN], arrowprops=shape, zorder=4)
 
-    slowest = max((row["p90_ms"] or row["p50_ms"] for row in timed), default=1.0)
+    ends = {row["name"]: row["p90_ms"] or points[row["name"]][0] for row in timed}
+    slowest = max(ends.values(), default=1.0)
     top, bottom = (pick((y for _, y in points.values()), default=0.5) for pick in (max, min))
     room = max(0.35 * (top - bottom), 0.03)
     axes.set_xlim(0, 1.55 * slowest)  # room for the labels on the right
@@ -143,11 +162,11 @@ def draw_points(axes: Axes, document: dict[str, Any]) -> None:
     heights = label_heights([points[row["name"]][1] for row in order], least=0.08 * (high - low), low=low, high=high)
     for row, height in zip(order, heights, strict=True):
         x, y = points[row["name"]]
-        note = f"{row['map50_95']:.3f}, {row['p50_ms']:.1f} ms, {row['parameters'] / 1e6:.2f} M"
+        note = f"{row['map50_95']:.3f}, {x:.1f} ms, {row['parameters'] / 1e6:.2f} M"
         axes.annotate(
             f"{row['name']}\n{note}",
-            (row["p90_ms"] or x, y),
-            ((row["p90_ms"] or x) + 0.07 * slowest, height),
+            (ends[row["name"]], y),
+            (ends[row["name"]] + 0.07 * slowest, height),
             va="center",
             fontsize=9.5,
             arrowprops={
@@ -168,19 +187,19 @@ def draw_points(axes: Axes, document: dict[str, Any]) -> None:
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
-    """A picture with boxes in their classes' colours, edged in black so that they show on any ground."""
+    """Draw an image with boxes in their classes' colours, with a black edge so that they contrast with any image."""
     from matplotlib.patches import Rectangle
 
     axes.imshow(panel["image"][..., ::-1])
-    for x1, y1, x2, y2, _, kind in panel["boxes"]:
-        for colour, width in (("black", 2.6), (COLOURS[int(kind) % len(COLOURS)], 1.5)):
+    for x1, y1, x2, y2, _, label in panel["boxes"]:
+        for colour, width in (("black", 2.6), (COLOURS[int(label) % len(COLOURS)], 1.5)):
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width))
     axes.set_title(panel["title"], fontsize=9.5)
     axes.set_axis_off()
 
 
-def legend(figure: Any, entries: list[tuple[str, str]]) -> None:
-    """Name the classes' colours under the pictures."""
+def add_class_legend(figure: Any, entries: list[tuple[str, str]]) -> None:
+    """Add a legend of the classes' colours below the images."""
     from matplotlib.patches import Patch
 
     patches = [Patch(facecolor=colour, edgecolor="black", label=name) for name, colour in entries]

@@ -1,4 +1,4 @@
-"""What a method's name means: a base, `-term` for what is taken away, `:argument=value` for what is changed."""
+"""The syntax of `methods=`: a base, `-term` for a term to leave out, `:argument=value` for an argument to change."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ STOCK = {  # trained by Ultralytics alone
 }
 OURS = {  # trained by yolo-mkd; the presets of cfg/presets are further names
     "mkd": "yolo-mkd train with its defaults",
-    "only": "yolo-mkd train with every term off but those that are named",
+    "only": "yolo-mkd train with every term off except those that are named",
 }
-FIXED = {  # the same for every method, or the comparison's own to give
+FIXED = {  # the same for every method, or set by the comparison
     *("data", "model", "seed", "imgsz", "project", "name", "exist_ok", "save_dir", "resume", "distill_model"),
     *("record", "teacher_epochs", "task", "time", "json"),
 }
@@ -46,42 +46,46 @@ class Method:
         return self.base in STOCK
 
     @property
-    def hears(self) -> bool:
-        """Whether it has a teacher."""
+    def distilled(self) -> bool:
+        """Whether it has a teacher, be it for distillation or for pseudo-labels."""
         return self.base not in {"plain", "longer"}
 
 
-def read_all(names: str | Sequence[str], known: Collection[str]) -> list[Method]:
-    """Read `methods=`.
+def parse_methods(names: str | Sequence[str], ultralytics: Collection[str]) -> list[Method]:
+    """Parse `methods=`.
 
     Args:
         names: separated by commas, or a list.
-        known: Ultralytics' arguments.
+        ultralytics: the names of Ultralytics' arguments.
 
     Raises:
-        BadInput: a name cannot be read or is given twice, or `longer` has nothing to be measured by.
+        BadInput: a name cannot be parsed or is given twice, or `longer` has no method to take its epochs from.
     """
     words = [str(n).strip() for n in (names.split(",") if isinstance(names, str) else names)]
-    methods = [read(word, known) for word in words if word]
+    methods = [parse_method(word, ultralytics) for word in words if word]
+    given = [m.name for m in methods]
     if not methods:
-        raise BadInput("methods= names no method: give for example methods=plain,native,mkd")
-    for name in {m.name for m in methods}:
-        if sum(m.name == name for m in methods) > 1:
-            raise BadInput(f"methods= names {name} twice: keep one of them")
-    if any(m.base == "longer" for m in methods) and not ("plain" in {m.name for m in methods} and reference(methods)):
-        raise BadInput("methods=longer takes its epochs from the cost of plain and of a distilled method: name both")
+        raise BadInput("methods= is empty: give for example methods=plain,native,mkd")
+    for name in given:
+        if given.count(name) > 1:
+            raise BadInput(f"methods= contains {name} twice: remove one of them")
+    if any(m.base == "longer" for m in methods) and not ("plain" in given and cost_reference(methods)):
+        raise BadInput(
+            "methods=longer takes its epochs from the cost of plain and of a distilled method: add both, for example "
+            "methods=plain,longer,mkd"
+        )
     return methods
 
 
-def read(name: str, known: Collection[str]) -> Method:
-    """Read one method, such as `mkd-relation-guidance:soft=1:lr0=0.001`.
+def parse_method(name: str, ultralytics: Collection[str]) -> Method:
+    """Parse one method, such as `mkd-relation-guidance:soft=1:lr0=0.001`.
 
     Args:
         name: base, then any number of `-term`, then any number of `:argument=value`.
-        known: Ultralytics' arguments.
+        ultralytics: the names of Ultralytics' arguments.
 
     Raises:
-        BadInput: it cannot be read; the message says which part.
+        BadInput: it cannot be parsed; the message names the part.
     """
     head, *words = name.split(":")
     base, *removed = head.split("-")
@@ -90,46 +94,71 @@ def read(name: str, known: Collection[str]) -> Method:
     if base not in bases:
         near = difflib.get_close_matches(base, bases, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(bases)}"
-        raise BadInput(f"methods={name}: {base} is no method: {hint}")
+        raise BadInput(f"methods={name}: unknown method {base}: {hint}")
     changes: dict[str, Any] = {}
     if base == "only":
         changes.update(dict.fromkeys(TERMS, 0))
     elif base in presets - {*OURS}:
         changes["preset"] = base
     for term in removed:
-        if term not in TERMS or base in STOCK:
-            raise BadInput(f"methods={name}: {base} has no term {term} to leave out: terms are {', '.join(TERMS)}")
+        if base in STOCK:
+            raise BadInput(f"methods={name}: {base} has no terms, so -{term} cannot be left out: remove -{term}")
+        if term not in TERMS:
+            raise BadInput(f"methods={name}: unknown term {term} to leave out: choose from {', '.join(TERMS)}")
         changes[term] = 0
-    extra = {"teacher", *(["unlabelled"] if base == "pseudo" else [])}
-    allowed = ({*known} | (extra if base in STOCK else {*defaults()})) - FIXED
-    if base == "longer":
-        allowed -= {"epochs"}
+    allowed = changeable_arguments(base, ultralytics)
     for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not text:
-            raise BadInput(f"methods={name}: '{word}' is not of the form argument=value: write for example mkd:soft=1")
-        if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            why = "is the same for all methods" if key in FIXED else "is no argument of this method"
-            raise BadInput(f"methods={name}: {key}= {why}" + (f": did you mean {near[0]}=?" if near else ""))
-        changes[key] = value_of(key, text)
-    if base == "only" and not any(changes[t] for t in TERMS):
-        raise BadInput(f"methods={name} names no term: write for example only:soft=0.5")
+        key, value = parse_change(name, word, allowed)
+        changes[key] = value
+    if base == "only" and not any(changes[term] for term in TERMS):
+        raise BadInput(f"methods={name} switches no term on: write for example only:soft=0.5")
     return Method(name, base, changes)
 
 
-def reference(methods: Sequence[Method]) -> Method | None:
-    """The method whose cost `longer` is given: mkd, else the first of ours, else native."""
-    ranked = sorted((m for m in methods if m.hears), key=lambda m: (m.name != "mkd", m.stock))
+def changeable_arguments(base: str, ultralytics: Collection[str]) -> set[str]:
+    """The arguments that a method with this base may change."""
+    if base not in STOCK:
+        return {*ultralytics, *defaults()} - FIXED
+    extra = {"teacher", "unlabelled"} if base == "pseudo" else {"teacher"}
+    computed = {"epochs"} if base == "longer" else set()
+    return {*ultralytics, *extra} - FIXED - computed
+
+
+def parse_change(name: str, word: str, allowed: Collection[str]) -> tuple[str, Any]:
+    """Parse one `argument=value` of a method.
+
+    Args:
+        name: the whole method, for messages.
+        word: the part to parse.
+        allowed: arguments that the method may change.
+
+    Raises:
+        BadInput: it is not of this form, or the argument cannot be changed.
+    """
+    key, equals, text = word.partition("=")
+    if not equals or not text:
+        raise BadInput(f"methods={name}: '{word}' must have the form argument=value, for example mkd:soft=1")
+    if key in FIXED:
+        raise BadInput(f"methods={name}: {key}= must be the same for all methods: remove it from this one")
+    if key not in allowed:
+        near = difflib.get_close_matches(key, allowed, n=1)
+        hint = f"did you mean {near[0]}=?" if near else "remove it"
+        raise BadInput(f"methods={name}: {key}= is not an argument of this method: {hint}")
+    return key, value_of(key, text)
+
+
+def cost_reference(methods: Sequence[Method]) -> Method | None:
+    """The method whose cost `longer` matches: mkd, else the first of ours, else native."""
+    ranked = sorted((m for m in methods if m.distilled), key=lambda m: (m.name != "mkd", m.stock))
     return ranked[0] if ranked else None
 
 
-def ablation(acting: Sequence[str], whole: str) -> list[str]:
-    """The methods of an ablation: plain, the whole, the whole without each term, and each term alone.
+def ablation_methods(acting: Sequence[str], whole: str) -> list[str]:
+    """The methods of an ablation: plain, the whole method, the whole without each term, and each term alone.
 
     Args:
         acting: terms that act between these models.
-        whole: the method that is taken apart, `mkd` or `recorded`.
+        whole: the method that is ablated, `mkd` or `recorded`.
     """
     shares = {**defaults(), **({} if whole == "mkd" else preset(whole))}
     without = [f"{whole}-{term}" for term in acting] if len(acting) > 1 else []

@@ -1,7 +1,7 @@
-"""Hard pseudo-labels: what people use unlabelled images for today, so the control for teaching on them.
+"""Hard pseudo-labels, the usual way to use unlabelled images and so the control for distillation on them.
 
 The teacher labels the images once, at the confidence at which its F1 on the validation images is best, and stock
-Ultralytics trains on its boxes as if people had drawn them.
+Ultralytics trains on these boxes like on any labels.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ from typing import Any
 
 import yaml
 
-from yolo_mkd import host
+from yolo_mkd import host, report
 from yolo_mkd.cache.unlabelled import listed
 from yolo_mkd.settings import BadInput
-
-PART = ".part"
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """A data set of the labelled images and the teacher's boxes on the others.
+    """A data set of the labelled images and of unlabelled images with the teacher's boxes.
 
     Attributes:
         file: its YAML file; val and test are those of the labelled set.
-        confidence: at which the teacher's boxes were taken.
-        images: with pseudo-labels, those without a box included.
-        boxes: on them.
+        confidence: lowest confidence of the teacher's boxes.
+        images: number of images with pseudo-labels, those without a box included.
+        boxes: number of boxes on them.
     """
 
     file: Path
@@ -39,31 +37,31 @@ class PseudoLabels:
     boxes: int
 
 
-def label(
+def label_images(
     teacher: str | Path, data: dict[str, Any], images: Sequence[Path], folder: Path, imgsz: int, device: str = ""
 ) -> PseudoLabels:
     """Label images with a teacher.
 
     Args:
         teacher: its .pt file.
-        data: the labelled data set, as `host.check_data` gives it.
+        data: the labelled data set, as `host.check_data` returns it.
         images: without labels.
-        folder: where the pseudo-labelled data set goes; images are linked, or copied where links are not possible.
-        imgsz: image size that the teacher sees [pixels].
+        folder: of the new data set; images are linked, or copied where links are not possible.
+        imgsz: image size of the teacher's input [pixels].
         device: as Ultralytics takes it.
 
     Raises:
-        BadInput: the teacher knows other classes than the data, or finds nothing in the validation images.
+        BadInput: the teacher has other classes than the data, or no detection on the validation images.
     """
     from ultralytics import YOLO
 
     model = YOLO(str(teacher))
     if {str(n) for n in model.names.values()} != {str(n) for n in data["names"].values()}:
-        raise BadInput(f"teacher={teacher} names other classes than the data: pseudo-labels need the same ones")
+        raise BadInput(f"teacher={teacher} has other classes than the data: pseudo-labels need the same class names")
     index = {str(n): i for i, n in data["names"].items()}
     confidence = best_confidence(model, data, imgsz, device)
 
-    partial = folder.with_name(folder.name + PART)
+    partial = folder.with_name(folder.name + report.PART)
     shutil.rmtree(partial, ignore_errors=True)
     for kind in ("images", "labels"):
         (partial / kind).mkdir(parents=True)
@@ -76,11 +74,11 @@ def label(
             for c, box in zip(found.boxes.cls.tolist(), found.boxes.xywhn.tolist(), strict=True)
         ]
         boxes += len(rows)
-        place(image, partial / "images" / f"{i:06}{image.suffix.lower()}")
+        link_or_copy(image, partial / "images" / f"{i:06}{image.suffix.lower()}")
         (partial / "labels" / f"{i:06}.txt").write_text("\n".join(rows), encoding="utf-8")
-    described = {k: v for k, v in data.items() if k in {"names", "channels", "val", "test"} and v is not None}
-    described |= {"path": str(folder.resolve()), "train": [*listed(data["train"]), "images"]}
-    (partial / "data.yaml").write_text(yaml.safe_dump(described, allow_unicode=True), encoding="utf-8")
+    description = {k: v for k, v in data.items() if k in {"names", "channels", "val", "test"} and v is not None}
+    description |= {"path": str(folder.resolve()), "train": [*listed(data["train"]), "images"]}
+    (partial / "data.yaml").write_text(yaml.safe_dump(description, allow_unicode=True), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return PseudoLabels(folder / "data.yaml", confidence, len(images), boxes)
@@ -90,18 +88,18 @@ def best_confidence(model: Any, data: dict[str, Any], imgsz: int, device: str) -
     """The confidence at which a model's F1, mean over the classes, is best on a data set's validation images.
 
     Raises:
-        BadInput: it finds nothing there.
+        BadInput: the model has no true positive there.
     """
     with host.quiet():
         metrics = model.val(data=data["yaml_file"], imgsz=imgsz, device=device, plots=False, verbose=False, rect=False)
     curves = metrics.box.f1_curve
     if len(curves) == 0 or not curves.max() > 0:
-        raise BadInput("the teacher finds nothing in the validation images: pseudo-labels need one that does")
+        raise BadInput("teacher= detects nothing in the validation images: pseudo-labels need a teacher that does")
     return float(metrics.box.px[curves.mean(0).argmax()])
 
 
-def place(image: Path, target: Path) -> None:
-    """Link an image to where it is wanted, or copy it."""
+def link_or_copy(image: Path, target: Path) -> None:
+    """Link an image to another path, or copy it."""
     try:
         os.symlink(image.resolve(), target)
     except OSError:  # such as Windows without the right to link

@@ -1,11 +1,14 @@
-"""How far to trust a difference: the mean of paired differences with its 95 % interval."""
+"""Paired differences of two methods, with their 95 % confidence interval (Student's t)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
+
+from scipy import stats
+
+from yolo_mkd.evidence.compare.schema import Difference
 
 CONFIDENCE = 0.95
 DIGITS = 5
@@ -13,54 +16,44 @@ ONE_SEED = "one seed, no interval"
 UNCLEAR = "not distinguishable"
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, Any] | None:
-    """The difference of two methods over the seeds that both have.
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """The difference of two methods over the seeds that both have; None without a common seed.
 
     Args:
         ours: a figure by seed.
-        theirs: what it is compared with.
-
-    Returns:
-        mean, low, high (None with one seed), seeds (how many) and verdict; None where there is no common seed.
+        theirs: the same figure of the reference, by seed.
     """
-    return interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
-def interval(differences: list[float]) -> dict[str, Any] | None:
-    """The mean of some differences with the t interval about it; None where there are none."""
+def mean_interval(differences: Sequence[float]) -> Difference | None:
+    """The mean of some differences with its t interval and verdict; None without differences.
+
+    The verdict is `better` or `worse` where the interval excludes 0, else `not distinguishable`; a single difference
+    has no interval.
+    """
     if not differences:
         return None
     mean, count = fmean(differences), len(differences)
-    found: dict[str, Any] = {"mean": round(mean, DIGITS), "low": None, "high": None, "seeds": count}
     if count == 1:
-        return {**found, "verdict": ONE_SEED}
+        return {"mean": round(mean, DIGITS), "low": None, "high": None, "seeds": count, "verdict": ONE_SEED}
     half = t_quantile(count - 1) * stdev(differences) / math.sqrt(count)
     low, high = mean - half, mean + half
     verdict = UNCLEAR if low <= 0 <= high else "better" if mean > 0 else "worse"
-    return {**found, "low": round(low, DIGITS), "high": round(high, DIGITS), "verdict": verdict}
+    return {
+        "mean": round(mean, DIGITS),
+        "low": round(low, DIGITS),
+        "high": round(high, DIGITS),
+        "seeds": count,
+        "verdict": verdict,
+    }
 
 
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """Student's t within which a share of the distribution lies, by bisection.
+def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """The t for which a share `confidence` of Student's distribution lies between -t and t.
 
     Args:
-        freedom: degrees of freedom, 1 or more.
+        degrees: degrees of freedom, 1 or more.
         confidence: the share, both sides together.
     """
-    low, high = 0.0, 1e4
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_within(middle, freedom) < confidence else (low, middle)
-    return (low + high) / 2
-
-
-def t_within(t: float, freedom: int) -> float:
-    """The probability that Student's t lies within -t to t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, odd = math.cos(angle), freedom % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for k in range(3 if odd else 2, freedom + 1, 2):
-        total += term
-        term *= cosine**2 * (k - 1) / k
-    total *= math.sin(angle)
-    return (angle + total) * 2 / math.pi if odd else total
+    return float(stats.t.ppf((1 + confidence) / 2, degrees))

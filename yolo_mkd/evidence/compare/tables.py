@@ -1,51 +1,135 @@
-"""The findings as text for people, as Markdown and as CSV, all drawn from the one document."""
+"""The tables of a comparison: text for the terminal, a Markdown page and a CSV file, all made from compare.json."""
 
 from __future__ import annotations
 
 import csv
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from yolo_mkd import report
 from yolo_mkd.evidence.compare.findings import NMS_FREE
+from yolo_mkd.evidence.compare.schema import Comparison, Difference, Figure, MeanRow, Row
 from yolo_mkd.evidence.compare.statistics import UNCLEAR
 
 FIGURE = "map50_95"
-MOST_CLASSES = 13  # lines of the table of classes that a terminal is shown
-WIDTH = 110  # of its notes
+MOST_CLASSES = 12  # rows of the class table that a terminal is shown
+WIDTH = 100  # of a terminal's text
+NAME_LENGTH = 40  # of a method in a plot
+TEXT_NAME_LENGTH = 32  # of a method in a terminal's table
+CLASS_CAPTION = "mAP50-95 of each class: plain's, and each method's difference, starred where its interval excludes 0."
 
 
-def main_table(document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The main table of a data set and a student, with its head."""
-    references = document["references"]
-    compared = [f"vs {other} [95 %]" for other in references]
-    table = [["method", "seeds", "mAP50-95", "last", "mAP50", *compared, "epochs", "train s", "cost"]]
+class Table(NamedTuple):
+    """Cells as text, a list a row, under their headers."""
+
+    headers: list[str]
+    rows: list[list[str]]
+
+
+def accuracy_table(rows: Sequence[Row]) -> Table:
+    """Accuracy and cost of each method on one data set with one student."""
+    headers = ["method", "seeds", "mAP50-95", "last", "mAP50", "epochs", "train s", "cost"]
+    cells = []
     for row in rows:
         if not row["seeds"]:
-            table.append([row["method"], "0", "FAILED", *[""] * (len(table[0]) - 3)])
+            cells.append([row["method"], "0", "FAILED", *[""] * (len(headers) - 3)])
             continue
-        figures = [f"{row[name]['mean']:.3f}" for name in ("last_map50_95", "map50")]
-        changes = [change(row["against"].get(other, {}).get(FIGURE)) for other in references]
-        spent = [f"{row['epochs']:g}", f"{row['train_s']:.0f}", cost(row)]
-        table.append([row["method"], str(len(row["seeds"])), spread(row[FIGURE]), *figures, *changes, *spent])
-    return table
+        cells.append(
+            [
+                row["method"],
+                str(len(row["seeds"])),
+                mean_text(row["map50_95"]),
+                f"{row['last_map50_95']['mean']:.3f}",
+                f"{row['map50']['mean']:.3f}",
+                f"{row['epochs']:g}",
+                f"{row['train_s']:.0f}",
+                cost_text(row["cost"]),
+            ]
+        )
+    return Table(headers, cells)
 
 
-def cost(row: dict[str, Any]) -> str:
-    """Training time as a multiple of plain's."""
-    return "-" if row["cost"] is None else f"{row['cost']:.2f}"
+def difference_table(rows: Sequence[Row] | Sequence[MeanRow], references: Sequence[str], figure: str = FIGURE) -> Table:
+    """The difference of each method from each reference, with its interval; without rows if there are none.
+
+    Args:
+        rows: of one data set and student, or means.
+        references: a column each.
+        figure: that is compared.
+    """
+    headers = ["difference", *(f"vs {other} [95 %]" for other in references)]
+    cells = []
+    for row in rows:
+        against = row.get("against", {})
+        if any(against.get(other, {}).get(figure) for other in references):
+            cells.append([row["method"], *(difference_text(against.get(o, {}).get(figure)) for o in references)])
+    return Table(headers, cells)
 
 
-def spread(figure: dict[str, Any] | float) -> str:
-    """A mean, with its standard deviation over the seeds where there is one."""
+def full_table(rows: Sequence[Row], references: Sequence[str]) -> Table:
+    """Accuracy, differences and cost in one table, too wide for most terminals."""
+    headers, cells = accuracy_table(rows)
+    split = headers.index("epochs")
+    headers = [*headers[:split], *(f"vs {other} [95 %]" for other in references), *headers[split:]]
+    full = []
+    for row, own in zip(rows, cells, strict=True):
+        against = row.get("against", {})
+        changes = [difference_text(against.get(other, {}).get(FIGURE)) for other in references]
+        full.append([*own[:split], *changes, *own[split:]])
+    return Table(headers, full)
+
+
+def mean_table(rows: Sequence[MeanRow], references: Sequence[str]) -> Table:
+    """The mean of each method over data sets and students."""
+    headers = ["method", "mAP50-95", *(f"vs {other} [95 %]" for other in references), "cost"]
+    cells = []
+    for row in rows:
+        changes = [difference_text(row["against"].get(other, {}).get(FIGURE)) for other in references]
+        cells.append([row["method"], f"{row['map50_95']:.3f}", *changes, cost_text(row["cost"])])
+    return Table(headers, cells)
+
+
+def nms_free_table(rows: Sequence[Row] | Sequence[MeanRow], references: Sequence[str]) -> Table:
+    """The accuracy without NMS of the students that have a one2one head; without rows if none has."""
+    headers = ["without NMS", "mAP50-95", *(f"vs {other} [95 %]" for other in references)]
+    cells = []
+    for row in rows:
+        if NMS_FREE in row:
+            changes = [difference_text(row["against"].get(other, {}).get(NMS_FREE)) for other in references]
+            cells.append([row["method"], mean_text(row[NMS_FREE]), *changes])  # type: ignore[literal-required]
+    return Table(headers, cells)
+
+
+def class_table(rows: Sequence[Row]) -> Table:
+    """Plain's mAP50-95 of each class and every other method's difference, starred where its interval excludes 0."""
+    plain = next((r for r in rows if r["method"] == "plain" and r["seeds"]), None)
+    others = [r for r in rows if r["method"] != "plain" and r["seeds"]]
+    headers = ["class", "plain", *(r["method"] for r in others)]
+    if plain is None or not others:
+        return Table(headers, [])
+    cells = []
+    for name, figure in plain["classes"].items():
+        changes = [r["classes"][name]["change"] if name in r["classes"] else None for r in others]
+        cells.append([name, f"{figure['mean']:.3f}", *map(starred_text, changes)])
+    return Table(headers, cells)
+
+
+def cost_text(cost: float | None) -> str:
+    """The cost of training as a multiple of plain's."""
+    return "-" if cost is None else f"{cost:.2f}"
+
+
+def mean_text(figure: Figure | float) -> str:
+    """A mean, with its standard deviation over the seeds if there is one."""
     if isinstance(figure, float):
         return f"{figure:.3f}"
     return f"{figure['mean']:.3f}" + (f" ± {figure['deviation']:.3f}" if figure["deviation"] is not None else "")
 
 
-def change(found: dict[str, Any] | None) -> str:
-    """A difference and its interval."""
+def difference_text(found: Difference | None) -> str:
+    """A difference with its interval; empty for None."""
     if found is None:
         return ""
     if found["low"] is None:
@@ -53,168 +137,148 @@ def change(found: dict[str, Any] | None) -> str:
     return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
-def nms_free_table(document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The accuracy without NMS of the students that have such a head, with its head; nothing where none has."""
-    references, own = document["references"], [row for row in rows if NMS_FREE in row]
-    if not own:
-        return []
-    table = [["without NMS", "mAP50-95", *(f"vs {other} [95 %]" for other in references)]]
-    for row in own:
-        changes = [change(row["against"].get(other, {}).get(NMS_FREE)) for other in references]
-        table.append([row["method"], spread(row[NMS_FREE]), *changes])
-    return table
+def starred_text(found: Difference | None) -> str:
+    """A difference without its interval, starred if that excludes 0; empty for None."""
+    if found is None:
+        return ""
+    return f"{found['mean']:+.3f}" + ("*" if found["verdict"] in {"better", "worse"} else "")
 
 
-def verdicts(rows: Sequence[dict[str, Any]], figure: str = FIGURE) -> list[str]:
-    """What the intervals allow to say of each method, a line each; nothing where there are none."""
-    said = {row["method"]: verdict(row["against"], figure) for row in rows if row.get("against")}
-    return [f"{method}: {word}" for method, word in said.items() if word]
+def verdict_lines(rows: Sequence[Row] | Sequence[MeanRow], figure: str = FIGURE) -> list[str]:
+    """A line for each method: better or worse than a reference, or not distinguishable from it."""
+    verdicts = {row["method"]: verdict_text(row["against"], figure) for row in rows if row.get("against")}
+    return [f"{method}: {verdict}" for method, verdict in verdicts.items() if verdict]
 
 
-def verdict(against: dict[str, dict[str, Any]], figure: str) -> str:
-    """What a method's intervals allow to say: better or worse than a reference, or not distinguishable from it."""
-    said: dict[str, list[str]] = {}
+def verdict_text(against: Mapping[str, Mapping[str, Difference | None]], figure: str) -> str:
+    """The verdicts of one method on its references; empty without an interval."""
+    references: dict[str, list[str]] = {}
     for other, changes in against.items():
         if (found := changes.get(figure)) and found["low"] is not None:
-            said.setdefault(found["verdict"], []).append(other)
+            references.setdefault(found["verdict"], []).append(other)
     return ", ".join(
-        f"{word} {'from' if word == UNCLEAR else 'than'} {' and '.join(others)}" for word, others in said.items()
+        f"{verdict} {'from' if verdict == UNCLEAR else 'than'} {' and '.join(others)}"
+        for verdict, others in references.items()
     )
 
 
-def groups(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows by data set and student, under a title that names both."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in document["rows"]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
         found.setdefault(f"{row['student']} on {row['data']}", []).append(row)
     return found
 
 
-def mean_table(document: dict[str, Any]) -> list[list[str]]:
-    """The mean over data sets and students, with its head."""
-    references = document["references"]
-    table = [["method", "mAP50-95", *(f"vs {other} [95 %]" for other in references), "cost"]]
-    for row in document["mean"]:
-        changes = [change(row["against"].get(other, {}).get(FIGURE)) for other in references]
-        table.append([row["method"], f"{row[FIGURE]:.3f}", *changes, cost(row)])
-    return table
+def shorten(method: str, most: int = NAME_LENGTH) -> str:
+    """A method's name, without its middle if it is longer than `most` characters."""
+    return method if len(method) <= most else f"{method[: most // 2 - 1]}...{method[-most // 2 + 2 :]}"
 
 
-def class_table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Plain's mAP50-95 of each class and every other method's change, starred where its interval excludes 0."""
-    plain = next((r for r in rows if r["method"] == "plain" and r["seeds"]), None)
-    others = [r for r in rows if r["method"] != "plain" and r["seeds"]]
-    if plain is None or not others:
-        return []
-    table = [["class", "plain", *(r["method"] for r in others)]]
-    for name, figure in plain["classes"].items():
-        changes = [r["classes"].get(name, {}).get("change") for r in others]
-        table.append([name, f"{figure['mean']:.3f}", *map(starred, changes)])
-    return table
-
-
-def starred(found: dict[str, Any] | None) -> str:
-    """A difference without its interval."""
-    if found is None:
-        return ""
-    return f"{found['mean']:+.3f}{'*' if found['verdict'] in {'better', 'worse'} else ' '}"
-
-
-def latencies(document: dict[str, Any]) -> list[str]:
-    """How fast each exported student is, a line each."""
-    said = []
-    for found in document["latency"]:
-        who = f"{found['student']} on {found['data']}"
-        if "why_not" in found:
-            said.append(f"{who}: not exported: {found['why_not']}")
-        else:
-            shaky = "" if found["stable"] else "; NOT STABLE: time it again on a quiet machine"
-            file = f"as ONNX, head {found['head']}, end to end, median on one thread"
-            said.append(f"{who}: {found['p50_ms']:.2f} ms {file}{shaky}")
-    return said
-
-
-def text(document: dict[str, Any]) -> str:
-    """The findings for a terminal."""
+def latency_lines(comparison: Comparison) -> list[str]:
+    """The latency of each exported student, a line each."""
     lines = []
-    for title, rows in groups(document).items():
-        lines += ["", title, *aligned(main_table(document, rows)), *indented(verdicts(rows))]
-        lines += nms_free(document, rows)
-        if len(classes := class_table(rows)) > MOST_CLASSES:
-            lines += ["", f"  compare.md has what became of each of {len(classes) - 1} classes"]
-        elif classes:
-            lines += ["", *aligned(classes)]
-    if document["mean"]:
-        lines += ["", f"mean of {len(groups(document))}", *aligned(mean_table(document))]
-        lines += indented(verdicts(document["mean"])) + nms_free(document, document["mean"])
-    lines += ["", *latencies(document)] if document["latency"] else []
-    told = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in document["notes"]]
-    return "\n".join([*lines, "", *told])
+    for found in comparison["latency"]:
+        student = f"{found['student']} on {found['data']}"
+        if "why_not" in found:
+            lines.append(f"{student}: not exported: {found['why_not']}")
+        else:
+            unstable = "" if found["stable"] else "; NOT STABLE: time it again on an idle machine"
+            how = f"as ONNX, head {found['head']}, end to end, median on one thread"
+            lines.append(f"{student}: {found['p50_ms']:.2f} ms {how}{unstable}")
+    return lines
 
 
-def nms_free(document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The accuracy without NMS and what it allows to say, for a terminal."""
-    table = nms_free_table(document, rows)
-    return ["", *aligned(table), *indented(verdicts(rows, NMS_FREE))] if table else []
+def comparison_text(comparison: Comparison) -> str:
+    """The whole comparison for a terminal."""
+    references, lines = comparison["references"], []
+    groups = group_rows(comparison["rows"])
+    for title, rows in groups.items():
+        lines += ["", title, *text_table(accuracy_table(rows))]
+        lines += text_block(difference_table(rows, references), verdict_lines(rows))
+        lines += text_block(nms_free_table(rows, references), verdict_lines(rows, NMS_FREE))
+        classes = class_table(rows)
+        block = text_block(classes, [])
+        if len(classes.rows) > MOST_CLASSES or max(map(len, block), default=0) > WIDTH:
+            block = ["", f"  the table of the {len(classes.rows)} classes is in compare.md"]
+        lines += block
+    if means := comparison["mean"]:
+        lines += ["", f"mean of {len(groups)}", *text_table(mean_table(means, references))]
+        lines += indent_lines(verdict_lines(means))
+        lines += text_block(nms_free_table(means, references), verdict_lines(means, NMS_FREE))
+    if comparison["latency"]:
+        lines += ["", *latency_lines(comparison)]
+    notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in comparison["notes"]]
+    return "\n".join([*lines, "", *notes])
 
 
-def indented(said: Sequence[str]) -> list[str]:
-    """A paragraph of a terminal's text."""
-    return ["", *(f"  {line}" for line in said)] if said else []
+def text_table(table: Table) -> list[str]:
+    """The lines of a table for a terminal, indented; empty without rows."""
+    if not table.rows:
+        return []
+    headers = [shorten(header, TEXT_NAME_LENGTH) for header in table.headers]
+    rows = [[shorten(name, TEXT_NAME_LENGTH), *cells] for name, *cells in table.rows]
+    return textwrap.indent(report.table(rows, headers), "  ").splitlines()
 
 
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
+def text_block(table: Table, verdicts: Sequence[str]) -> list[str]:
+    """A table and the verdicts on it, each after an empty line; empty without rows."""
+    return ["", *text_table(table), *indent_lines(verdicts)] if table.rows else []
 
 
-def markdown(document: dict[str, Any]) -> str:
-    """The findings as a page, with the command that repeats them and what they were measured with."""
-    made = document["versions"]
-    with_what = ", ".join(
-        f"{name} {made[name]}" for name in ("yolo-mkd", "ultralytics", "torch", "python") if name in made
-    )
-    machine = document["machine"]
-    lines = ["# Comparison", "", "```", document["command"], "```", ""]
-    lines += [
-        f"{with_what}; {machine['processor']}, {machine['cores']} cores; trained on {', '.join(document['devices'])}.",
-        "",
-    ]
-    for title, rows in groups(document).items():
-        lines += [f"## {title}", "", *piped(main_table(document, rows)), ""]
-        lines += [*(f"- {said}" for said in verdicts(rows)), "", *nms_free_page(document, rows)]
-        if classes := class_table(rows):
-            told = "mAP50-95 of each class: plain's, and each method's change, starred where its interval excludes 0."
-            lines += [told, "", *piped(classes), ""]
-    if document["mean"]:
-        lines += [f"## Mean of {len(groups(document))}", "", *piped(mean_table(document)), ""]
-        lines += [*(f"- {said}" for said in verdicts(document["mean"])), ""]
-        lines += nms_free_page(document, document["mean"])
-    lines += ["![Differences](differences.png)", "", "![Accuracy against cost](cost.png)", ""]
-    if document["latency"]:
-        lines += ["## Latency", "", *(f"- {said}" for said in latencies(document)), ""]
-        lines += ["![Accuracy against latency](latency.png)", ""]
-    return "\n".join([*lines, *(f"- {note}" for note in document["notes"]), ""])
+def indent_lines(lines: Sequence[str]) -> list[str]:
+    """Indented lines after an empty one, wrapped where they are too long; empty without lines."""
+    if not lines:
+        return []
+    wrapped = (textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in lines)
+    return ["", *(part for parts in wrapped for part in parts)]
 
 
-def nms_free_page(document: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The accuracy without NMS and what it allows to say, in Markdown."""
-    table = nms_free_table(document, rows)
-    return [*piped(table), "", *(f"- {said}" for said in verdicts(rows, NMS_FREE)), ""] if table else []
+def comparison_page(comparison: Comparison) -> str:
+    """The whole comparison in Markdown, with the command that repeats it and what it was measured with."""
+    versions, machine = comparison["versions"], comparison["machine"]
+    packages = ", ".join(f"{p} {versions[p]}" for p in ("yolo-mkd", "ultralytics", "torch", "python") if p in versions)
+    devices = ", ".join(comparison["devices"])
+    made_with = f"{packages}; {machine['processor']}, {machine['cores']} cores; trained on {devices}."
+    references, groups = comparison["references"], group_rows(comparison["rows"])
+    blocks = ["# Comparison", f"```\n{comparison['command']}\n```", made_with]
+    for title, rows in groups.items():
+        blocks += [f"## {title}", markdown_table(full_table(rows, references)), bullets(verdict_lines(rows))]
+        blocks += nms_free_blocks(rows, references)
+        if (classes := class_table(rows)).rows:
+            blocks += [CLASS_CAPTION, markdown_table(classes)]
+    if means := comparison["mean"]:
+        blocks += [f"## Mean of {len(groups)}", markdown_table(mean_table(means, references))]
+        blocks += [bullets(verdict_lines(means)), *nms_free_blocks(means, references)]
+    blocks += ["![Differences](differences.png)", "![Accuracy against cost](cost.png)"]
+    if comparison["latency"]:
+        blocks += ["## Latency", bullets(latency_lines(comparison)), "![Accuracy against latency](latency.png)"]
+    blocks.append(bullets(comparison["notes"]))
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def piped(table: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
-    rows = [f"| {' | '.join(cell.replace('|', '/').strip() for cell in row)} |" for row in table]
-    return [rows[0], "|---" * len(table[0]) + "|", *rows[1:]]
+def nms_free_blocks(rows: Sequence[Row] | Sequence[MeanRow], references: Sequence[str]) -> list[str]:
+    """The accuracy without NMS and the verdicts on it, in Markdown; empty if no student has a one2one head."""
+    table = nms_free_table(rows, references)
+    return [markdown_table(table), bullets(verdict_lines(rows, NMS_FREE))] if table.rows else []
 
 
-def write_csv(path: Path, document: dict[str, Any]) -> None:
-    """One line a data set, student, method and seed: the raw figures, for tools of one's own."""
+def markdown_table(table: Table) -> str:
+    """A table in Markdown; a `|` in a cell, which would end the cell, becomes `/`."""
+    headers, *rows = ([cell.replace("|", "/") for cell in cells] for cells in (table.headers, *table.rows))
+    return report.table(rows, headers, markdown=True)
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """Lines as a list in Markdown."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def write_csv(path: Path, comparison: Comparison) -> None:
+    """Write the figures of each trial as CSV, a line a trial."""
     columns = ["data", "student", "method", "seed", "map50_95", "map50", "last_map50_95", NMS_FREE, "epochs"]
     columns += ["train_s", "cost_s", "failed"]
-    with open(path, "w", newline="", encoding="utf-8") as f:
+    with report.atomic(path) as partial, open(partial, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, columns)
         writer.writeheader()
-        writer.writerows(document["cells"])
+        writer.writerows(comparison["cells"])

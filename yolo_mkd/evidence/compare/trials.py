@@ -1,44 +1,44 @@
-"""Cells: one training each of a data set, a student, a method and a seed, with a folder and a task of its own."""
+"""Trials: each is one training of a student with a method, a seed and a data set, in a folder of its own."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from yolo_mkd import chain, host
-from yolo_mkd.cache.unlabelled import check_ratio, find_images
+from yolo_mkd import chain, host, report
+from yolo_mkd.cache.unlabelled import find_images
 from yolo_mkd.chain.stages import validate
-from yolo_mkd.evidence.compare.methods import Method, reference
+from yolo_mkd.evidence.compare.methods import Method, cost_reference
+from yolo_mkd.evidence.compare.schema import TrialResult
 from yolo_mkd.host.dry import silent
 from yolo_mkd.host.runs import AUGMENTATION
-from yolo_mkd.settings import BadInput, defaults, resolve
+from yolo_mkd.settings import BadInput, check_argument, defaults, resolve
 
 TASK, RESULT, LOG = "cell.yaml", "result.json", "log.txt"
-SEEN = {*AUGMENTATION, "views", "teacher_imgsz"}  # what methods that share a teacher's record may not differ in
+CACHE_KEYS = {*AUGMENTATION, "views", "teacher_imgsz"}  # methods that share a teacher cache must agree in these
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training, as `compare.yaml` and its own `cell.yaml` hold it.
+    """One training, as stored in `compare.yaml` and in its own `cell.yaml`.
 
     Attributes:
         name: its folder below that of the comparison: data/student/method-seed.
         data: the data set's label.
         student: the student's label.
         method: the method's name.
-        seed: of start, order and augmentation.
+        seed: of initial weights, order and augmentation.
         chain: whether yolo-mkd trains it, else Ultralytics alone.
         arguments: of that train.
-        val: arguments of the one validation that all cells share.
-        longer: where its epochs are found: the names of the plain cell and of the one whose cost it is given.
-        pseudo: what it is to label first: teacher, unlabelled, and the ratio in the batches that it is compared with.
+        val: arguments of the validation, the same for all trials.
+        longer: for a run of equal cost, the names of the plain trial and of the trial whose cost it matches.
+        pseudo: for pseudo-labels: teacher, unlabelled, and the ratio in the batches that it is compared with.
     """
 
     name: str
@@ -53,82 +53,144 @@ class Trial:
     pseudo: dict[str, Any] | None = None
 
 
-def build(
-    root: Path, data: dict[str, str], students: dict[str, str], methods: Sequence[Method], seeds: Sequence[int],
-    baseline: dict[str, Any], record: bool,
-) -> tuple[list[Trial], dict[str, str]]:  # fmt: skip
-    """All cells, each kind of them checked, in the order in which they run.
+@dataclass(frozen=True)
+class TrialGrid:
+    """What the trials are made of.
 
-    Args:
+    Attributes:
         root: the comparison's folder.
         data: label and YAML file of each data set.
         students: label and file of each student.
-        methods: what is compared.
-        seeds: one cell of everything for each.
+        methods: that are compared.
+        seeds: one trial of everything for each.
         baseline: arguments of train that all methods share.
-        record: keep the teacher's words for all methods that can do with a record.
+        record: share a teacher cache among the methods that support it.
+    """
+
+    root: Path
+    data: dict[str, str]
+    students: dict[str, str]
+    methods: Sequence[Method]
+    seeds: Sequence[int]
+    baseline: dict[str, Any]
+    record: bool
+
+
+@dataclass(frozen=True)
+class CheckedMethod:
+    """A method whose arguments have been checked for one data set and student.
+
+    Attributes:
+        method: as parsed.
+        arguments: of its train, without seed and folder.
+        pseudo: as `Trial.pseudo`.
+        live: why it runs the teacher although a cache is wanted; empty if it does not.
+    """
+
+    method: Method
+    arguments: dict[str, Any]
+    pseudo: dict[str, Any] | None
+    live: str
+
+
+def build_trials(grid: TrialGrid) -> tuple[list[Trial], dict[str, str]]:
+    """All trials in the order in which they run; every method is checked with every data set and student.
+
+    Args:
+        grid: what the trials are made of.
 
     Returns:
-        The cells, and why some methods ask the teacher itself although `record` is given.
+        The trials, and by method why it runs the teacher although `record` is given.
 
     Raises:
         BadInput: one of them could not train.
     """
-    cells, live = [], {}
-    paced = reference(methods)
-    for label, file in data.items():
-        for student, model in students.items():
-            common = {**baseline, "data": file, "model": model}
-            named: dict[str, tuple[Method, dict[str, Any]]] = {}
-            for method in methods:
-                arguments = arguments_of(method, common)
-                try:
-                    if method.stock:
-                        to_label(method, common)
-                        check_stock(arguments)
-                    else:
-                        arguments, why = recorded(method, arguments, record, root / "records" / label)
-                        if why:
-                            live[method.name] = why
-                except BadInput as e:
-                    raise BadInput(f"methods={method.name}: {e}") from e
-                named[method.name] = method, arguments
-            val = {"data": file, "imgsz": baseline.get("imgsz", 640), "batch": baseline.get("batch", 16)}
-            val |= {k: baseline[k] for k in ("device", "workers") if k in baseline}
-            for seed in seeds:
-                place = {n: f"{label}/{student}/{slug(n, list(named))}-s{seed}" for n in named}
-                for name, (method, arguments) in named.items():
-                    whole = {
-                        **arguments,
-                        "seed": seed,
-                        "project": str(root / place[name]),
-                        "name": "run",
-                        "exist_ok": True,
-                    }
-                    longer = (place["plain"], place[paced.name]) if method.base == "longer" and paced else None
-                    cells.append(
-                        Trial(
-                            place[name], label, student, name, seed, not method.stock, whole, val, longer,
-                            to_label(method, common),
-                        )
-                    )  # fmt: skip
-    return cells, live
+    trials: list[Trial] = []
+    live: dict[str, str] = {}
+    for label, file in grid.data.items():
+        for student, model in grid.students.items():
+            common = {**grid.baseline, "data": file, "model": model}
+            checked = [check_method(m, common, grid.record, grid.root / "records" / label) for m in grid.methods]
+            live |= {c.method.name: c.live for c in checked if c.live}
+            for seed in grid.seeds:
+                trials += seed_trials(grid, label, student, checked, seed)
+    return trials, live
 
 
-def arguments_of(method: Method, common: dict[str, Any]) -> dict[str, Any]:
-    """A method's arguments of train: what all share, then what it changes."""
+def check_method(method: Method, common: dict[str, Any], record: bool, cache: Path) -> CheckedMethod:
+    """Check one method with one data set and student.
+
+    Args:
+        method: to check.
+        common: arguments of train that all methods share.
+        record: whether a teacher cache is wanted.
+        cache: its folder.
+
+    Raises:
+        BadInput: it could not train; the message names the method.
+    """
+    arguments = method_arguments(method, common)
+    try:
+        if method.stock:
+            pseudo = pseudo_label_task(method, common)
+            check_stock(arguments)
+            return CheckedMethod(method, arguments, pseudo, "")
+        arguments, live = cached_arguments(method, arguments, record, cache)
+        return CheckedMethod(method, arguments, None, live)
+    except BadInput as e:
+        raise BadInput(f"methods={method.name}: {e}") from e
+
+
+def seed_trials(grid: TrialGrid, data: str, student: str, checked: Sequence[CheckedMethod], seed: int) -> list[Trial]:
+    """The trials of one data set, student and seed, one a method.
+
+    Args:
+        grid: what all trials are made of.
+        data: label of the data set.
+        student: label of the student.
+        checked: the methods.
+        seed: of the trials.
+    """
+    baseline, names = grid.baseline, [c.method.name for c in checked]
+    val = {"data": grid.data[data], "imgsz": baseline.get("imgsz", 640), "batch": baseline.get("batch", 16)}
+    val |= {k: baseline[k] for k in ("device", "workers") if k in baseline}
+    folders = {name: f"{data}/{student}/{folder_name(name, names)}-s{seed}" for name in names}
+    matched = cost_reference(grid.methods)
+    trials = []
+    for each in checked:
+        method, folder = each.method, folders[each.method.name]
+        longer = (folders["plain"], folders[matched.name]) if method.base == "longer" and matched else None
+        place = {"seed": seed, "project": str(grid.root / folder), "name": "run", "exist_ok": True}
+        trial = Trial(
+            name=folder,
+            data=data,
+            student=student,
+            method=method.name,
+            seed=seed,
+            chain=not method.stock,
+            arguments={**each.arguments, **place},
+            val=dict(val),
+            longer=longer,
+            pseudo=each.pseudo,
+        )
+        trials.append(trial)
+    return trials
+
+
+def method_arguments(method: Method, common: dict[str, Any]) -> dict[str, Any]:
+    """A method's arguments of train: those that all methods share, then those that it changes."""
     arguments = {**common, **method.changes}
     if not method.stock:
         return arguments
-    theirs = {k: v for k, v in arguments.items() if k not in defaults() or k == "model"}
-    return {**theirs, "distill_model": arguments["teacher"]} if method.base == "native" else theirs
+    stock = {k: v for k, v in arguments.items() if k not in defaults() or k == "model"}
+    return {**stock, "distill_model": arguments["teacher"]} if method.base == "native" else stock
 
 
-def to_label(method: Method, common: dict[str, Any]) -> dict[str, Any] | None:
-    """What a method of pseudo-labels needs beside the arguments of its training.
+def pseudo_label_task(method: Method, common: dict[str, Any]) -> dict[str, Any] | None:
+    """What a method with pseudo-labels needs beside the arguments of its training; None for any other method.
 
     Raises:
-        BadInput: no unlabelled images are named, or none are there.
+        BadInput: `unlabelled` is missing or has no images.
     """
     if method.base != "pseudo":
         return None
@@ -136,10 +198,10 @@ def to_label(method: Method, common: dict[str, Any]) -> dict[str, Any] | None:
     if given["unlabelled"] is None:
         raise BadInput("unlabelled= is missing: write for example pseudo:unlabelled=frames")
     if given.get("fraction", 1) != 1:
-        raise BadInput("fraction= would cut labelled and pseudo-labelled images alike: leave it out")
+        raise BadInput("fraction= would also drop pseudo-labelled images: remove fraction=")
     find_images(given["unlabelled"])
     place = chain.absolute(str(given["unlabelled"]))
-    ratio = check_ratio(given["unlabelled_ratio"])
+    ratio = check_argument("unlabelled_ratio", given["unlabelled_ratio"])
     return {"teacher": str(given["teacher"]), "unlabelled": place, "ratio": ratio}
 
 
@@ -147,7 +209,7 @@ def check_stock(arguments: dict[str, Any]) -> None:
     """Check the arguments of a training by Ultralytics alone.
 
     Raises:
-        BadInput: it would refuse them, or silently change them.
+        BadInput: Ultralytics would refuse them, or change them without an error.
     """
     data = host.check_data(arguments["data"])
     student = host.find_model("model", arguments["model"])
@@ -159,46 +221,59 @@ def check_stock(arguments: dict[str, Any]) -> None:
         teacher = host.load_detector("teacher", arguments["distill_model"])
         if len(teacher.stride) != len(model.stride):
             raise BadInput(
-                f"Ultralytics needs a teacher with as many strides as the student: {len(teacher.stride)} are not "
-                f"{len(model.stride)}: leave this method out"
+                f"Ultralytics' distillation needs a teacher with as many strides as the student, but it has "
+                f"{len(teacher.stride)} and the student {len(model.stride)}: remove this method"
             )
 
 
-def recorded(method: Method, arguments: dict[str, Any], wanted: bool, records: Path) -> tuple[dict[str, Any], str]:
-    """Check a method of ours, replaying the teacher where that is wanted and possible.
+def cached_arguments(
+    method: Method, arguments: dict[str, Any], wanted: bool, cache: Path
+) -> tuple[dict[str, Any], str]:
+    """Check a method of ours, with a teacher cache if that is wanted and possible.
+
+    Args:
+        method: to check.
+        arguments: of its train.
+        wanted: whether a teacher cache is wanted.
+        cache: its folder; methods that differ in `CACHE_KEYS` get one of their own beside it.
 
     Returns:
-        Its arguments, and why it cannot replay the teacher although that is wanted.
+        Its arguments, and why it cannot use a teacher cache although that is wanted.
 
     Raises:
         BadInput: it could not train either way.
     """
     own = resolve({k: v for k, v in arguments.items() if k in defaults()})
-    special = slug(method.name) if set(method.changes) & SEEN else ""
-    kept = {**arguments, "record": str(records.with_name(f"{records.name}-{special}") if special else records)}
     with silent():
-        if own["record"] or wanted:
-            try:
-                validate(kept, "compare")
-                return kept, ""
-            except BadInput as e:
-                if own["record"]:
-                    raise
-                validate(arguments, "compare")
-                return arguments, str(e)
-        validate(arguments, "compare")
-    return arguments, ""
+        if not (own["record"] or wanted):
+            validate(arguments, "compare")
+            return arguments, ""
+        if set(method.changes) & CACHE_KEYS:
+            cache = cache.with_name(f"{cache.name}-{folder_name(method.name)}")
+        cached = {**arguments, "record": str(cache)}
+        try:
+            validate(cached, "compare")
+            return cached, ""
+        except BadInput as e:
+            if own["record"]:
+                raise
+            validate(arguments, "compare")
+            return arguments, str(e)
 
 
-def slug(name: str, among: Sequence[str] = ()) -> str:
-    """A method's name as a folder's, unlike that of any other method."""
-    plain = [re.sub(r"[^\w.=-]+", "_", n) for n in among]
-    own = re.sub(r"[^\w.=-]+", "_", name)
-    return own if plain.count(own) < 2 else f"{own}-{list(among).index(name)}"
+def folder_name(method: str, among: Sequence[str] = ()) -> str:
+    """A method's name as a folder name; with `among`, all methods, different from the folder of any other method."""
+    simplified = [re.sub(r"[^\w.=-]+", "_", name) for name in among]
+    own = re.sub(r"[^\w.=-]+", "_", method)
+    return own if simplified.count(own) < 2 else f"{own}-{list(among).index(method)}"
 
 
-def labels(argument: str, files: Sequence[str]) -> dict[str, str]:
-    """A short name for each file, by which tables and folders call it.
+def short_labels(argument: str, files: Sequence[str]) -> dict[str, str]:
+    """Short labels for files, used in tables and folder names: a dict from label to file.
+
+    Args:
+        argument: that the files were given for, for the message.
+        files: absolute paths.
 
     Raises:
         BadInput: a file is named twice.
@@ -206,47 +281,55 @@ def labels(argument: str, files: Sequence[str]) -> dict[str, str]:
     stems = [p.parent.parent.name if p.parent.name == "weights" else p.stem for p in map(Path, files)]
     found = {s if stems.count(s) == 1 else f"{Path(f).parent.name}-{s}": f for s, f in zip(stems, files, strict=True)}
     if len(found) < len(files):
-        raise BadInput(f"{argument}= names {', '.join(files)}: two of these cannot be told apart: keep one of them")
+        raise BadInput(f"{argument}={','.join(files)}: two of these have the same name and folder: rename one of them")
     return found
 
 
-def start(root: Path, cell: Trial, results: dict[str, dict[str, Any]]) -> str:
-    """Write a cell's task, with its epochs where these depend on other cells.
+def write_task(root: Path, trial: Trial, results: Mapping[str, TrialResult]) -> str:
+    """Write a trial's `cell.yaml`, with the number of epochs if that depends on other trials.
+
+    Args:
+        root: the comparison's folder.
+        trial: to be written; an existing file is left as it is.
+        results: of the trials that have ended, by name.
 
     Returns:
-        Why it cannot run, if so.
+        Why it cannot run; empty if it can.
     """
-    folder = root / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
-    if cell.longer and not (folder / TASK).exists():
-        plain, other = (results[name] for name in cell.longer)
-        if missing := [n for n, r in zip(cell.longer, (plain, other), strict=True) if r["status"] != "done"]:
-            return f"its epochs follow from the cost of {missing[0]}, which failed"
-        cell = replace(cell, arguments={**cell.arguments, **lengthened(cell.arguments, epochs_for(plain, other))})
-    if not (folder / TASK).exists():
-        partial = folder / f"{TASK}.part"
-        partial.write_text(yaml.safe_dump(asdict(cell), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(partial, folder / TASK)
+    file = root / trial.name / TASK
+    if file.exists():
+        return ""
+    if trial.longer:
+        failed = [name for name in trial.longer if results[name]["status"] != "done"]
+        if failed:
+            return f"its epochs follow from the cost of {failed[0]}, which failed"
+        plain, matched = (results[name] for name in trial.longer)
+        length = scaled_length(trial.arguments, equal_cost_epochs(plain, matched))
+        trial = replace(trial, arguments={**trial.arguments, **length})
+    report.write_text(file, yaml.safe_dump(asdict(trial), sort_keys=False, allow_unicode=True))
     return ""
 
 
-def epochs_for(plain: dict[str, Any], other: dict[str, Any]) -> int:
-    """How many epochs of plain training cost what the other training cost; one at least."""
+def equal_cost_epochs(plain: TrialResult, other: TrialResult) -> int:
+    """How many epochs of plain training cost what the other training cost; at least one."""
     return max(1, round(other["cost_s"] / (plain["cost_s"] / plain["epochs"])))
 
 
-def lengthened(arguments: dict[str, Any], epochs: int) -> dict[str, int]:
-    """The length of a training, and of its end without mosaic in proportion: the end can decide what is learned.
+def scaled_length(arguments: Mapping[str, Any], epochs: int) -> dict[str, int]:
+    """The arguments for another number of epochs, with the last epochs without mosaic in proportion.
 
     Args:
         arguments: of a training.
-        epochs: how many it is to have.
+        epochs: wanted.
     """
-    asked, end = (arguments.get(k, host.arguments()[k]) for k in ("epochs", "close_mosaic"))
-    return {"epochs": epochs, "close_mosaic": round(end * epochs / asked)}
+    given, without_mosaic = (arguments.get(k, host.arguments()[k]) for k in ("epochs", "close_mosaic"))
+    return {"epochs": epochs, "close_mosaic": round(without_mosaic * epochs / given)}
 
 
-def result(root: Path, cell: Trial) -> dict[str, Any] | None:
-    """What became of a cell, if it has ended."""
-    file = root / cell.name / RESULT
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+def load_result(root: Path, trial: Trial) -> TrialResult | None:
+    """The result of a trial; None if it has not ended."""
+    file = root / trial.name / RESULT
+    if not file.is_file():
+        return None
+    result: TrialResult = json.loads(file.read_text(encoding="utf-8"))
+    return result

@@ -1,4 +1,4 @@
-"""One cell, in a process of its own: train it or go on with it, validate it as all are validated, write its result.
+"""One trial in a process of its own: train or resume it, validate its checkpoints, write its result.
 
 python -m yolo_mkd.evidence.compare.worker FOLDER
 """
@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from ultralytics import YOLO
 
 from yolo_mkd import chain, host, report
 from yolo_mkd.cache.unlabelled import filter_images, find_images, held_out, listed
-from yolo_mkd.evidence.compare.pseudo_labels import label
+from yolo_mkd.evidence.compare.pseudo_labels import label_images
+from yolo_mkd.evidence.compare.schema import CheckpointScores, HeadScores
 from yolo_mkd.evidence.compare.trials import RESULT, TASK
 from yolo_mkd.host import clock
 from yolo_mkd.settings import BadInput, Failed
@@ -28,47 +29,48 @@ from yolo_mkd.settings import BadInput, Failed
 QUIET = {"plots": False, "verbose": False}
 
 
-def run(folder: Path) -> None:
-    """Bring one cell to its end.
+def complete_trial(folder: Path) -> None:
+    """Train one trial to its end, validate it and write its result.
 
     Args:
-        folder: the cell's, with its `cell.yaml`.
+        folder: the trial's, with its `cell.yaml`.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     task = yaml.safe_load((folder / TASK).read_text(encoding="utf-8"))
     if task.get("pseudo"):
-        task["arguments"].update(labelled(folder / "pseudo", task))
+        task["arguments"].update(pseudo_label_arguments(folder / "pseudo", task))
     clock.Clock.install()
     stages = train_chain(task["arguments"]) if task["chain"] else [train_stock(task["arguments"])]
     epochs = [clock.read(stage) for stage in stages]
-    weights, used = stages[-1] / "weights", device(task["val"])
-    found = {
+    weights, device = stages[-1] / "weights", device_name(task["val"])
+    result = {
         "status": "done",
-        "best": scores(weights / "best.pt", task["val"], folder),
-        "last": scores(weights / "last.pt", task["val"], folder),
+        "best": validate_heads(weights / "best.pt", task["val"], folder),
+        "last": validate_heads(weights / "last.pt", task["val"], folder),
         **host.size(weights / "best.pt", task["val"]["imgsz"]),
         "epochs": len(epochs[-1]),
-        **spent([e for stage in epochs for e in stage], used),
-        "whole_s": round(time.perf_counter() - begun, 1),
+        **training_cost([e for stage in epochs for e in stage], device),
+        "whole_s": round(time.perf_counter() - started, 1),
         "start": epochs[-1][0]["start"],
         "batches": [[e["images"], e["pixels"]] for e in epochs[-1]],
         "weights": str(weights / "best.pt"),
-        "device": used,
+        "device": device,
     }
-    report.write(folder / RESULT, "cell", found)
+    report.write(folder / RESULT, "cell", result)
 
 
-def spent(epochs: Sequence[dict[str, Any]], device: str) -> dict[str, float]:
-    """What some epochs took: `train_s` on the wall's clock and, as `cost_s`, of the device [seconds].
+def training_cost(epochs: Sequence[Mapping[str, Any]], device: str) -> dict[str, float]:
+    """The wall-clock time of some epochs, `train_s`, and their `cost_s` [s].
 
-    On a CPU the cost is processor time, since what else runs there would count in wall time.
+    The cost is processor time on a CPU, because other programs lengthen the wall-clock time there, else it is the
+    wall-clock time.
     """
     cost = "cpu_s" if device == "cpu" else "seconds"
     return {name: round(sum(e[key] for e in epochs), 3) for name, key in (("train_s", "seconds"), ("cost_s", cost))}
 
 
 def train_chain(arguments: dict[str, Any]) -> list[Path]:
-    """Distil the student, or go on where it was cut off; the folders of the stages, the student's last."""
+    """Distil the student, or resume an interrupted distillation; the folders of the stages, the student's last."""
     place = Path(arguments["project"]) / arguments["name"]
     begun = (place / "chain.yaml").exists()
     folder, record = chain.train(**({"resume": str(place)} if begun else arguments))
@@ -76,7 +78,7 @@ def train_chain(arguments: dict[str, Any]) -> list[Path]:
 
 
 def train_stock(arguments: dict[str, Any]) -> Path:
-    """Train the student as Ultralytics does, or go on where that was cut off; the run's folder."""
+    """Train the student with stock Ultralytics, or resume an interrupted training; the run's folder."""
     folder = Path(arguments["project"]) / arguments["name"]
     keeper = host.CheckpointKeeper(folder)
     if keeper.finished():
@@ -91,43 +93,53 @@ def train_stock(arguments: dict[str, Any]) -> Path:
     return folder
 
 
-def labelled(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """Label the unlabelled images with the teacher, once.
+def pseudo_label_arguments(folder: Path, task: Mapping[str, Any]) -> dict[str, Any]:
+    """Label the unlabelled images with the teacher, unless that is done.
+
+    Args:
+        folder: of the data set with pseudo-labels.
+        task: the contents of `cell.yaml`.
 
     Returns:
-        The data to train on; and how long the run, its warm-up and its end without mosaic are in longer epochs, so that
-        each sees as many images as with joined batches.
+        Arguments of train: the data, and the epochs, warm-up and epochs without mosaic in longer epochs, so that each
+        phase contains as many images as with batches of labelled and unlabelled images.
     """
-    asked, arguments = task["pseudo"], task["arguments"]
+    pseudo, arguments = task["pseudo"], task["arguments"]
     data = host.check_data(arguments["data"])
-    pool = filter_images(find_images(asked["unlabelled"]), held_out(data)).kept
+    images = filter_images(find_images(pseudo["unlabelled"]), held_out(data)).kept
     if not (folder / "data.yaml").is_file():
-        size = arguments.get("imgsz", 640)
-        found = label(asked["teacher"], data, pool, folder, size, str(arguments.get("device") or ""))
+        imgsz, device = arguments.get("imgsz", 640), str(arguments.get("device") or "")
+        found = label_images(pseudo["teacher"], data, images, folder, imgsz, device)
         report.write(folder / "labels.json", "pseudo", {"confidence": found.confidence, "boxes": found.boxes})
     count = sum(len(host.images_in(Path(p))) for p in listed(data["train"]))
-    shorter = count * (1 + asked["ratio"]) / (count + len(pool))
-    epochs, warmup, end = (
-        shorter * arguments.get(k, host.arguments()[k]) for k in ("epochs", "warmup_epochs", "close_mosaic")
+    scale = count * (1 + pseudo["ratio"]) / (count + len(images))
+    epochs, warmup, without_mosaic = (
+        scale * arguments.get(k, host.arguments()[k]) for k in ("epochs", "warmup_epochs", "close_mosaic")
     )
     return {
         "data": str(folder / "data.yaml"),
         "epochs": max(1, round(epochs)),
         "warmup_epochs": round(warmup, 4),
-        "close_mosaic": round(end),
+        "close_mosaic": round(without_mosaic),
     }
 
 
-def scores(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The accuracy of a checkpoint through NMS, as Ultralytics validates; `nms_free` holds that of a one2one head."""
-    found = validated(weights, protocol, folder)
+def validate_heads(weights: Path, protocol: Mapping[str, Any], folder: Path) -> CheckpointScores:
+    """The accuracy of a checkpoint through NMS; `nms_free` holds that of a one2one head without NMS.
+
+    Args:
+        weights: the checkpoint.
+        protocol: arguments of Ultralytics' val.
+        folder: of the trial, for temporary files.
+    """
+    found: CheckpointScores = {**validate_checkpoint(weights, protocol, folder)}
     if "one2one" in host.branches_of(host.head(YOLO(weights).model)):
-        found["nms_free"] = validated(weights, {**protocol, "nms": False}, folder)
+        found["nms_free"] = validate_checkpoint(weights, {**protocol, "nms": False}, folder)
     return found
 
 
-def validated(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """mAP50-95 and mAP50 of boxes, and mAP50-95 of each class that val has."""
+def validate_checkpoint(weights: Path, protocol: Mapping[str, Any], folder: Path) -> HeadScores:
+    """mAP50-95 and mAP50 of boxes, and the mAP50-95 of each class in val; arguments as in `validate_heads`."""
     place = {"project": str(folder), "name": "val", "exist_ok": True}
     metrics = YOLO(weights).val(**protocol, rect=False, **QUIET, **place)
     shutil.rmtree(folder / "val", ignore_errors=True)  # Ultralytics leaves it empty
@@ -139,26 +151,26 @@ def validated(weights: Path, protocol: dict[str, Any], folder: Path) -> dict[str
     }
 
 
-def device(protocol: dict[str, Any]) -> str:
-    """What trained and validated here: cpu, mps, or the card's name."""
+def device_name(protocol: Mapping[str, Any]) -> str:
+    """The device of training and validation: cpu, mps, or the GPU's name."""
     named = str(protocol.get("device"))
     if named in {"cpu", "mps"}:
         return named
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def leave_with_parent() -> None:
-    """End as soon as the comparison does, however it ended: its end of this process's input closes."""
-    while os.read(0, 4096):  # not through sys.stdin, whose lock would stand in the way of a normal end
+def exit_with_parent() -> None:
+    """End this process as soon as the comparison ends for whatever reason, which closes this process's stdin."""
+    while os.read(0, 4096):  # not through sys.stdin, whose lock would block a normal exit
         pass
     os._exit(3)
 
 
 def main() -> None:
     """Entry point."""
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     try:
-        run(Path(sys.argv[1]))
+        complete_trial(Path(sys.argv[1]))
     except (BadInput, Failed) as e:
         raise SystemExit(str(e)) from e
 

@@ -91,8 +91,8 @@ def checked(arguments: dict[str, Any], folder: Path) -> tuple[ChainRequest, dict
     wanted = batch * BATCHES[device]
     if len(images) < batch:
         raise BadInput(f"data={asked.data['yaml_file']} has {len(images)} train images, fewer than batch={batch}")
-    few = sample.spread(images, wanted)[: min(wanted, len(images)) // batch * batch]  # whole batches only
-    val = sample.spread(sample.images_of(asked.data, "val"), 1)
+    few = sample.evenly_spaced(images, wanted)[: min(wanted, len(images)) // batch * batch]  # whole batches only
+    val = sample.evenly_spaced(sample.images_of(asked.data, "val"), 1)
     shared = {
         **{k: v for k, v in asked.theirs.items() if k not in REPLACED},
         "data": str(sample.copy(asked.data, {"train": few, "val": val}, folder / "few")),

@@ -1,85 +1,107 @@
-"""From measured turns to figures: ratios with intervals, how often gradients are read, and the table."""
+"""From measured turns to figures: ratios with intervals, the frequency of gradient measurements, and the table."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from statistics import fmean, stdev
 from typing import Any
 
+from scipy import stats
+
+from yolo_mkd import report
 from yolo_mkd.distill.balance import MEASUREMENTS
 from yolo_mkd.distill.criterion import measurement_interval
 from yolo_mkd.distill.schedule import Schedule
 
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 97.5 %, 1 to 10 degrees
-NORMAL95 = 1.96
+CONFIDENCE = 0.95
 MB = 2**20
 
 
 def ratios(steps: list[float], plain: list[float]) -> dict[str, float]:
-    """How many times as long as plain steps of the same rounds: geometric mean and 95 % interval over rounds.
+    """The time of a step relative to plain steps of the same rounds: geometric mean and 95 % interval over rounds.
 
     Args:
         steps: seconds of a step, by round.
         plain: those of plain training.
     """
     logs = [math.log(s / p) for s, p in zip(steps, plain, strict=True)]
-    degrees = len(logs) - 1
-    wide = (T95[degrees - 1] if degrees <= len(T95) else NORMAL95) * stdev(logs) / math.sqrt(len(logs))
-    return {"mean": math.exp(fmean(logs)), "low": math.exp(fmean(logs) - wide), "high": math.exp(fmean(logs) + wide)}
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1))
+    half = quantile * stdev(logs) / math.sqrt(len(logs))
+    return {"mean": math.exp(fmean(logs)), "low": math.exp(fmean(logs) - half), "high": math.exp(fmean(logs) + half)}
 
 
 def readings_per_step(images: int, batch: int, schedule: Schedule) -> float:
-    """How many of a run's steps have their gradients read, as a share of those in which the knowledge speaks.
+    """The share of a run's distilled steps in which the gradients are measured.
 
     Args:
         images: in the training set.
         batch: images a step.
-        schedule: when the knowledge speaks.
+        schedule: when distillation is on.
     """
     batches = math.ceil(images / batch)
     return 1 / measurement_interval(batches) + MEASUREMENTS / (batches * schedule.end)
 
 
-def table(figures: dict[str, Any]) -> str:
-    """The figures for people.
+def cost_table(figures: dict[str, Any]) -> str:
+    """The figures as text.
 
     Args:
-        figures: as `costing.cost` returns them.
+        figures: as `cost` returns them.
     """
     kinds = figures["kinds"]
-    wide = max(map(len, kinds))
-    extra = {kind: row["ratio"]["mean"] - 1 for kind, row in kinds.items()}
+    threads = f", {figures['threads']} thread(s)" if figures["device"] == "cpu" else ""
     lines = [
-        f"Cost of a step: {figures['student']} taught by {figures['teacher']}, {figures['classes']} classes, "
-        f"{figures['imgsz']} px, batch {figures['batch']}, on {figures['device']}"
-        + (f", {figures['threads']} thread(s)" if figures["device"] == "cpu" else ""),
-        f"  {'':{wide}}  images/s  x plain  95 % interval   peak MB  readings",
+        f"Cost of a step: {figures['student']} distilled from {figures['teacher']}, {figures['classes']} classes, "
+        f"{figures['imgsz']} px, batch {figures['batch']}, on {figures['device']}{threads}",
+        step_table(kinds),
+        *(f"  {kind} cannot be measured: {why}" for kind, why in figures["refused"].items()),
+        "",
+        "Parts of a step [ms, medians]",
+        part_table(kinds),
+        "  data: loading and moving; loss: the detection loss; terms: forward pass of the distillation terms;",
+        "  backward: of all losses.",
     ]
-    for kind, row in kinds.items():
-        ratio = row["ratio"]
-        interval = f"{ratio['low']:.3f}-{ratio['high']:.3f}"
-        reading = f"{row['reading_share']:+.1%}" if row["reading_s"] else "-"
-        lines.append(
-            f"  {kind:{wide}}  {row['images_per_s']:8.2f}  {ratio['mean']:7.3f}  {interval:>13}  "
-            f"{row['peak_bytes'] / MB:8.0f}  {reading:>8}"
-        )
-    lines += [f"  {kind:{wide}}  cannot be had: {why}" for kind, why in figures["refused"].items()]
-    parts = list(next(iter(kinds.values()))["parts"])
-    lines += ["", "Where it goes [ms a step, medians]", f"  {'':{wide}}" + "".join(f"{p:>10}" for p in [*parts, "all"])]
-    for kind, row in kinds.items():
-        spent = [row["parts"][p] for p in parts]
-        lines.append(f"  {kind:{wide}}" + "".join(f"{1e3 * s:10.1f}" for s in [*spent, sum(spent)]))
-    lines += ["  data: loading and moving; loss: the detection loss; terms: the knowledge's, forward; backward: all."]
+    extra = {kind: row["ratio"]["mean"] - 1 for kind, row in kinds.items()}
     if "native" in extra and "live" in extra and extra["native"] > 0:
         lines.append(f"The live teacher adds {extra['live'] / extra['native']:.2f} x what native adds.")
     if "store_bytes" in kinds.get("recorded", {}):
         row = kinds["recorded"]
         lines.append(
-            f"The record holds {row['store_bytes'] / MB:.2f} MB, {row['store_bytes'] / row['formula_bytes']:.3f} x "
-            "what its formula says."
+            f"The teacher cache holds {row['store_bytes'] / MB:.2f} MB, {row['store_bytes'] / row['formula_bytes']:.3f}"
+            " x the size that its formula gives."
         )
     lines.append(
-        f"The teacher is heard in {figures['heard']} of {figures['epochs']} epochs; the others cost what plain ones do."
+        f"Distillation is on in {figures['heard']} of {figures['epochs']} epochs; the others cost what plain ones do."
     )
-    lines.append("Readings: what measuring the gradients adds to a run of this length, mean over its steps.")
+    lines.append("Measuring: time that measuring the gradients adds to a run of this length, mean over its steps.")
     return "\n".join(lines)
+
+
+def step_table(kinds: dict[str, dict[str, Any]]) -> str:
+    """Speed and memory of each kind of training."""
+    rows = []
+    for kind, row in kinds.items():
+        ratio = row["ratio"]
+        rows.append(
+            [
+                kind,
+                f"{row['images_per_s']:.2f}",
+                f"{ratio['mean']:.3f}",
+                f"{ratio['low']:.3f}-{ratio['high']:.3f}",
+                f"{row['peak_bytes'] / MB:.0f}",
+                f"{row['reading_share']:+.1%}" if row["reading_s"] else "-",
+            ]
+        )
+    headers = ["training", "images/s", "x plain", "95 % interval", "peak MB", "measuring"]
+    return textwrap.indent(report.table(rows, headers), "  ")
+
+
+def part_table(kinds: dict[str, dict[str, Any]]) -> str:
+    """The time of each part of a step, by kind of training."""
+    parts = list(next(iter(kinds.values()))["parts"])
+    rows = []
+    for kind, row in kinds.items():
+        seconds = [row["parts"][part] for part in parts]
+        rows.append([kind, *(f"{1e3 * s:.1f}" for s in [*seconds, sum(seconds)])])
+    return textwrap.indent(report.table(rows, ["training", *parts, "all"]), "  ")

@@ -1,4 +1,4 @@
-"""A picture of what each kind of training costs: one bar a kind, split into the parts of a step."""
+"""A plot of the cost of each kind of training: one bar a kind, split into the parts of a step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from yolo_mkd.plotting import save
 
-COLOURS = {  # Okabe and Ito's
+PART_COLOURS = {  # Okabe and Ito's
     **{"data": "#999999", "teacher": "#D55E00", "student": "#0072B2", "loss": "#56B4E9", "terms": "#CC79A7"},
     **{"backward": "#009E73", "update": "#F0E442"},
 }
@@ -17,8 +17,8 @@ def picture(document: dict[str, Any], path: Path) -> Path:
     """Draw the parts of a step by kind of training, as multiples of a plain step.
 
     Args:
-        document: as `yolo-mkd cost json=` writes it.
-        path: the picture to write; its suffix says the format.
+        document: a report of `yolo-mkd cost json=`.
+        path: of the image; its suffix names the format.
 
     Returns:
         The path written.
@@ -33,7 +33,7 @@ def picture(document: dict[str, Any], path: Path) -> Path:
         left = 0.0
         for part, seconds in row["parts"].items():
             label = part if y == 0 else None
-            axes.barh(y, seconds / plain, left=left, color=COLOURS[part], edgecolor="white", label=label)
+            axes.barh(y, seconds / plain, left=left, color=PART_COLOURS[part], edgecolor="white", label=label)
             left += seconds / plain
         axes.annotate(f"{row['ratio']['mean']:.2f} x", (left, y), (4, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="#444444", linewidth=0.9, linestyle=":")
@@ -43,8 +43,10 @@ def picture(document: dict[str, Any], path: Path) -> Path:
     axes.set_xlabel(
         f"time of a step, plain = 1; {document['device']}, {document['machine']['processor']}", fontsize=8.5
     )
-    title = f"{document['student']} taught by {document['teacher']}, {document['imgsz']} px, batch {document['batch']}"
+    title = (
+        f"{document['student']} distilled from {document['teacher']}, {document['imgsz']} px, batch {document['batch']}"
+    )
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(COLOURS), frameon=False, fontsize=8.5)
+    figure.legend(loc="outside lower center", ncols=len(PART_COLOURS), frameon=False, fontsize=8.5)
     return save(figure, path)

@@ -29,7 +29,7 @@ from yolo_mkd.distill.monitor import notes
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.evidence.plan import cost, sample
 from yolo_mkd.evidence.plan.accuracy import QuickEval
-from yolo_mkd.evidence.plan.advice import answer, warnings
+from yolo_mkd.evidence.plan.advice import verdict, warnings
 from yolo_mkd.evidence.plan.probe import Probe
 from yolo_mkd.host.dry import PLAIN, dry_run, silent
 from yolo_mkd.settings import KD_OPTIONS, BadInput
@@ -92,7 +92,7 @@ def plan(**arguments: Any) -> dict[str, Any]:
     with silent(), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
         figures = foresee(checked(arguments), Path(folder))
     figures["warnings"] = warnings(figures)
-    figures["answer"] = answer(figures)
+    figures["answer"] = verdict(figures)
     figures["seconds"] = round(time.perf_counter() - started, 1)
     if json:
         report.write(json, "plan", figures)
@@ -119,7 +119,7 @@ def foresee(asked: PlanRequest, folder: Path) -> dict[str, Any]:
     automatic = not isinstance(wanted, int) or wanted < 1
     batch = min(16 if automatic else wanted, len(train))
     stages = probe_stages(asked, folder, batch, train, val)
-    images = sample.spread(val, examined(stages))
+    images = sample.evenly_spaced(val, examined(stages))
     return {
         "data": str(asked.data["yaml_file"]),
         "classes": asked.data["nc"],
@@ -149,9 +149,9 @@ def probe_stages(
 ) -> list[dict[str, Any]]:
     """Set up each stage on a few images and measure it."""
     small = min(batch, max(2, CPU_PIXELS // asked.imgsz**2)) if asked.device == "cpu" else batch
-    shown = sample.spread(train, max(TRAIN_IMAGES, 4 * small))
+    shown = sample.evenly_spaced(train, max(TRAIN_IMAGES, 4 * small))
     shown = shown[: len(shown) // small * small]  # whole batches only: another size would take another time
-    few = sample.copy(asked.data, {"train": shown, "val": sample.spread(val, TIMED_VAL_IMAGES)}, folder / "few")
+    few = sample.copy(asked.data, {"train": shown, "val": sample.evenly_spaced(val, TIMED_VAL_IMAGES)}, folder / "few")
     arguments = {
         **{k: v for k, v in asked.theirs.items() if k not in REPLACED},
         **{"data": str(few), "batch": small, "device": asked.device, "project": str(folder), "plots": False},

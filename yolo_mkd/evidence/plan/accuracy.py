@@ -1,4 +1,4 @@
-"""How accurate a trained model is on a few of the data's validation images, on the classes that it knows by name."""
+"""The accuracy of a trained model on some validation images, on those classes of the data that it has by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from yolo_mkd.settings import BadInput
 
 @dataclass(frozen=True)
 class QuickEval:
-    """What models are compared on: some images of a data set, and where and how to look at them."""
+    """Validates models on the same few images.
+
+    Attributes:
+        data: the data set, as `host.check_data` returns it.
+        images: of its validation images.
+        folder: for temporary files.
+        device: as Ultralytics takes it.
+    """
 
     data: Mapping[str, Any]
     images: list[Path]
@@ -26,27 +33,30 @@ class QuickEval:
         """Validate a model with Ultralytics.
 
         Args:
-            name: what to call it.
+            name: of the model, for messages and files.
             file: its .pt.
             imgsz: image size [pixels].
 
         Returns:
-            map50_95 and map50 of boxes, and the data's classes that it knows; or why_not.
+            map50_95 and map50 of boxes, and `classes`, the indices of the data's classes that it has; or why_not.
         """
         from ultralytics import YOLO
 
         model = host.load_detector(name, file, transformer=True)
         classes = dict(shared_classes(self.data["names"], model.names))
         if not classes:
-            return {"classes": [], "why_not": "knows no class of this data"}
+            return {"classes": [], "why_not": "has no class of this data"}
         try:
             host.check_labels(dict(self.data), getattr(model, "task", "detect"))
         except BadInput:
-            return {"classes": list(classes), "why_not": f"is a {model.task} model, and the data has no such labels"}
+            return {
+                "classes": list(classes),
+                "why_not": f"is a {model.task} model, but the data has no labels for this task",
+            }
         place = self.folder / f"exam_{name}"
         data = sample.copy(self.data, {"val": self.images}, place, classes, model.names)
         if not any(f.stat().st_size for f in (place / "labels/val").glob("*.txt")):
-            return {"classes": list(classes), "why_not": "knows nothing that is on these images"}
+            return {"classes": list(classes), "why_not": "has none of the classes on these images"}
         found = YOLO(file).val(
             data=str(data), imgsz=imgsz, batch=8, device=self.device, workers=0, plots=False, verbose=False,
             project=str(place), name="val", exist_ok=True,

@@ -1,4 +1,4 @@
-"""A few images of a data set with their labels, copied into a folder of its own: nothing is written beside the data."""
+"""A copy of a few images of a data set with their labels, so that nothing is written beside the data itself."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def images_of(data: Mapping[str, Any], split: str, fraction: float = 1.0) -> lis
     """The images of a split.
 
     Args:
-        data: as `host.check_data` gives it.
+        data: the data set, as `host.check_data` returns it.
         split: `train` or `val`.
-        fraction: how much of it is used, from its start, as Ultralytics has it.
+        fraction: the share to use, from the start, like Ultralytics' argument.
     """
     places = data[split] if isinstance(data[split], list) else [data[split]]
     found = [image for place in places for image in host.images_in(Path(place))]
     return found[: round(len(found) * fraction)] if fraction < 1 else found
 
 
-def spread(images: list[Path], count: int) -> list[Path]:
-    """At most `count` of some images, evenly from first to last."""
+def evenly_spaced(images: list[Path], count: int) -> list[Path]:
+    """At most `count` of the images, evenly spaced from first to last."""
     if len(images) <= count:
         return images
     return [images[i * len(images) // count] for i in range(count)]
@@ -42,14 +42,14 @@ def copy(
     classes: Mapping[int, int] | None = None,
     names: Mapping[int, str] | None = None,
 ) -> Path:
-    """Copy images with their labels and describe them as a data set.
+    """Copy images with their labels, and write a data set's YAML file for them.
 
     Args:
-        data: the data set that they are of.
+        data: the data set with the images.
         splits: the images by split.
-        folder: where to; made if missing.
-        classes: the index in `names` of each class that is kept; the others' labels are dropped. All stay if None.
-        names: of the classes that the copy has; the data set's own if None.
+        folder: to copy to; created if missing.
+        classes: the index in `names` of each class to keep; labels of other classes are dropped. None keeps all.
+        names: of the classes in the copy; None keeps those of the data set.
 
     Returns:
         The YAML file of the copy.
@@ -65,15 +65,15 @@ def copy(
                 text = label.read_text(encoding="utf-8-sig")
                 kept = text if classes is None else "\n".join(renamed(text.splitlines(), classes))
                 label_of(copied).write_text(kept, encoding="utf-8")
-    described = {k: data[k] for k in KEPT if data.get(k) is not None}
-    described.update({split: f"images/{split}" for split in splits}, path=str(folder.resolve()))
-    described.setdefault("train", "images/val")  # Ultralytics wants both
+    description = {k: data[k] for k in KEPT if data.get(k) is not None}
+    description.update({split: f"images/{split}" for split in splits}, path=str(folder.resolve()))
+    description.setdefault("train", "images/val")  # Ultralytics requires both
     file = folder / "data.yaml"
-    file.write_text(yaml.safe_dump({**described, "names": dict(names or data["names"])}), encoding="utf-8")
+    file.write_text(yaml.safe_dump({**description, "names": dict(names or data["names"])}), encoding="utf-8")
     return file
 
 
 def renamed(rows: list[str], classes: Mapping[int, int]) -> list[str]:
-    """Label rows with other class indices; rows of classes that have none are dropped."""
+    """Label rows with other class indices; rows of classes without one are dropped."""
     split = [row.split(maxsplit=1) for row in rows if row.strip()]
     return [f"{classes[int(float(c))]} {rest}" for c, rest in split if int(float(c)) in classes]

@@ -1,183 +1,189 @@
-"""A plan as text for people: the chain, what each teacher can teach, accuracy, cost, warnings, and the answer."""
+"""A plan as text: the chain, the terms of each teacher, accuracy, time, memory, warnings, and the verdict."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
-from yolo_mkd.evidence.plan.advice import hours
+from yolo_mkd import report
+from yolo_mkd.evidence.plan.advice import duration_text
 
 WIDTH = 100
 MB = 2**20
+STEP_PARTS = ("student_s", "loss_s", "teacher_s", "terms_s", "backward_s")
+MEMORY_PARTS = ("parameters", "gradients", "optimizer", "average", "activations_taught", "teachers", "total_taught")
 
 Figures = dict[str, Any]
 
 
 def text(figures: Figures) -> str:
-    """All of a plan.
+    """The whole plan for a terminal.
 
     Args:
-        figures: as `planning.plan` returns them.
+        figures: as `plan` returns them.
     """
-    parts = [chain(figures)]
-    parts += [lesson(figures, stage, hop) for stage in figures["stages"] for hop in stage["hops"]]
-    parts += [accuracy(figures), time(figures), space(figures)]
+    blocks = [chain_lines(figures)]
+    blocks += [hop_lines(figures, stage, hop) for stage in figures["stages"] for hop in stage["hops"]]
+    blocks += [accuracy_lines(figures), time_lines(figures), memory_lines(figures)]
     if figures["warnings"]:
-        parts.append(["Warnings", *(line for w in figures["warnings"] for line in wrapped(w["text"], "  ! "))])
-    parts.append(wrapped(figures["answer"], "In short: "))
-    return "\n\n".join("\n".join(lines) for lines in parts)
+        blocks.append(["Warnings", *(line for w in figures["warnings"] for line in wrap_line(w["text"], "  ! "))])
+    blocks.append(wrap_line(figures["answer"], "In short: "))
+    return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
-def wrapped(line: str, head: str = "  ") -> list[str]:
-    """A long line in several, with a hanging indent."""
+def wrap_line(line: str, head: str = "  ") -> list[str]:
+    """A long line as several, with a hanging indent below `head`."""
     return textwrap.wrap(line, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)
 
 
-def table(heads: str, rows: list[list[str]]) -> list[str]:
-    """Rows under their headings.
-
-    Args:
-        heads: the headings with `|` between them; `<` before one aligns its column to the left.
-        rows: the cells; a row may end early.
-    """
-    names = heads.split("|")
-    columns = [[n.removeprefix("<"), *(r[i] for r in rows if i < len(r))] for i, n in enumerate(names)]
-    widths = [max(map(len, column)) for column in columns]
-
-    def line(cells: list[str]) -> str:
-        placed = [
-            c.ljust(w) if n.startswith("<") else c.rjust(w) for c, w, n in zip(cells, widths, names, strict=False)
-        ]
-        return f"  {'  '.join(placed)}".rstrip()
-
-    return [line([n.removeprefix("<") for n in names]), *map(line, rows)]
+def table_lines(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> list[str]:
+    """The lines of an indented table."""
+    return textwrap.indent(report.table(rows, headers), "  ").splitlines()
 
 
-def chain(figures: Figures) -> list[str]:
-    """The models, their sizes and who teaches whom."""
-    rows = []
+def chain_lines(figures: Figures) -> list[str]:
+    """The models of the chain, their sizes, and which is distilled from which."""
+    rows, notes = [], []
     for hop in [h for h in figures["stages"][-1]["hops"] if h["known"]]:
-        rows.append([hop["teacher"], hop["file"], *size(hop), "-", "-", "trained already"])
+        rows.append([hop["teacher"], hop["file"], *size_cells(hop), "-", "-"])
+        notes.append(f"The {hop['teacher']} is trained already.")
     for s in figures["stages"]:
-        ratios = " or ".join(f"{h['teacher']} ({h['ratio']:.1f} x)" for h in s["hops"])
-        rows.append([s["name"], s["model"], *size(s), str(s["epochs"]), str(s["updates"]), ratios or "the labels only"])
+        rows.append([s["name"], s["model"], *size_cells(s), str(s["epochs"]), str(s["updates"])])
+        teachers = " or ".join(f"the {h['teacher']} ({h['ratio']:.1f} x its parameters)" for h in s["hops"])
+        how = f"distilled from {teachers}" if teachers else "trained on the labels only"
+        notes.append(f"The {s['name']} is {how}.")
     images = f"{figures['train_images']} train and {figures['val_images']} val images of {figures['classes']} classes"
     return [
         f"Plan for {images} at {figures['imgsz']} px, batch {figures['batch']}. Nothing was trained.",
-        *table("<stage|<model|parameters|GFLOPs|epochs|updates|<learns from", rows),
-        *wrapped(figures["assistant"]),
+        *table_lines(rows, ["stage", "model", "parameters", "GFLOPs", "epochs", "updates"]),
+        *wrap_line(" ".join(notes)),
+        *wrap_line(figures["assistant"]),
     ]
 
 
-def size(model: Figures) -> list[str]:
+def size_cells(model: Figures) -> list[str]:
     """A model's parameters and GFLOPs."""
     return [f"{model['parameters'] / 1e6:.2f} M", f"{model['gflops']:.2f}"]
 
 
-def lesson(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
-    """What one teacher can teach: terms with their gradients, and the layers that they read."""
-    asked = "share" if figures["calibrate"] else "gain"
+def hop_lines(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
+    """The terms between one teacher and one student with their gradients, and the layers that they compare."""
+    lines = [f"Terms between the {hop['teacher']} and the {stage['name']}", *term_lines(figures, stage, hop)]
+    if not hop["known"]:
+        lines += wrap_line(
+            f"The {hop['teacher']} is not trained yet, so the gradients of its terms cannot be measured."
+        )
+    if hop["layers"]:
+        rows = [
+            [role, layer_text(pair["student"]), layer_text(pair["teacher"])] for role, pair in hop["layers"].items()
+        ]
+        headers = ["layers", f"{stage['name']}: index, shape", f"{hop['teacher']}: index, shape"]
+        lines += table_lines(rows, headers)
+    return lines + [line for note in hop["notes"] for line in wrap_line(note)]
+
+
+def term_lines(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
+    """The table of the terms between one teacher and one student, and what its columns mean."""
+    weight = "share" if figures["calibrate"] else "gain"
     measured = [t for t in hop["terms"] if "share" in t]
-    rows = [[t["term"], f"{t['asked']:.3g}", "yes" if t["acts"] else "no", *pull(t)] for t in hop["terms"]]
-    lines = [f"What the {hop['teacher']} can teach the {stage['name']}"]
-    lines += table(
-        f"<term|asked {asked}|<acts|gain|gives share|<cosine with task" if measured else f"<term|asked {asked}|<acts",
-        rows,
-    )
+    headers = ["term", f"requested {weight}", "acts"]
+    rows = [[t["term"], f"{t['asked']:.3g}", "yes" if t["acts"] else "no"] for t in hop["terms"]]
+    if measured:
+        headers += ["gain", "share", "cosine with task"]
+        rows = [[*row, *gradient_cells(t)] for row, t in zip(rows, hop["terms"], strict=True)]
+    lines = table_lines(rows, headers)
     lines += [f"  {t['term']} does not act: {t['why_not']}" for t in hop["terms"] if not t["acts"]]
     if measured:
-        many = f"{len(measured[0]['share']['values'])} batches of {stage['cost']['probe']['batch']} images"
-        start = "" if stage["trained"] else f", at the start: the {stage['name']} is untrained"
-        lines += wrapped(f"Gradients, mean +- spread over {many}{start}. Share: of the detection loss's gradient.")
+        batches = f"{len(measured[0]['share']['values'])} batches of {stage['cost']['probe']['batch']} images"
+        start = "" if stage["trained"] else f", before training: the {stage['name']} is untrained"
+        lines += wrap_line(
+            f"Share and cosine: of the term's gradient relative to that of the detection loss, mean +- standard "
+            f"deviation over {batches}{start}."
+        )
         if figures["calibrate"]:
-            lines += wrapped(
-                "Gain: nominal, with the share it gives -> as training would set it to give the share asked."
+            lines += wrap_line(
+                "Gain: nominal, which gives this share -> as training would set it to give the requested share."
             )
-    if not hop["known"]:
-        lines += wrapped(f"The {hop['teacher']} is not trained yet, so how its terms pull cannot be known.")
-    at = [[role, place(pair["student"]), place(pair["teacher"])] for role, pair in hop["layers"].items()]
-    lines += table(f"<layers|<{stage['name']}: index, shape|<{hop['teacher']}: index, shape", at) if at else []
-    return lines + [line for note in hop["notes"] for line in wrapped(note)]
+    return lines
 
 
-def pull(term: Figures) -> list[str]:
-    """A term's gains, share and cosine, where its teacher is known."""
+def gradient_cells(term: Figures) -> list[str]:
+    """A term's gain, share and cosine; empty cells where they were not measured."""
     if "share" not in term:
-        return []
+        return ["", "", ""]
     share, cosine = term["share"], term["cosine"]
-    gains = f"{term['nominal_gain']:.3g}" + (f" -> {term['gain']:.3g}" if term["gain"] != term["nominal_gain"] else "")
-    limit = " (at its limit)" if term["at_limit"] else ""
-    return [gains + limit, f"{share['mean']:.2g} +- {share['sd']:.1g}", f"{cosine['mean']:+.2f} +- {cosine['sd']:.2f}"]
+    gain = f"{term['nominal_gain']:.3g}" + (f" -> {term['gain']:.3g}" if term["gain"] != term["nominal_gain"] else "")
+    limit = " (limit)" if term["at_limit"] else ""
+    return [gain + limit, f"{share['mean']:.2g} +- {share['sd']:.1g}", f"{cosine['mean']:+.2f} +- {cosine['sd']:.2f}"]
 
 
-def place(tap: Figures) -> str:
+def layer_text(layer: Figures) -> str:
     """A layer's index and its output's shape."""
-    return f"{tap['layer']}: {tap['channels']}x{tap['rows']}x{tap['columns']}"
+    return f"{layer['layer']}: {layer['channels']}x{layer['rows']}x{layer['columns']}"
 
 
-def accuracy(figures: Figures) -> list[str]:
-    """What the trained models reach on this data now."""
+def accuracy_lines(figures: Figures) -> list[str]:
+    """The accuracy of the trained models on this data."""
     if not figures["accuracy"]:
         return ["Accuracy now: no model of this chain is trained yet"]
     rows = []
     for name, score in figures["accuracy"].items():
-        known = len(score["classes"])
-        part = "" if known == figures["classes"] else f"on the {known} of {figures['classes']} classes that it knows"
-        told = [f"{score[k]:.3f}" if k in score else "-" for k in ("map50_95", "map50")]
-        rows.append([name, *told, score.get("why_not", part)])
+        count = len(score["classes"])
+        part = "" if count == figures["classes"] else f"on {count} of {figures['classes']} classes, which it has"
+        cells = [f"{score[k]:.3f}" if k in score else "-" for k in ("map50_95", "map50")]
+        rows.append([name, *cells, score.get("why_not", part)])
     rows += [
         [s["name"], "-", "-", "not trained yet"] for s in figures["stages"] if s["name"] not in figures["accuracy"]
     ]
     head = f"Accuracy now, on {figures['examined_images']} of {figures['val_images']} val images"
-    return [head, *table("<model|mAP50-95|mAP50|<", rows)]
+    return [head, *table_lines(rows, ["model", "mAP50-95", "mAP50", ""])]
 
 
-def time(figures: Figures) -> list[str]:
+def time_lines(figures: Figures) -> list[str]:
     """The time of a step and of the run."""
-    rows = []
+    steps, parts = [], []
     for s in figures["stages"]:
         cost, probe = s["cost"], s["cost"]["probe"]
-        parts, scale = probe["taught"] or probe["plain"], figures["batch"] / probe["batch"]
-        split = [f"{parts[k] * scale:.2g}" if k in parts else "-" for k in PARTS]
-        steps = [f"{cost['step_plain_s']:.3g}", f"{cost['step_taught_s']:.3g}", f"{cost['extra_percent']:+.0f} %"]
-        rows.append([s["name"], *steps, *split, hours(cost["hours_plain"]), hours(cost["hours"])])
-    probe, last = figures["stages"][-1]["cost"]["probe"], figures["stages"][-1]
-    heads = "<stage|plain|taught|extra|student|its loss|teacher|terms|backward|plain run|this run"
+        per_step = [f"{cost['step_plain_s']:.3g}", f"{cost['step_taught_s']:.3g}", f"{cost['extra_percent']:+.0f} %"]
+        steps.append([s["name"], *per_step, duration_text(cost["hours_plain"]), duration_text(cost["hours"])])
+        seconds, scale = probe["taught"] or probe["plain"], figures["batch"] / probe["batch"]
+        parts.append([s["name"], *(f"{seconds[k] * scale:.2g}" if k in seconds else "-" for k in STEP_PARTS)])
+    last = figures["stages"][-1]
     lines = [
-        f"Time on {figures['device']} [s a step of {figures['batch']} images, measured with {probe['batch']}]",
-        *table(heads, rows),
+        f"Time on {figures['device']} [s per step of {figures['batch']} images, measured with "
+        f"{last['cost']['probe']['batch']}]",
+        *table_lines(steps, ["stage", "plain", "distilled", "extra", "plain run", "this run"]),
+        *table_lines(parts, ["parts of a step", "student", "loss", "teacher", "terms", "backward"]),
     ]
     if last["hops"]:
-        lines += wrapped(f"The student is taught for {last['knowledge_epochs']} of {last['epochs']} epochs.")
+        lines += wrap_line(f"The student is distilled in {last['knowledge_epochs']} of {last['epochs']} epochs.")
     if last["joined"] > 1:
-        lines += wrapped(
-            f"A taught step has {last['joined'] - 1:g} unlabelled images for each labelled one; steps with them were "
-            "not measured but scaled, as was their memory."
+        lines += wrap_line(
+            f"A distilled step has {last['joined'] - 1:g} unlabelled image(s) for each labelled one; time and memory "
+            "of such steps were not measured but scaled."
         )
     for s in figures["stages"]:
-        for kept in s["record"]:
-            lines += wrapped(
-                f"Recorded: the {s['name']}'s teacher is asked in {kept['views']} epochs and replayed in the others; "
-                f"its record takes {kept['bytes'] / MB:.0f} MB, {kept['bytes_per_view'] / 1024:.0f} KB a view. A run "
-                f"that finds it complete takes {hours(s['cost']['hours_replayed'])}."
+        for cache in s["record"]:
+            lines += wrap_line(
+                f"Teacher cache: the {s['name']}'s teacher runs in {cache['views']} epochs, and the others read its "
+                f"outputs from the cache of {cache['bytes'] / MB:.0f} MB, {cache['bytes_per_view'] / 1024:.0f} KB a "
+                f"view. A run with a complete cache takes {duration_text(s['cost']['hours_replayed'])}."
             )
     return [*lines, "  Plain run and this run include loading, updates and validation."]
 
 
-PARTS = ("student_s", "loss_s", "teacher_s", "terms_s", "backward_s")
-HELD = ("parameters", "gradients", "optimizer", "average", "activations_taught", "teachers", "total_taught")
-
-
-def space(figures: Figures) -> list[str]:
+def memory_lines(figures: Figures) -> list[str]:
     """Memory and disk."""
-    rows = []
+    parts, limits = [], []
     for s in figures["stages"]:
-        held = [f"{s['memory'][k] / MB:.0f}" for k in HELD]
+        parts.append([s["name"], *(f"{s['memory'][k] / MB:.0f}" for k in MEMORY_PARTS)])
         peak = s["memory"].get("peak_taught")
-        rows.append([s["name"], *held, "-" if peak is None else f"{peak / MB:.0f}", f"{s['disk']['kept'] / MB:.1f}"])
-    heads = "<stage|weights|gradients|optimizer|average|activations|teachers|all|peak on GPU|disk"
+        limits.append([s["name"], "-" if peak is None else f"{peak / MB:.0f}", f"{s['disk']['kept'] / MB:.1f}"])
+    headers = ["memory", "weights", "gradients", "optimizer", "EMA", "activations", "teachers", "total"]
     return [
         f"Memory and disk in MB, batch {figures['batch']}",
-        *table(heads, rows),
-        "  Counted from tensors; what lives only for a moment comes on top, but is in a GPU's peak.",
+        *table_lines(parts, headers),
+        "  Counted from tensors; temporary tensors add to this, and are included in the peak on a GPU.",
+        *table_lines(limits, ["", "peak on GPU", "checkpoints on disk"]),
     ]

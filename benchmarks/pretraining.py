@@ -1,4 +1,4 @@
-"""Where the benchmarks start: models that know another data set, and what all their trainings share."""
+"""What the benchmarks share: models pretrained on another data set, arguments, and the length of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAME |= {"cache": "ram", "verbose": False, "device": "cpu"}
 
 
 def classes_of(data: dict[str, Any]) -> dict[str, set[int]]:
-    """The classes that each train image of a data set shows, by its file."""
+    """The classes in each train image of a data set, by file."""
     found = {}
     for image in (i for place in listed(data["train"]) for i in host.images_in(Path(place))):
         labels = Path(str(image.with_suffix(".txt")).replace("/images/", "/labels/"))
@@ -28,14 +28,14 @@ def classes_of(data: dict[str, Any]) -> dict[str, set[int]]:
     return found
 
 
-def rounds(images: int, steps: int, batch: int = BATCH) -> dict[str, int]:
-    """How long a run on so many labelled images is, in epochs: as many batches for every share of the labels."""
+def run_length(images: int, steps: int, batch: int = BATCH) -> dict[str, int]:
+    """The arguments epochs and close_mosaic of a run of about `steps` batches, whatever the number of images."""
     epochs = max(1, round(steps / math.ceil(images / batch)))
     return {"epochs": epochs, "close_mosaic": epochs // 10}
 
 
-def trained(start: str, folder: Path, **arguments: Any) -> str:
-    """Train a model in a folder, once; its last weights, so that val chooses nothing."""
+def train_once(start: str, folder: Path, **arguments: Any) -> str:
+    """Train a model unless that is done; the path of its last.pt, which does not depend on the validation."""
     if not (folder / "done").exists():
         place = {"project": str(folder.parent.resolve()), "name": folder.name, "exist_ok": True}
         YOLO(start).train(seed=0, **{**SAME, **arguments}, **place)
@@ -43,19 +43,19 @@ def trained(start: str, folder: Path, **arguments: Any) -> str:
     return str((folder / "weights" / "last.pt").resolve())
 
 
-def of_start(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Batch and device of all training before a comparison, from the words of the command line."""
+def start_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Batch size and device of all trainings before a comparison, from the arguments of the command line."""
     batch = given.get("start_batch", BATCH)
     return {"batch": batch, "nbs": batch, **{k: given[k] for k in ("device", "workers") if k in given}}
 
 
-def pretrained(role: str, given: Mapping[str, Any], out: Path) -> str:
-    """A model to start from: a .pt as it is; a .yaml after training on `pretrain=`, at 160 px.
+def pretrained_model(role: str, given: Mapping[str, Any], out: Path) -> str:
+    """The path of a model to start from: a .pt as it is, a .yaml after training on `pretrain=` at 160 px.
 
     Args:
         role: teacher or model.
-        given: the words of the command line, by argument.
-        out: where it is trained, once for all benchmarks that name this folder.
+        given: the arguments of the command line.
+        out: folder of the training, which benchmarks with the same folder share.
     """
     model = str(given[role])
     if model.endswith(".pt"):
@@ -63,19 +63,19 @@ def pretrained(role: str, given: Mapping[str, Any], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     start = host.write_architecture(host.find_model(role, model), out)
     arguments = {"data": given["pretrain"], "imgsz": 160, "epochs": EPOCHS[role], "close_mosaic": 5, "cos_lr": True}
-    arguments |= of_start(given)
-    return trained(start, out / Path(model).stem, **arguments)
+    arguments |= start_arguments(given)
+    return train_once(start, out / Path(model).stem, **arguments)
 
 
-def compared(folder: Path, methods: str, seeds: Any, **arguments: Any) -> dict[str, Any]:
-    """Run a comparison, go on with it, or add methods and seeds to it."""
+def run_comparison(folder: Path, methods: str, seeds: Any, **arguments: Any) -> dict[str, Any]:
+    """Run a comparison, resume it, or add methods and seeds to it; the contents of its compare.json."""
     if (folder / "compare.yaml").exists():
-        return compare(resume=str(folder), methods=methods, seeds=seeds)
+        return dict(compare(resume=str(folder), methods=methods, seeds=seeds))
     place = {"project": str(folder.parent), "name": folder.name}
-    return compare(methods=methods, seeds=seeds, **place, **arguments)
+    return dict(compare(methods=methods, seeds=seeds, **place, **arguments))
 
 
 def accuracy_of(model: str, data: str, imgsz: int, nms: bool | None = None, device: Any = "cpu") -> float:
-    """A trained model's mAP50-95 on val, through NMS; with nms=False without."""
+    """A trained model's mAP50-95 on val, through NMS; without NMS if nms=False."""
     box = YOLO(model).val(data=data, imgsz=imgsz, rect=False, plots=False, verbose=False, device=device, nms=nms).box
     return round(float(box.map), 4)
