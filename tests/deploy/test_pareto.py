@@ -198,9 +198,15 @@ def test_table_leaves_out_what_no_report_says_and_all_forms_hold_the_same(runs, 
 def test_picture_has_a_panel_a_machine_and_a_point_a_row(runs, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    drawn, savefig = [], Figure.savefig
+
+    def keep_and_save(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        drawn.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep_and_save)
     picture(pareto([runs]), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob("*.part"))
     panels = [axes for axes in drawn[0].axes]
     assert [axes.get_title(loc="left") for axes in panels] == ["AMD EPYC, 2 cores", "Jetson Orin Nano, 6 cores, MAXN"]
     points = [[line for line in axes.lines if line.get_marker() not in ("None", "")] for axes in panels]
