@@ -33,7 +33,7 @@ from yolo_mkd.settings import BadInput, Failed
 LARGEST = 1.25  # ours: a sample's longer side, in sides of the model's input; larger pictures are shrunk
 ABSOLUTE = re.compile(r"(?<![\w:/\\.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")  # the folders of an absolute path
 SCRIPTS = ("run", "time")
-LAUNCHER = '''"""{story}"""
+LAUNCHER = '''"""{summary}"""
 
 import sys
 
@@ -277,8 +277,8 @@ def copy_scripts(folder: Path) -> None:
     for module in sorted(ours.glob("*.py")):
         shutil.copyfile(module, folder / "edge" / module.name)
     for name in SCRIPTS:
-        story = (ours / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
-        (folder / f"{name}.py").write_text(LAUNCHER.format(story=story, name=name), encoding="utf-8")
+        summary = (ours / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
+        (folder / f"{name}.py").write_text(LAUNCHER.format(summary=summary, name=name), encoding="utf-8")
 
 
 def readme(facts: dict[str, Any]) -> str:
