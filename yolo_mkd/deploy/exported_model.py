@@ -117,7 +117,7 @@ def file_identity(path: Path) -> FileIdentity:
     for name, file in sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file()):
         content = file.read_bytes()
         total += len(content)
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)  # with lengths, so that different folders have different hashes
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)  # lengths make it unambiguous
     return {"file": path.name, "bytes": total, "sha256": digest.hexdigest()}
 
 
@@ -171,14 +171,15 @@ def from_metadata(about: Mapping[str, Any], kind: str) -> ExportedModel:
     if not {"names", "stride", "imgsz", "task"} <= set(about):
         raise BadInput("the file has no Ultralytics metadata (names, stride, imgsz): make it with yolo-mkd export")
     if about["task"] != "detect":
-        raise BadInput(f"the file is a model for task {about['task']}, but must be a detector: give an exported detection model")
+        raise BadInput(f"the file is a model for task {about['task']}: give an exported detection model")
     arguments = about.get("args") or {}
     inside = arguments.get("nms") is True
     head = "one2one" if str(about.get("end2end")) == "True" else "embedded_nms" if inside else "one2many"
     head = about.get("yolo_mkd.head", head)
     precision = about.get("yolo_mkd.precision") or PRECISIONS.get(arguments.get("quantize"), "")
     if head not in HEADS or precision not in PRECISIONS.values():
-        raise BadInput(f"the file has head {head} and quantize {arguments.get('quantize')}, of which one is unknown: export it again")
+        stated = f"head {head} and quantize {arguments.get('quantize')}"
+        raise BadInput(f"the file has {stated}, of which one is unknown: export it again")
     names = {int(index): str(name) for index, name in about["names"].items()}
     height, width = about["imgsz"]
     return ExportedModel(names, int(about["stride"]), (height, width), head, (), kind, precision)
@@ -191,10 +192,12 @@ def validate_shapes(model: ExportedModel, given: tuple[Any, ...]) -> ExportedMod
         BadInput: they differ.
     """
     if given != (1, 3, *model.imgsz):
-        raise BadInput(f"the file's input is {list(given)}, but its metadata state one image of {model.imgsz}: export it again")
+        raise BadInput(f"the file's input is {list(given)}, but its metadata state size {model.imgsz}: export it again")
     output, classes = model.output, len(model.names)
     if len(output) != 3 or not (output[1] == 4 + classes if model.head == "one2many" else output[2] == 6):
-        raise BadInput(f"the file's output {list(output)} does not fit head {model.head} with {classes} classes: export it again")
+        raise BadInput(
+            f"the file's output {list(output)} does not fit head {model.head} with {classes} classes: export it again"
+        )
     return model
 
 

@@ -24,13 +24,14 @@ def find_images(images: Any, data: str | Path | None, trained_on: str | None = N
     if images is not None and data is not None:
         raise BadInput("images= and data= cannot be combined: remove one of them")
     if images is not None:
-        return [image for place in ([images] if isinstance(images, str | Path) else images) for image in images_at(place)]
+        places = [images] if isinstance(images, str | Path) else images
+        return [image for place in places for image in images_at(place)]
     if data is not None:
         return val_images("data", data)
     try:
         return val_images("data", trained_on or "")
     except BadInput as error:
-        cause = f"its data set {trained_on} was not found" if trained_on else "the checkpoint does not name its data set"
+        cause = f"its data set {trained_on} was not found" if trained_on else "the checkpoint names no data set"
         raise BadInput(f"no images ({cause}): give images= (a folder) or data= (a data.yaml)") from error
 
 

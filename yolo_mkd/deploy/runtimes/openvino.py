@@ -48,7 +48,7 @@ class OpenVINO:
         self.threads: int | None = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         if devices != ["CPU"] or self.threads != threads:
             raise Failed(
-                f"OpenVINO runs {path.name} on {devices} with {self.threads} threads, but CPU with {threads} was requested"
+                f"OpenVINO runs {path.name} on {devices} with {self.threads} threads, not on CPU with {threads}"
             )
         self.provider = "OpenVINO CPU"
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
