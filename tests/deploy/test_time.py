@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from yolo_mkd.deploy.time.measure import run_once
+from yolo_mkd.deploy.time.watch import Watch
 
 from yolo_mkd.deploy.check import compare, detect
 from yolo_mkd.deploy.exported_model import ExportedModel
@@ -17,8 +19,6 @@ from yolo_mkd.deploy.runtimes import open_backend
 from yolo_mkd.deploy.time import FLOORS, drift, measure, measured, statistics, synthetic_picture, table, time
 from yolo_mkd.deploy.time import measure as measuring
 from yolo_mkd.deploy.time import watch as watching_module
-from yolo_mkd.deploy.time.measure import run_once
-from yolo_mkd.deploy.time.watch import Watch
 from yolo_mkd.edge import time as edge_time
 from yolo_mkd.edge.boxes import CONF, boxes
 from yolo_mkd.edge.pictures import letterbox, tensor
