@@ -35,7 +35,7 @@ def require_number(
     """
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     bounds = (
-        ("at least", at_least, lambda bound: value >= bound),
+        ("of at least", at_least, lambda bound: value >= bound),
         ("greater than", above, lambda bound: value > bound),
         ("at most", at_most, lambda bound: value <= bound),
         ("less than", below, lambda bound: value < bound),
