@@ -33,7 +33,7 @@ class ExportedModel:
     stride: int
     imgsz: tuple[int, int]  # height, width [pixels]
     head: str  # one2many: (1, 4+classes, anchors), NMS outside; one2one: (1, rows, 6); embedded_nms: (1, rows, 6)
-    output: tuple[int, ...]  # shape; empty where only the runtime knows it: ncnn, engine
+    output: tuple[int, ...]  # shape; empty where the file does not state it: ncnn, engine
     format: str = "onnx"  # onnx | openvino | ncnn | engine
     precision: str = "fp32"  # of the weights: fp32 | fp16 | int8
 
@@ -202,7 +202,7 @@ def validate_shapes(model: ExportedModel, given: tuple[Any, ...]) -> ExportedMod
 
 
 def precision_of_graph(path: Path) -> str:
-    """The precision of an ONNX file's weights, from the graph itself."""
+    """The precision of an ONNX file's weights, from its graph."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph

@@ -39,7 +39,7 @@ def images_at(place: str | Path) -> list[Path]:
     """The image file at a path, or all images of a folder.
 
     Raises:
-        BadInput: nothing is there, or the folder has no images.
+        BadInput: the path does not exist, or the folder has no images.
     """
     from yolo_mkd import host
 

@@ -33,15 +33,21 @@ def require_number(
     Raises:
         BadInput: the value is of another type or outside the range.
     """
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    bounds = (
-        ("of at least", at_least, lambda bound: value >= bound),
-        ("greater than", above, lambda bound: value > bound),
-        ("at most", at_most, lambda bound: value <= bound),
-        ("less than", below, lambda bound: value < bound),
-    )
-    if number and all(bound is None or holds(bound) for _, bound, holds in bounds):
-        return
-    ranges = " and ".join(f"{words} {bound:g}" for words, bound, _ in bounds if bound is not None)
-    kind = "a whole number" if whole else "a number"
-    raise BadInput(f"{name}={value} must be {kind}{' ' if ranges else ''}{ranges}, for example {name}={example:g}")
+    types = int if whole else (int, float)
+    valid = isinstance(value, types) and not isinstance(value, bool) and math.isfinite(value)
+    ranges = []
+    if at_least is not None:
+        ranges.append(f"of at least {at_least:g}")
+        valid = valid and value >= at_least
+    if above is not None:
+        ranges.append(f"greater than {above:g}")
+        valid = valid and value > above
+    if at_most is not None:
+        ranges.append(f"at most {at_most:g}")
+        valid = valid and value <= at_most
+    if below is not None:
+        ranges.append(f"less than {below:g}")
+        valid = valid and value < below
+    if not valid:
+        words = " ".join(["a whole number" if whole else "a number", " and ".join(ranges)]).strip()
+        raise BadInput(f"{name}={value} must be {words}, for example {name}={example:g}")

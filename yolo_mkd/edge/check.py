@@ -98,9 +98,14 @@ def judge_boxes(
     figures["excused"] = int(tolerance.outliers * figures["expected"]) + (tolerance.outliers > 0)
     reason = reason or box_fault(figures, tolerance.iou, slack)
     return {
-        "passed": not reason, "reason": reason, "conf": conf, "least_iou": tolerance.iou,
-        "largest_score_difference": slack, **figures, "pictures": each,
-    }  # fmt: skip
+        "passed": not reason,
+        "reason": reason,
+        "conf": conf,
+        "least_iou": tolerance.iou,
+        "largest_score_difference": slack,
+        **figures,
+        "pictures": each,
+    }
 
 
 def pixel_fault(canvas: NDArray[np.uint8], own: NDArray[np.uint8], wanted: str) -> str:

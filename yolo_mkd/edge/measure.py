@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     class Model(Protocol):
-        """What is known of the exported file: a bundle, or `deploy.exported_model.ExportedModel`."""
+        """Metadata of an exported file: a bundle, or `deploy.exported_model.ExportedModel`."""
 
         @property
         def imgsz(self) -> tuple[int, int]: ...  # noqa: D102
@@ -104,7 +104,7 @@ def run_once(model: Model, runtime: Any, picture: NDArray[np.uint8]) -> list[flo
     """Run one picture and return the milliseconds of every segment, in the order of `segments_of`.
 
     Args:
-        model: what is known of the file.
+        model: the file's metadata.
         runtime: the opened file.
         picture: H W 3, RGB.
     """
@@ -149,7 +149,7 @@ def run_figures(model: Model, runtime: Any, timed: TimedRun) -> RunFigures:
     """The figures of a report that the runtime and the samples determine.
 
     Args:
-        model: what is known of the file.
+        model: the file's metadata.
         runtime: the opened file.
         timed: the measured times.
     """

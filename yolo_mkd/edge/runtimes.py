@@ -13,9 +13,11 @@ from .tensor_rt import TensorRT
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a runtime."""
     parser.add_argument(
-        "--backend", choices=("auto", "tensorrt", "onnxruntime"), default="auto",
+        "--backend",
+        choices=("auto", "tensorrt", "onnxruntime"),
+        default="auto",
         help="auto: TensorRT where an engine was built for this device, else ONNX Runtime",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for ONNX Runtime (default: cpu)")
     parser.add_argument("--threads", type=int, help="for ONNX Runtime (default: the physical cores)")
     parser.add_argument("--fp16", action="store_true", help="TensorRT 8 to 10: build or run the FP16 engine")

@@ -19,9 +19,15 @@ EMC_RATE = "sys/kernel/debug/bpmp/debug/clk/emc/rate"  # Orin and Xavier: on mos
 OFFLINE_C = -200.0  # a zone that is off reads -256
 NEAR_MAX = 0.95  # our choice: a clock below this share of its limit counts as not at its limit
 JETPACKS = {  # L4T release -> JetPack
-    "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1", "36.5.0": "6.2.2",
-    "38.2": "7.0", "38.4": "7.1", "39.2": "7.2",
-}  # fmt: skip
+    "36.4.0": "6.1",
+    "36.4.3": "6.2",
+    "36.4.4": "6.2.1",
+    "36.4.7": "6.2.1",
+    "36.5.0": "6.2.2",
+    "38.2": "7.0",
+    "38.4": "7.1",
+    "39.2": "7.2",
+}
 JETPACK_MAJOR = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
 
 

@@ -35,7 +35,7 @@ class ParityFigures(TypedDict):
 
 
 class CheckFigures(TypedDict):
-    """The part of an export or check report that holds the outcome of the check."""
+    """The part of an export or check report with the outcome of the check."""
 
     parity: ParityFigures | None
     accuracy: dict[str, Any] | None  # Accuracy

@@ -24,7 +24,7 @@ def refuse_for_unverified_format(format: str, **given: Any) -> None:
 
 
 def refuse_unverifiable(arguments: dict[str, Any]) -> None:
-    """Raise BadInput for an argument that Ultralytics does not know, or whose result would not be verified."""
+    """Raise BadInput for an argument that Ultralytics does not have, or whose result would not be verified."""
     for key, value in arguments.items():
         if key in INSTEAD:
             raise BadInput(f"{key}={value} is not used by yolo-mkd export: use {INSTEAD[key]}")

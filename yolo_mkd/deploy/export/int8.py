@@ -128,15 +128,24 @@ def quantise_to_int8(
     logging.getLogger().setLevel(logging.ERROR)  # ONNX Runtime recommends its own preprocessing at every call
     try:
         quantize_static(
-            source, target, CalibrationReader(pictures, imgsz, graph.input[0].name), quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(WEIGHTED), per_channel=True, activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8, nodes_to_quantize=None if nodes is None else list(nodes),
-            nodes_to_exclude=sorted(last | decode), calibrate_method=CalibrationMethod.MinMax,
+            source,
+            target,
+            CalibrationReader(pictures, imgsz, graph.input[0].name),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(WEIGHTED),
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=None if nodes is None else list(nodes),
+            nodes_to_exclude=sorted(last | decode),
+            calibrate_method=CalibrationMethod.MinMax,
             extra_options={  # as TensorRT requires: no zero points, no INT32 bias
-                "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
                 "AddQDQPairToWeight": not int8_weights,
             },
-        )  # fmt: skip
+        )
     finally:
         logging.getLogger().setLevel(level)
 

@@ -74,7 +74,7 @@ def measure_sensitivity(
 
 
 def val_subset(data: str, count: int, folder: Path) -> str:
-    """Write the YAML of a data set whose val split is `count` images of another's; the images are not copied."""
+    """Write the YAML of a data set whose val split is `count` images of another data set's; no image is copied."""
     from yolo_mkd import host
 
     chosen = evenly_spaced(split_images("data", data, "val"), count)

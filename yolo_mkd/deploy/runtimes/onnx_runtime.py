@@ -112,7 +112,7 @@ def require_provider(session: Any, wanted: str, path: Path) -> str:
     """Return the provider that a session uses, after validating that it is the one wanted.
 
     Raises:
-        Failed: it is another one; ONNX Runtime itself only warns when it falls back.
+        Failed: it is another one; ONNX Runtime only warns when it falls back.
     """
     used = str(session.get_providers()[0])
     if used != wanted:

@@ -1,6 +1,6 @@
 """Comparison of two time reports: differences of medians with bootstrap intervals, for equal conditions only.
 
-The bootstrap draws blocks of neighbouring samples, since load and clocks make neighbours alike (Kuensch 1989).
+The bootstrap draws blocks of neighbouring samples, since load and clocks make neighbours similar (Kuensch 1989).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MedianChange:
     def cells(self) -> list[str]:
         """Both medians, their difference and their relative difference with intervals, as text."""
         low, high = self.difference_ms
-        share = "-"  # of a segment that takes no time, such as a copy that is switched off
+        share = "-"  # for a segment of zero duration, such as a copy that is switched off
         if self.a_ms:
             share = f"{self.b_ms / self.a_ms - 1:+.1%} ({self.ratio[0] - 1:+.1%} to {self.ratio[1] - 1:+.1%})"
         difference = f"{self.b_ms - self.a_ms:+.3f} ({low:+.3f} to {high:+.3f})"
@@ -191,7 +191,7 @@ def compare_medians(a: list[float], b: list[float]) -> MedianChange:
     medians = [resampled_medians(samples, rng) for samples in (first, second)]
     outside = [(100 - LEVEL) / 2, (100 + LEVEL) / 2]
     low, high = np.percentile(medians[1] - medians[0], outside)
-    least, most = np.percentile(medians[1] / np.maximum(medians[0], 1e-9), outside)  # a segment can take no time at all
+    least, most = np.percentile(medians[1] / np.maximum(medians[0], 1e-9), outside)  # a segment can have zero duration
     return MedianChange(median(first), median(second), (float(low), float(high)), (float(least), float(most)))
 
 
