@@ -114,7 +114,11 @@ def compare_with_ultralytics(
     result = judge_boxes(pairs, conf, tolerance)
     if not result["passed"]:
         raise Failed(f"the bundle's scripts do not detect what Ultralytics does: {result['reason']}")
-    return {key: result[key] for key in ("min_iou", "max_score_difference", "alone")}
+    return {
+        "min_iou": result["min_iou"],
+        "max_score_difference": result["max_score_difference"],
+        "alone": result["alone"],
+    }
 
 
 def shrink(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:

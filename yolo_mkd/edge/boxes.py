@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,18 @@ CONF, NMS_IOU, MAX_DET = 0.25, 0.7, 300  # as the bundle's reference detections 
 CLASS_OFFSET = 7680.0  # pixels that move the classes apart, so that one pass of NMS serves all
 SAME_CORNER = 0.01  # our choice [pixels]: for boxes too flat to have an IoU
 MATCH_IOU = 0.5  # our choice: boxes that overlap less are not the same object
+
+
+class BoxMatch(TypedDict):
+    """How two sets of boxes of one picture match."""
+
+    expected: int  # boxes of the reference that count
+    got: int
+    matched: int  # pairs
+    alone: int  # boxes without a partner, on both sides
+    apart: int  # pairs that differ by more than is allowed
+    min_iou: float | None  # over the pairs
+    max_score_difference: float | None
 
 
 def decode_boxes(output: NDArray[Any], head: str, shape: tuple[int, int], imgsz: tuple[int, int], conf: float) -> Boxes:
@@ -63,7 +75,7 @@ def non_maximum_suppression(rows: NDArray[np.float32], conf: float = CONF) -> Bo
     return np.hstack([corners, score[order, None], label[order, None]])[kept].astype(np.float32)
 
 
-def match_boxes(expected: Boxes, got: Boxes, conf: float, least_iou: float, slack: float) -> dict[str, Any]:
+def match_boxes(expected: Boxes, got: Boxes, conf: float, least_iou: float, slack: float) -> BoxMatch:
     """Match the boxes of one picture one to one within a class, and measure how much the pairs differ.
 
     A box that scores `conf` or more must have a partner; the partner may score up to `slack` less than `conf`.
@@ -74,10 +86,6 @@ def match_boxes(expected: Boxes, got: Boxes, conf: float, least_iou: float, slac
         conf: lowest score that counts.
         least_iou: a pair that overlaps less differs.
         slack: a pair whose scores are further apart differs.
-
-    Returns:
-        expected, got: boxes that count; matched: pairs; alone: boxes without a partner, on both sides; apart: pairs
-        that differ; min_iou, max_score_difference: over the pairs, None without any.
     """
     ours, theirs, conf = boxes_above(expected, got, conf, slack)
     overlap = box_iou(ours, theirs)

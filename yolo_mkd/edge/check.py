@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .boxes import CONF, MATCH_IOU, decode_boxes, match_boxes
+from .boxes import CONF, MATCH_IOU, BoxMatch, decode_boxes, match_boxes
 from .bundle import Bundle, read_json
 from .pictures import letterbox, read_picture, to_tensor
 
@@ -17,6 +17,36 @@ if TYPE_CHECKING:
     from .boxes import Boxes
     from .onnx_runtime import ONNXRuntime
     from .tensor_rt import TensorRT
+
+
+class PictureMatch(BoxMatch):
+    """How the boxes of one sample match."""
+
+    file: str
+
+
+class MatchSums(BoxMatch):
+    """How the boxes of all samples match."""
+
+    excused: int  # boxes without a partner or with a larger difference that are allowed
+
+
+class BoxVerdict(MatchSums):
+    """The verdict on the boxes of all samples."""
+
+    passed: bool
+    reason: str  # one line; empty when passed
+    conf: float
+    least_iou: float
+    largest_score_difference: float
+    pictures: list[PictureMatch]
+
+
+class CheckResult(BoxVerdict):
+    """The result of a check, as `run.py --check --json` prints it."""
+
+    precision: str
+    pixels: str
 
 
 class Tolerance(NamedTuple):
@@ -41,15 +71,12 @@ def canvas_hash(canvas: NDArray[np.uint8]) -> str:
     return hashlib.sha256(np.ascontiguousarray(canvas).tobytes()).hexdigest()
 
 
-def check_samples(bundle: Bundle, runtime: ONNXRuntime | TensorRT) -> dict[str, Any]:
+def check_samples(bundle: Bundle, runtime: ONNXRuntime | TensorRT) -> CheckResult:
     """Detect on the samples and compare the boxes with the reference.
 
     Args:
         bundle: the bundle.
         runtime: the opened model.
-
-    Returns:
-        passed, reason (one line, empty when passed), the tolerances and the figures.
 
     Raises:
         EdgeError: a sample is missing or damaged.
@@ -74,7 +101,7 @@ def check_samples(bundle: Bundle, runtime: ONNXRuntime | TensorRT) -> dict[str, 
 
 def judge_boxes(
     pairs: list[tuple[str, Boxes, Boxes]], conf: float, tolerance: Tolerance, reason: str = ""
-) -> dict[str, Any]:
+) -> BoxVerdict:
     """Compare the boxes of all pictures with the expected ones.
 
     Args:
@@ -82,20 +109,13 @@ def judge_boxes(
         conf: lowest score that counts.
         tolerance: the differences allowed.
         reason: a fault that is already known.
-
-    Returns:
-        passed, reason (one line, empty when passed), and the figures.
     """
     best = max((float(rows[:, 4].max()) for _, rows, _ in pairs if len(rows)), default=CONF)
     slack = tolerance.score * min(1.0, best / CONF)  # low scores must agree as closely, relative to their size
-    each = [{"file": name, **match_boxes(rows, found, conf, tolerance.iou, slack)} for name, rows, found in pairs]
-    figures: dict[str, Any] = {
-        key: sum(one[key] for one in each) for key in ("expected", "got", "matched", "alone", "apart")
-    }
-    ious = [one["min_iou"] for one in each if one["min_iou"] is not None]
-    differences = [one["max_score_difference"] for one in each if one["max_score_difference"] is not None]
-    figures.update(min_iou=min(ious, default=None), max_score_difference=max(differences, default=None))
-    figures["excused"] = int(tolerance.outliers * figures["expected"]) + (tolerance.outliers > 0)
+    each: list[PictureMatch] = [
+        {"file": name, **match_boxes(rows, found, conf, tolerance.iou, slack)} for name, rows, found in pairs
+    ]
+    figures = sum_matches(each, tolerance.outliers)
     reason = reason or box_fault(figures, tolerance.iou, slack)
     return {
         "passed": not reason,
@@ -105,6 +125,28 @@ def judge_boxes(
         "largest_score_difference": slack,
         **figures,
         "pictures": each,
+    }
+
+
+def sum_matches(each: list[PictureMatch], outliers: float) -> MatchSums:
+    """Sum the matches of all pictures.
+
+    Args:
+        each: by picture.
+        outliers: the share of the expected boxes that may differ more.
+    """
+    ious = [one["min_iou"] for one in each if one["min_iou"] is not None]
+    differences = [one["max_score_difference"] for one in each if one["max_score_difference"] is not None]
+    expected = sum(one["expected"] for one in each)
+    return {
+        "expected": expected,
+        "got": sum(one["got"] for one in each),
+        "matched": sum(one["matched"] for one in each),
+        "alone": sum(one["alone"] for one in each),
+        "apart": sum(one["apart"] for one in each),
+        "min_iou": min(ious, default=None),
+        "max_score_difference": max(differences, default=None),
+        "excused": int(outliers * expected) + (outliers > 0),
     }
 
 
@@ -126,7 +168,7 @@ def pixel_fault(canvas: NDArray[np.uint8], own: NDArray[np.uint8], wanted: str) 
     return f"OpenCV's resize differs by up to {levels} grey levels here: uninstall it, then numpy resizes"
 
 
-def box_fault(figures: dict[str, Any], least_iou: float, slack: float) -> str:
+def box_fault(figures: MatchSums, least_iou: float, slack: float) -> str:
     """The fault of the boxes, in one line; empty when they agree."""
     if not figures["got"]:
         return f"no boxes are detected, but the reference has {figures['expected']}"
@@ -134,12 +176,12 @@ def box_fault(figures: dict[str, Any], least_iou: float, slack: float) -> str:
         return f"{figures['alone']} boxes have no partner: weights, preprocessing or precision differ from the bundle's"
     if figures["alone"] + figures["apart"] <= figures["excused"]:
         return ""
-    if figures["min_iou"] < least_iou:
+    if figures["min_iou"] is not None and figures["min_iou"] < least_iou:
         return f"boxes moved: the smallest IoU is {figures['min_iou']:.4f}, below {least_iou:g}"
     return f"scores moved by up to {figures['max_score_difference']:.2g}, more than {slack:.2g}"
 
 
-def check_text(result: dict[str, Any]) -> str:
+def check_text(result: CheckResult) -> str:
     """A check's result as text."""
     verdict = "passed" if result["passed"] else f"FAILED: {result['reason']}"
     lines = [
