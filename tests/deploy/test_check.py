@@ -366,7 +366,7 @@ def test_opset_above_the_targets_fails(exported, tiny_detector):
     assert not parity.passed and parity.reason == "the file needs opset 18, but its target supports up to 17"
 
 
-def test_figures_are_written_where_asked(exported, tiny_detector, tmp_path):
+def test_figures_are_written_to_the_given_file(exported, tiny_detector, tmp_path):
     written = tmp_path / "out/check.json"
     check(exported["one2one"], tiny_detector.pt, images=tiny_detector.images[:2], json=written)
     report = json.loads(written.read_text())

@@ -69,7 +69,7 @@ def test_change_of_less_than_a_twentieth_is_stable():
 
 
 class Model:
-    """A runtime whose inference takes as long as the test says."""
+    """A runtime whose inference takes as long as the test sets."""
 
     model = ExportedModel({0: "a"}, 32, (32, 32), "one2one", (1, 4, 6))
     provider, arithmetic, threads, load_ms, versions = "fake CPU", "fp32", 1, 1.0, {"fake": "1"}

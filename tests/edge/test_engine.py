@@ -145,7 +145,7 @@ def test_precision_is_a_flag_up_to_10_and_the_files_own_in_11(bundle, device, ve
     assert json.loads(plan.with_suffix(".json").read_text())["precision"] == built
 
 
-def test_fp16_of_an_fp32_file_is_refused_by_11_with_advice(bundle, device):
+def test_fp16_of_an_fp32_file_is_an_error_in_11_with_advice(bundle, device):
     trt, cuda = device("11.4.1")
     with pytest.raises(EdgeError, match=r"takes the precision from the file.*quantize=16"):
         build_engine(bundle, True, trt, cuda)

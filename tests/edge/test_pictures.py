@@ -155,7 +155,7 @@ def test_damaged_png_is_a_one_line_error(bare, tmp_path):
             pictures.read_picture(tmp_path / "a.png")
 
 
-def test_boxes_are_drawn_with_opencv_or_pillow_and_refused_without(tmp_path, monkeypatch):
+def test_boxes_are_drawn_with_opencv_or_pillow_and_an_error_without(tmp_path, monkeypatch):
     found = [{"name": "cell", "score": 0.9, "box": [4.2, 15.0, 30.0, 40.0]}]
     picture = np.zeros((50, 60, 3), np.uint8)
     for library in ("cv2", "Image"):
