@@ -1,4 +1,4 @@
-"""A bundle runs where there is numpy and ONNX Runtime alone, and its check catches what goes wrong on a device."""
+"""A bundle runs with numpy and ONNX Runtime alone, and its check finds faults on the device."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolo_mkd.deploy import bundle as making
-from yolo_mkd.deploy.bundle import bundle, compress, refuse_foreign
-from yolo_mkd.edge import contents as edge_contents
+from yolo_mkd.deploy import bundle as bundle_module
+from yolo_mkd.deploy import bundle_samples
+from yolo_mkd.deploy.bundle import bundle, compress, refuse_other_folder
+from yolo_mkd.edge import bundle as edge_bundle
+from yolo_mkd.edge import measure as edge_measure
 from yolo_mkd.edge import run as edge_run
 from yolo_mkd.edge import time as edge_time
 from yolo_mkd.settings import BadInput, Failed
 
-EDGE = Path(edge_contents.__file__).parent
+EDGE = Path(edge_bundle.__file__).parent
 REFUSED = ("torch", "ultralytics", "cv2", "PIL", "yolo_mkd", "onnx", "matplotlib", "yaml")
 # runs a script as `python script` would, where the packages above are not installed
 BARE = f"""
@@ -51,7 +53,7 @@ def place(packed, tmp_path) -> Path:
     """A copy of a bundle, as a device has it, with a warm-up of at most 0.2 s."""
     copied = Path(shutil.copytree(packed, tmp_path / "device"))
     edit(
-        copied / "edge/time.py",
+        copied / "edge/measure.py",
         "WARM_UP_CAP_S, WARM_UP_LEAST_RUNS = 10.0, 10",
         "WARM_UP_CAP_S, WARM_UP_LEAST_RUNS = 0.2, 10",
     )
@@ -79,14 +81,14 @@ def export_again(tiny_detector, tmp_path_factory):
     return again
 
 
-def test_bundle_says_all_that_a_device_must_know(packed, tiny_detector):
+def test_bundle_contains_all_facts_that_a_device_needs(packed, tiny_detector):
     facts = json.loads((packed / "bundle.json").read_text())
     assert facts["schema"] == "yolo-mkd/bundle/1"
     assert facts["names"] == ["red", "green", "blue"] and facts["imgsz"] == [96, 96] and facts["stride"] == 32
     assert facts["head"] == packed.name
     assert facts["output"] == ([1, 7, 189] if packed.name == "one2many" else [1, 189, 6])
-    assert facts["model"]["sha256"] == edge_contents.sha256(packed / "model.onnx")
-    assert facts["source"]["sha256"] == edge_contents.sha256(tiny_detector.pt)
+    assert facts["model"]["sha256"] == edge_bundle.sha256(packed / "model.onnx")
+    assert facts["source"]["sha256"] == edge_bundle.sha256(tiny_detector.pt)
     assert (facts["model"]["precision"], facts["model"]["opset"]) == ("fp32", 18)
     assert facts["preprocess"]["letterbox"] == 114 and facts["preprocess"]["colour"] == "RGB"
     found = facts["reference"]
@@ -113,22 +115,22 @@ def test_no_path_of_the_machine_that_made_it_is_inside(packed, tiny_detector, tm
 
 
 def test_samples_of_large_pictures_are_shrunk():
-    assert making.shrunk(np.zeros((400, 800, 3), np.uint8), 120).shape == (60, 120, 3)
-    assert making.shrunk(np.zeros((40, 80, 3), np.uint8), 120).shape == (40, 80, 3)
+    assert bundle_samples.shrink(np.zeros((400, 800, 3), np.uint8), 120).shape == (60, 120, 3)
+    assert bundle_samples.shrink(np.zeros((40, 80, 3), np.uint8), 120).shape == (40, 80, 3)
 
 
 def test_check_passes_with_numpy_and_onnx_runtime_alone(place):
     done = device(place / "run.py", "--check")
     assert done.returncode == 0, done.stderr
-    assert "check     passed" in done.stdout and "pixels    those of the bundle" in done.stdout
+    assert "check     passed" in done.stdout and "pixels    identical to the bundle's" in done.stdout
     assert "8 pictures" in done.stdout and " 0 without a partner" in done.stdout
 
 
 FAULTS = {
-    "other padding": ("pictures", "GREY = 114", "GREY = 0", "the letterbox is not the bundle's"),
+    "other padding": ("pictures", "GREY = 114", "GREY = 0", "the letterbox differs from the bundle's"),
     "stretched": ("pictures", "1) for side in shape)", "1) for side in shape); height, width = imgsz",
-                  "the letterbox is not the bundle's"),
-    "placed at the top": ("pictures", "- 0.1), round(", "- 9.1), round(", "the letterbox is not the bundle's"),
+                  "the letterbox differs from the bundle's"),
+    "placed at the top": ("pictures", "- 0.1), round(", "- 9.1), round(", "the letterbox differs from the bundle's"),
     "BGR pictures": ("pictures", "return np.ascontiguousarray(picture)",
                      "return np.ascontiguousarray(picture[..., ::-1])", "red and blue are swapped"),
     "BGR tensors": ("pictures", "(canvas.transpose(", "(canvas[..., ::-1].transpose(", "boxes have no partner"),
@@ -138,7 +140,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_check_catches_and_names_a_fault_in_the_pipeline(place, fault):
+def test_check_finds_and_names_a_fault_in_the_pipeline(place, fault):
     module, right, wrong, reason = FAULTS[fault]
     edit(place / "edge" / f"{module}.py", right, wrong)
     done = device(place / "run.py", "--check")
@@ -146,7 +148,7 @@ def test_check_catches_and_names_a_fault_in_the_pipeline(place, fault):
     assert f"FAILED: {reason}" in done.stdout or (reason and reason in done.stdout)
 
 
-def test_check_with_other_weights_fails_even_when_the_hash_is_made_to_fit(place):
+def test_check_with_other_weights_fails_even_when_the_hash_is_adjusted(place):
     import onnx
     from onnx import numpy_helper
 
@@ -155,9 +157,9 @@ def test_check_with_other_weights_fails_even_when_the_hash_is_made_to_fit(place)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.3), tensor.name))
     onnx.save(graph, place / "model.onnx")
     done = device(place / "run.py", "--check")
-    assert done.returncode == 2 and "model.onnx is not the file of this bundle (its SHA-256 differs)" in done.stderr
+    assert done.returncode == 2 and "model.onnx does not belong to this bundle (its SHA-256 differs)" in done.stderr
     facts = json.loads((place / "bundle.json").read_text())
-    facts["model"]["sha256"] = edge_contents.sha256(place / "model.onnx")
+    facts["model"]["sha256"] = edge_bundle.sha256(place / "model.onnx")
     (place / "bundle.json").write_text(json.dumps(facts))
     done = device(place / "run.py", "--check")
     assert done.returncode == 1 and "check     FAILED" in done.stdout
@@ -168,23 +170,26 @@ def test_check_with_other_weights_fails_even_when_the_hash_is_made_to_fit(place)
     [
         (
             lambda p: (p / "model.onnx").write_bytes((p / "model.onnx").read_bytes()[:-1]),
-            "is not the file of this bundle",
+            "does not belong to this bundle",
         ),
         (lambda p: (p / "model.onnx").unlink(), "model.onnx is missing: copy the bundle again"),
         (lambda p: (p / "bundle.json").write_text("{"), "bundle.json cannot be read"),
-        (lambda p: (p / "bundle.json").write_text('{"schema": "yolo-mkd/bundle/9"}'), "do not mix bundles"),
+        (
+            lambda p: (p / "bundle.json").write_text('{"schema": "yolo-mkd/bundle/9"}'),
+            "bundle.json has schema yolo-mkd/bundle/9",
+        ),
         (lambda p: (p / "sample/expected.json").unlink(), "expected.json cannot be read"),
         (lambda p: (p / "sample/03.png").unlink(), "03.png: no such file"),
     ],
 )
-def test_torn_bundle_is_one_line(place, capsys, damage, message):
+def test_damaged_bundle_is_a_one_line_error(place, capsys, damage, message):
     damage(place)
     assert edge_run.main(["--check"], place) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.startswith("run.py: ") and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.startswith("run.py: ") and printed.count("\n") == 1
 
 
-def test_boxes_of_a_picture_are_those_expected(place):
+def test_boxes_of_a_picture_are_the_expected_ones(place):
     expected = json.loads((place / "sample/expected.json").read_text())
     conf = expected["conf"]
     names = [str(place / "sample" / image["file"]) for image in expected["images"]]
@@ -198,7 +203,7 @@ def test_boxes_of_a_picture_are_those_expected(place):
         np.testing.assert_allclose([d["box"] for d in one["detections"]], [row[:4] for row in wanted], atol=0.06)
 
 
-def test_found_boxes_are_printed_and_drawn(place, tmp_path, capsys):
+def test_detections_are_printed_and_drawn(place, tmp_path, capsys):
     sample = place / "sample/00.png"
     assert edge_run.main([str(sample), "--save", str(tmp_path / "drawn")], place) == 0
     out = capsys.readouterr().out
@@ -210,19 +215,19 @@ def test_found_boxes_are_printed_and_drawn(place, tmp_path, capsys):
     ("words", "message"),
     [
         (["gone.png"], "gone.png: no such file"),
-        (["--check", "--conf", "2"], "--conf 2.0 is no score"),
-        (["--check", "--threads", "0"], "--threads 0 is no number of threads"),
-        (["--check", "--device", "cuda"], "this onnxruntime has no CUDAExecutionProvider"),
+        (["--check", "--conf", "2"], "--conf 2.0 must be between 0 and 1"),
+        (["--check", "--threads", "0"], "--threads 0 must be at least 1"),
+        (["--check", "--device", "cuda"], "onnxruntime has no CUDAExecutionProvider here"),
         (["--check", "--backend", "tensorrt"], "tensorrt cannot be imported"),
         (["--build"], "tensorrt cannot be imported"),
     ],
 )
-def test_what_cannot_work_is_one_line(place, capsys, words, message):
+def test_bad_option_is_a_one_line_error(place, capsys, words, message):
     assert edge_run.main(words, place) == 2
     assert message in capsys.readouterr().err
 
 
-def test_nothing_asked_is_the_help(place, capsys):
+def test_help_is_printed_without_options(place, capsys):
     assert edge_run.main([], place) == 2
     assert "python run.py --check" in capsys.readouterr().out
 
@@ -231,8 +236,8 @@ def test_time_keeps_every_sample_in_the_report_of_yolo_mkd_time(place):
     done = device(place / "time.py", "--seconds", "0.3", "--threads", "1")
     assert done.returncode == 0, done.stderr
     report = json.loads((place / "time.json").read_text())
-    assert report["schema"].startswith("yolo-mkd/time/")
-    assert report["sha256"] == edge_contents.sha256(place / "model.onnx")
+    assert report["schema"] == "yolo-mkd/time/1" and set(report) == set(edge_time.DeviceTimeReport.__annotations__)
+    assert report["sha256"] == edge_bundle.sha256(place / "model.onnx")
     assert (report["provider"], report["threads"], report["precision"]) == ("CPUExecutionProvider", 1, "fp32")
     assert (
         set(report["samples_ms"]) == set(report["segments"]) == {"preprocess", "compute", "postprocess", "end_to_end"}
@@ -247,10 +252,10 @@ def test_time_keeps_every_sample_in_the_report_of_yolo_mkd_time(place):
     assert str(place) not in json.dumps(report)
 
 
-def test_time_on_a_jetson_reports_power_clocks_and_what_to_warn_of(place, tmp_path, capsys, monkeypatch):
+def test_time_on_a_jetson_reports_power_clocks_and_warnings(place, tmp_path, capsys, monkeypatch):
     from test_sensors import RELEASE, gpu, ina3221, write
 
-    monkeypatch.setattr(edge_time, "WARM_UP_CAP_S", 0.2)
+    monkeypatch.setattr(edge_measure, "WARM_UP_CAP_S", 0.2)
     root = write(tmp_path / "jetson", {
         **ina3221("sys/class/hwmon/hwmon1", [("VDD_IN", 5000, 1600)]),
         **gpu("sys/class/devfreq/17000000.gpu", 624750000, 1020000000),
@@ -267,29 +272,29 @@ def test_time_on_a_jetson_reports_power_clocks_and_what_to_warn_of(place, tmp_pa
     assert (device_["l4t"], device_["power_mode"]) == ("36.4.3", "15W")
     assert report["machine"]["processor"] == "NVIDIA Jetson Orin Nano"
     assert len(device_["warnings"]) == 3 and len(device_["trace"]) >= 3
-    said = capsys.readouterr().out
-    assert "warning   the power mode is 15W, not MAXN" in said and "mean 8.00 W, idle 8.00 W" in said
+    printed = capsys.readouterr().out
+    assert "warning   the power mode is 15W, not MAXN" in printed and "mean 8.00 W, idle 8.00 W" in printed
     assert {p: p.read_text() for p in root.rglob("*") if p.is_file()} == before  # nothing was set
 
 
 def test_reports_of_a_bundle_are_compared_by_yolo_mkd_time(place, tmp_path, monkeypatch):
-    from yolo_mkd.deploy.time.compare import compare, incomparable
+    from yolo_mkd.deploy.time.compare import compare_times, why_not_comparable
 
-    monkeypatch.setattr(edge_time, "WARM_UP_CAP_S", 0.1)
-    monkeypatch.setattr(edge_time, "measure", lambda run, seconds: [run(n) for n in range(130)])
+    monkeypatch.setattr(edge_measure, "WARM_UP_CAP_S", 0.1)
+    monkeypatch.setattr(edge_measure, "collect_samples", lambda run, seconds: [run(n) for n in range(130)])
     assert edge_time.main(["--out", str(tmp_path / "a.json"), "--root", str(tmp_path)], place) == 0
     report = json.loads((tmp_path / "a.json").read_text())
     report["drift"] = {"stable": True}  # whatever this machine did meanwhile
-    assert incomparable(report, report) == ""
+    assert why_not_comparable(report, report) == ""
     (tmp_path / "a.json").write_text(json.dumps(report))
-    assert "not distinguishable" in str(compare(tmp_path / "a.json", tmp_path / "a.json"))
-    assert "images differs" in incomparable(report, {**report, "images": "8 samples of the bundle (00000000)"})
+    assert "not distinguishable" in str(compare_times(tmp_path / "a.json", tmp_path / "a.json"))
+    assert "images differs" in why_not_comparable(report, {**report, "images": "8 samples of the bundle (00000000)"})
 
 
 @pytest.mark.parametrize("seconds", ["-1", "inf", "nan"])
-def test_time_that_cannot_be_is_refused(place, capsys, seconds):
+def test_invalid_seconds_are_an_error(place, capsys, seconds):
     assert edge_time.main(["--seconds", seconds], place) == 2
-    assert "is no time: give seconds" in capsys.readouterr().err and not (place / "time.json").exists()
+    assert "must be a finite number of at least 0" in capsys.readouterr().err and not (place / "time.json").exists()
 
 
 def test_engine_is_built_checked_and_timed_through_the_scripts(place, capsys, monkeypatch):
@@ -298,9 +303,9 @@ def test_engine_is_built_checked_and_timed_through_the_scripts(place, capsys, mo
     from yolo_mkd.edge import cuda, tensor_rt
 
     cudart = Cudart()
-    monkeypatch.setattr(edge_time, "WARM_UP_CAP_S", 0.2)
+    monkeypatch.setattr(edge_measure, "WARM_UP_CAP_S", 0.2)
     monkeypatch.setattr(cuda, "open_library", lambda: cudart)
-    monkeypatch.setattr(tensor_rt, "library", lambda: tensorrt("10.3.0", cudart))
+    monkeypatch.setattr(tensor_rt, "import_tensorrt", lambda: tensorrt("10.3.0", cudart))
     assert edge_run.main(["--build", "--check"], place) == 0
     assert "runtime   TensorRT, fp32, tensorrt 10.3.0, cuda 12.6" in capsys.readouterr().out
     assert edge_time.main(["--seconds", "0.1"], place) == 0
@@ -310,27 +315,27 @@ def test_engine_is_built_checked_and_timed_through_the_scripts(place, capsys, mo
     assert (report["provider"], report["accelerator"], report["arithmetic"]) == ("TensorRT", "Orin", "fp32")
 
 
-def test_what_is_no_bundle_is_not_replaced(tmp_path, packed):
+def test_other_folder_is_not_replaced(tmp_path, packed):
     place = tmp_path / "mine"
-    refuse_foreign(place)
+    refuse_other_folder(place)
     place.mkdir()
-    with pytest.raises(BadInput, match="mine is there and no bundle: give a new folder"):
-        refuse_foreign(place)
+    with pytest.raises(BadInput, match="mine exists and is not a bundle: give a new folder"):
+        refuse_other_folder(place)
     shutil.copy(packed / "bundle.json", place)
-    refuse_foreign(place)
+    refuse_other_folder(place)
     (tmp_path / "other.tar.gz").touch()
-    with pytest.raises(BadInput, match=r"other\.tar\.gz is there without its folder"):
-        refuse_foreign(tmp_path / "other")
+    with pytest.raises(BadInput, match=r"other\.tar\.gz exists without its folder"):
+        refuse_other_folder(tmp_path / "other")
 
 
 @pytest.mark.parametrize("samples", [0, 1, 33, 2.5, True])
-def test_number_of_samples_that_cannot_be_is_refused(tiny_detector, tmp_path, samples):
-    with pytest.raises(BadInput, match="is no number of images"):
+def test_invalid_number_of_samples_is_an_error(tiny_detector, tmp_path, samples):
+    with pytest.raises(BadInput, match="must be a whole number of at least 2 and at most 32, for example samples=8"):
         bundle(tiny_detector.pt, tiny_detector.data, tmp_path / "out", samples=samples)
     assert not list(tmp_path.iterdir())
 
 
-def test_bundle_takes_the_place_of_an_older_one_with_its_archive(tiny_detector, tmp_path, capsys):
+def test_bundle_replaces_an_older_one_and_its_archive(tiny_detector, tmp_path, capsys):
     pt, place = Path(shutil.copy(tiny_detector.pt, tmp_path / "tiny.pt")), tmp_path / "out"
     place.mkdir()
     (place / "bundle.json").write_text('{"schema": "yolo-mkd/bundle/0"}')
@@ -344,37 +349,41 @@ def test_bundle_takes_the_place_of_an_older_one_with_its_archive(tiny_detector, 
     with tarfile.open(tmp_path / "out.tar.gz") as tar:
         tar.extractall(tmp_path / "device", filter="data")
     assert device(tmp_path / "device/out/run.py", "--check").returncode == 0
-    said = capsys.readouterr().out
-    assert "check     passed" in said and ".bundle-" not in said
+    printed = capsys.readouterr().out
+    assert "check     passed" in printed and ".bundle-" not in printed
 
 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ({"check": lambda *_: {"passed": False, "reason": "boxes moved"}}, "does not pass its own check: boxes moved"),
-        ({"detect": lambda *_: [np.zeros((0, 6))] * 2}, "do not detect what Ultralytics does: "),
-        ({"boxes": lambda *_: np.zeros((0, 6), np.float32)}, "nothing is detected on the 2 samples"),
+        (
+            {"check_samples": lambda *_: {"passed": False, "reason": "boxes moved"}},
+            "does not pass its own check: boxes moved",
+        ),
+        ({"detect_in_files": lambda *_: [np.zeros((0, 6))] * 2}, "do not detect what Ultralytics does: "),
+        ({"decode_boxes": lambda *_: np.zeros((0, 6), np.float32)}, "nothing is detected on the 2 samples"),
     ],
 )
 def test_bundle_that_fails_leaves_nothing(tiny_detector, export_again, tmp_path, monkeypatch, broken, message):
     for name, stand_in in broken.items():
-        monkeypatch.setattr(making, name, stand_in)
-    monkeypatch.setattr("yolo_mkd.deploy.export.export", export_again)
+        module = bundle_module if hasattr(bundle_module, name) else bundle_samples
+        monkeypatch.setattr(module, name, stand_in)
+    monkeypatch.setattr("yolo_mkd.deploy.bundle.export", export_again)
     with pytest.raises(Failed, match=message):
         bundle(tiny_detector.pt, tiny_detector.data, tmp_path / "out", samples=2)
     assert not list(tmp_path.iterdir())
 
 
-def test_data_without_labels_gives_a_bundle_that_says_it_measured_no_map(
+def test_bundle_of_data_without_labels_states_that_map_was_not_measured(
     tiny_detector, export_again, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("yolo_mkd.deploy.export.export", export_again)
+    monkeypatch.setattr("yolo_mkd.deploy.bundle.export", export_again)
     place = bundle(tiny_detector.pt, tiny_detector.data, tmp_path / "out", samples=2)
     assert json.loads((place / "bundle.json").read_text())["reference"]["map50_95"] is None
     assert "mAP was not measured" in (place / "README.txt").read_text()
 
 
-def test_bundle_is_made_where_opencv_rounds_otherwise_than_numpy(tiny_detector, export_again, tmp_path, monkeypatch):
+def test_bundle_is_made_where_opencv_rounds_differently_from_numpy(tiny_detector, export_again, tmp_path, monkeypatch):
     import cv2
 
     def rounding(picture, size, interpolation):
@@ -382,11 +391,11 @@ def test_bundle_is_made_where_opencv_rounds_otherwise_than_numpy(tiny_detector, 
         return np.where(np.indices(resized.shape).sum(0) % 9, resized, np.minimum(resized, 254) + 1).astype(np.uint8)
 
     resize = cv2.resize
-    monkeypatch.setattr("yolo_mkd.deploy.export.export", export_again)
+    monkeypatch.setattr("yolo_mkd.deploy.bundle.export", export_again)
     monkeypatch.setattr(cv2, "resize", rounding)
     place = bundle(tiny_detector.pt, tiny_detector.data, tmp_path / "out", samples=4)
     monkeypatch.undo()
     expected = json.loads((place / "sample/expected.json").read_text())
-    assert expected["against_ultralytics"]["min_iou"] < 0.9999  # it saw other pixels
+    assert expected["against_ultralytics"]["min_iou"] < 0.9999  # Ultralytics detected in other pixels
     done = device(place / "run.py", "--check")
-    assert done.returncode == 0 and "pixels    those of the bundle" in done.stdout
+    assert done.returncode == 0 and "pixels    identical to the bundle's" in done.stdout

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolo_mkd.deploy.check import Detections, check, compare, iou_matrix, judge
-from yolo_mkd.deploy.images import find_images, spread
+from yolo_mkd.deploy.check import check
+from yolo_mkd.deploy.check.matching import Detections, compare_detections, judge_detections
+from yolo_mkd.deploy.images import evenly_spaced, find_images
+from yolo_mkd.edge.boxes import box_iou
 from yolo_mkd.settings import BadInput
 
 BOX = (10.0, 10.0, 50.0, 50.0)
@@ -24,16 +26,16 @@ def rows(*found: tuple[float, int] | tuple[float, int, tuple[float, ...]]) -> np
 
 
 def verdict(expected: np.ndarray, got: np.ndarray, conf: float = 0.25, precision: str = "fp32") -> Detections:
-    return judge([expected], [got], ["a.png"], conf, precision)
+    return judge_detections([expected], [got], ["a.png"], conf, precision)
 
 
-# Judging detections
+# Detections
 
 
-def test_no_detection_on_either_side_proves_nothing():
+def test_no_detection_on_either_side_fails_since_nothing_was_compared():
     parity = verdict(rows(), rows())
     assert not parity.passed
-    assert "down to conf 0.001" in parity.reason and "proves nothing" in parity.reason
+    assert "down to conf 0.001" in parity.reason and "nothing could be compared" in parity.reason
 
 
 def test_equal_detections_pass_and_are_counted():
@@ -43,7 +45,7 @@ def test_equal_detections_pass_and_are_counted():
 
 
 def test_iou_of_half_shifted_boxes_is_one_third():
-    assert iou_matrix(rows((0.9, 0, (0, 0, 10, 10))), rows((0.9, 0, (5, 0, 15, 10))))[0, 0] == pytest.approx(1 / 3)
+    assert box_iou(rows((0.9, 0, (0, 0, 10, 10))), rows((0.9, 0, (5, 0, 15, 10))))[0, 0] == pytest.approx(1 / 3)
 
 
 def test_boxes_clipped_flat_agree_by_their_corners():
@@ -53,7 +55,7 @@ def test_boxes_clipped_flat_agree_by_their_corners():
     assert verdict(flat, flat + np.array([0.1, 0, 0, 0, 0, 0])).file_unmatched == 2
 
 
-def test_threshold_is_lowered_to_where_detections_are_and_says_so():
+def test_threshold_is_lowered_until_something_is_detected_and_printed():
     parity = verdict(rows((0.04, 0)), rows((0.04, 0)))
     assert parity.passed and parity.conf == 0.03 and parity.asked_conf == 0.25
     assert "lowered from 0.25" in str(parity)
@@ -100,8 +102,8 @@ def test_twins_of_one_box_are_paired_by_score():
 def test_detections_near_the_end_of_a_full_list_are_not_required():
     full = rows(*[(0.9, 0, (40.0 * k, 0.0, 40.0 * k + 30, 30.0)) for k in range(299)], (0.3, 1))
     other = rows(*[(0.9, 0, (40.0 * k, 0.0, 40.0 * k + 30, 30.0)) for k in range(299)], (0.3, 2))
-    assert compare(full, other, 0.25, 1e-3)["checkpoint_unmatched"] == 0
-    assert compare(full[1:], other[1:], 0.25, 1e-3)["checkpoint_unmatched"] == 1
+    assert compare_detections(full, other, 0.25, 1e-3)["checkpoint_unmatched"] == 0
+    assert compare_detections(full[1:], other[1:], 0.25, 1e-3)["checkpoint_unmatched"] == 1
 
 
 def many(count: int, moved: int = 0, lost: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -121,24 +123,24 @@ def test_half_precision_may_move_a_twentieth_of_the_boxes():
     assert not verdict(*many(40, moved=1)).passed
 
 
-def test_int8_is_reported_only_but_a_dead_head_or_other_classes_fail():
+def test_int8_differences_are_only_reported_but_missing_scores_or_other_classes_fail():
     parity = verdict(*many(40, moved=30, lost=5), precision="int8")
     assert parity.passed and parity.agreeing == pytest.approx(5 / 40) and "reported only" in str(parity)
-    assert "its head is dead" in verdict(rows((0.9, 0)), rows(), precision="int8").reason
-    assert "class columns differ" in verdict(rows((0.9, 0)), rows((0.9, 1)), precision="int8").reason
+    assert "its head gives no scores" in verdict(rows((0.9, 0)), rows(), precision="int8").reason
+    assert "class columns are in another order" in verdict(rows((0.9, 0)), rows((0.9, 1)), precision="int8").reason
 
 
 def test_worst_image_comes_first():
     good, bad = rows((0.9, 0)), rows((0.9, 0), (0.8, 1))
-    assert judge([good, bad], [good, good], ["good.png", "bad.png"]).worst_images[0]["image"] == "bad.png"
+    assert judge_detections([good, bad], [good, good], ["good.png", "bad.png"]).worst_images[0]["image"] == "bad.png"
 
 
 # Images
 
 
-def test_spread_takes_the_ends_and_no_more_than_asked():
-    assert spread(list(range(100)), 5) == [0, 25, 50, 74, 99]
-    assert spread([1, 2, 3], 5) == [1, 2, 3]
+def test_evenly_spaced_items_include_both_ends():
+    assert evenly_spaced(list(range(100)), 5) == [0, 25, 50, 74, 99]
+    assert evenly_spaced([1, 2, 3], 5) == [1, 2, 3]
 
 
 def test_images_come_from_a_folder_a_file_or_the_val_split(tiny_detector):
@@ -151,10 +153,10 @@ def test_images_come_from_a_folder_a_file_or_the_val_split(tiny_detector):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((None, None, "gone.yaml"), "data set gone.yaml is not here: give images= .* or data="),
-        ((None, None, None), "data set is not recorded: give images="),
+        ((None, None, "gone.yaml"), r"no images \(its data set gone.yaml was not found\): give images= .* or data="),
+        ((None, None, None), r"no images \(the checkpoint names no data set\): give images="),
         (("nowhere", None), "images=nowhere: no such file or folder"),
-        (("a", "b"), "both given"),
+        (("a", "b"), "cannot be combined"),
         ((None, "gone.yaml"), "data=gone.yaml"),
     ],
 )
@@ -309,12 +311,12 @@ def drop_metadata(graph):
     [
         (expect_bgr, "expects BGR"),
         (change_weights, "no partner|boxes moved|scores moved"),
-        (stretch, "only with stretched images: the file's letterbox is not the checkpoint's"),
+        (stretch, "only with stretched images: the file's letterbox differs from the checkpoint's"),
         (blacken_margins, "only with black margins, not grey 114: the file's letterbox"),
         (move_to_the_corner, "only with images in the upper left corner, not centred: the file's letterbox"),
-        (zero_head, r"detects nothing where the checkpoint finds \d+: its head is dead"),
-        (shuffle_class_columns, "class columns differ"),
-        (shuffle_boxes_against_scores, "scores agree and boxes do not: boxes stand in other rows than their scores"),
+        (zero_head, r"has no detections where the checkpoint has \d+: its head gives no scores"),
+        (shuffle_class_columns, "class columns are in another order"),
+        (shuffle_boxes_against_scores, "scores agree but boxes differ: the boxes are in other rows than their scores"),
         (swap_names, "class 0 is named blue in the file, red in the checkpoint"),
         (change_stride, "stride is 64 in the file, 32"),
         (drop_metadata, "no Ultralytics metadata"),
@@ -332,8 +334,8 @@ def test_fault_is_caught_and_named(exported, tiny_detector, tmp_path, fault, rea
     [
         (expect_bgr, "expects BGR"),
         (stretch, "only with stretched images"),
-        (zero_head, "its head is dead"),
-        (shuffle_boxes_against_scores, "boxes stand in other rows than their scores"),
+        (zero_head, "its head gives no scores"),
+        (shuffle_boxes_against_scores, "the boxes are in other rows than their scores"),
     ],
 )
 def test_fault_of_the_nms_free_head_is_caught_and_named(exported, tiny_detector, tmp_path, fault, reason):
@@ -350,21 +352,21 @@ def test_order_of_rows_does_not_matter(exported, tiny_detector, tmp_path, head):
 def test_graph_quantised_whole_loses_its_map_and_is_named(exported, tiny_detector, tmp_path):
     from onnxruntime.quantization import quantize_static
 
-    from yolo_mkd.deploy.export.int8 import Letterboxed
+    from yolo_mkd.deploy.export.int8 import CalibrationReader
 
     naive = tmp_path / "naive.onnx"
-    quantize_static(exported["one2many"], naive, Letterboxed(tiny_detector.images[:8], (96, 96), "images"))
+    quantize_static(exported["one2many"], naive, CalibrationReader(tiny_detector.images[:8], (96, 96), "images"))
     parity = check(naive, tiny_detector.pt, data=tiny_detector.data)
     assert not parity.passed and "its head's decode is quantised too" in parity.reason, parity.reason
-    assert parity.artefact.precision == "int8"
+    assert parity.model.precision == "int8"
 
 
 def test_opset_above_the_targets_fails(exported, tiny_detector):
     parity = check(exported["one2one"], tiny_detector.pt, images=tiny_detector.images[:1], opset=17)
-    assert not parity.passed and parity.reason == "the file needs opset 18, its target reads up to 17"
+    assert not parity.passed and parity.reason == "the file needs opset 18, but its target supports up to 17"
 
 
-def test_figures_are_written_where_asked(exported, tiny_detector, tmp_path):
+def test_figures_are_written_to_the_given_file(exported, tiny_detector, tmp_path):
     written = tmp_path / "out/check.json"
     check(exported["one2one"], tiny_detector.pt, images=tiny_detector.images[:2], json=written)
     report = json.loads(written.read_text())
@@ -378,14 +380,14 @@ def test_truncated_file_fails_the_check(exported, tiny_detector, tmp_path):
     assert not parity.passed and "cannot be loaded by ONNX Runtime" in parity.reason
 
 
-def test_unreadable_image_is_refused_by_name(exported, tiny_detector, tmp_path):
+def test_unreadable_image_is_named_in_the_error(exported, tiny_detector, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(BadInput, match=r"bad\.png cannot be read as an image"):
         check(exported["one2many"], tiny_detector.pt, images=tmp_path)
 
 
 def test_model_must_be_an_existing_onnx_file(tiny_detector, tmp_path):
-    with pytest.raises(BadInput, match=r"model=.* is no \.onnx, "):
+    with pytest.raises(BadInput, match=r"model=.* must be an \.onnx, "):
         check(tiny_detector.pt, tiny_detector.pt)
     with pytest.raises(BadInput, match="no such file"):
         check(tmp_path / "gone.onnx", tiny_detector.pt)

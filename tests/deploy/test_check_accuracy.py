@@ -1,4 +1,4 @@
-"""mAP of a file as the share of its checkpoint's: measured alike on both sides, held against the precision's gate."""
+"""mAP of a file as the share of its checkpoint's: measured equally on both sides, against the precision's gate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from yolo_mkd.deploy.check import check
-from yolo_mkd.deploy.check.accuracy import Scores, compare, judge, measure, unmeasurable
-from yolo_mkd.deploy.exported_model import read
+from yolo_mkd.deploy.check.accuracy import Scores, compare_accuracy, judge_accuracy, measure_map, why_not_measurable
+from yolo_mkd.deploy.exported_model import read_exported_model
 from yolo_mkd.settings import BadInput
 
 NAMES = {0: "red", 1: "green", 2: "blue"}
@@ -33,8 +33,8 @@ def scores(map50_95: float, classes: dict[int, float] | None = None, images: dic
         ("int8", 0.949, "failed"),
     ],
 )
-def test_share_kept_is_held_against_the_precisions_gate(precision, kept, verdict):
-    found = judge(scores(0.5), scores(0.5 * kept), precision, NAMES)
+def test_retained_share_is_compared_with_the_precisions_gate(precision, kept, verdict):
+    found = judge_accuracy(scores(0.5), scores(0.5 * kept), precision, NAMES)
     assert found.verdict == verdict and found.retained == pytest.approx(kept)
     assert bool(found.reason) == (verdict == "failed") and bool(found.note) == (verdict == "warning")
 
@@ -42,7 +42,7 @@ def test_share_kept_is_held_against_the_precisions_gate(precision, kept, verdict
 def test_classes_and_images_that_lose_most_come_first_and_are_shown_on_failure():
     ours = scores(0.5, {0: 0.6, 1: 0.4}, {"/d/a.png": 0.5, "/d/b.png": 0.9})
     theirs = scores(0.3, {0: 0.5, 1: 0.1}, {"/d/a.png": 0.5, "/d/b.png": 0.1})
-    found = judge(ours, theirs, "int8", NAMES)
+    found = judge_accuracy(ours, theirs, "int8", NAMES)
     assert [c["name"] for c in found.classes] == ["green", "red"]
     assert found.classes[0]["change"] == pytest.approx(-0.3)
     assert found.worst_images[0]["image"] == "b.png" and found.worst_images[0]["change"] == pytest.approx(-0.8)
@@ -50,8 +50,8 @@ def test_classes_and_images_that_lose_most_come_first_and_are_shown_on_failure()
     assert "less than 95.0%" in found.reason
 
 
-def test_class_that_a_file_no_longer_finds_counts_as_lost():
-    found = judge(scores(0.5, {0: 0.5, 1: 0.5}), scores(0.25, {0: 0.5}), "int8", NAMES)
+def test_class_that_the_file_never_detects_counts_as_lost():
+    found = judge_accuracy(scores(0.5, {0: 0.5, 1: 0.5}), scores(0.25, {0: 0.5}), "int8", NAMES)
     assert found.classes[0] == {"name": "green", "checkpoint": 0.5, "file": 0.0, "change": -0.5}
 
 
@@ -61,19 +61,19 @@ def test_measure_is_ultralytics_val_with_the_full_letterbox(tiny_detector, expor
     own = YOLO(tiny_detector.pt).val(
         data=tiny_detector.data, imgsz=96, rect=False, batch=1, conf=0.001, plots=False, project=tmp_path, name="val"
     )
-    found = measure(tiny_detector.pt, tiny_detector.data, (96, 96), "one2many")
+    found = measure_map(tiny_detector.pt, tiny_detector.data, (96, 96), "one2many")
     assert found.map50_95 == pytest.approx(own.box.map) and found.map50 == pytest.approx(own.box.map50)
     assert set(found.classes) == set(NAMES) and len(found.images) == 16
-    assert measure(exported["one2many"], tiny_detector.data).map50_95 == pytest.approx(found.map50_95, rel=1e-3)
+    assert measure_map(exported["one2many"], tiny_detector.data).map50_95 == pytest.approx(found.map50_95, rel=1e-3)
 
 
 def test_heads_are_compared_like_with_like(tiny_detector, exported):
-    many = measure(tiny_detector.pt, tiny_detector.data, (96, 96), "one2many").map50_95
-    one = measure(tiny_detector.pt, tiny_detector.data, (96, 96), "one2one").map50_95
+    many = measure_map(tiny_detector.pt, tiny_detector.data, (96, 96), "one2many").map50_95
+    one = measure_map(tiny_detector.pt, tiny_detector.data, (96, 96), "one2one").map50_95
     assert abs(many - one) > 0.002  # so that the wrong head would show
     for head, expected in (("one2many", many), ("one2one", one)):
-        about = read(exported[head])
-        found = compare(tiny_detector.pt, exported[head], about, str(tiny_detector.data), NAMES)
+        about = read_exported_model(exported[head])
+        found = compare_accuracy(tiny_detector.pt, exported[head], about, str(tiny_detector.data), NAMES)
         assert found.checkpoint_map50_95 == pytest.approx(expected)
         assert found.verdict == "passed" and found.retained == pytest.approx(1, abs=1e-3)
 
@@ -86,21 +86,22 @@ def test_checkpoint_is_letterboxed_to_the_files_shape_not_to_a_square(tiny_detec
     wide = YOLO(shutil.copy(tiny_detector.pt, tmp_path / "wide.pt")).export(format="onnx", imgsz=[64, 96])
     parity = check(wide, tiny_detector.pt, data=tiny_detector.data)
     assert parity.passed and parity.accuracy.retained == pytest.approx(1, abs=1e-3)
-    square = measure(tiny_detector.pt, tiny_detector.data, (96, 96), "one2many").map50_95
+    square = measure_map(tiny_detector.pt, tiny_detector.data, (96, 96), "one2many").map50_95
     assert abs(parity.accuracy.checkpoint_map50_95 - square) > 0.01
 
 
 def test_checkpoint_needs_a_size(tiny_detector):
-    with pytest.raises(BadInput, match="is a checkpoint: give the image size"):
-        measure(tiny_detector.pt, tiny_detector.data)
+    with pytest.raises(BadInput, match="is a checkpoint, for which imgsz= is required"):
+        measure_map(tiny_detector.pt, tiny_detector.data)
 
 
-def test_why_nothing_is_measured_is_said(tiny_detector, tmp_path):
-    assert unmeasurable(None, NAMES) == "images have no labels; give data="
-    assert unmeasurable(str(tiny_detector.data), NAMES) == ""
-    assert "classes (red, green, blue) are not the checkpoint's" in unmeasurable(str(tiny_detector.data), {0: "cat"})
+def test_reason_why_map_is_not_measured(tiny_detector, tmp_path):
+    assert why_not_measurable(None, NAMES) == "images have no labels; give data="
+    assert why_not_measurable(str(tiny_detector.data), NAMES) == ""
+    other = why_not_measurable(str(tiny_detector.data), {0: "cat"})
+    assert "classes (red, green, blue) differ from the checkpoint's" in other
     (tmp_path / "images").mkdir()
     cv2.imwrite(str(tmp_path / "images" / "a.png"), cv2.imread(str(tiny_detector.images[0])))
     bare = tmp_path / "bare.yaml"
     bare.write_text(yaml.safe_dump({"path": str(tmp_path), "train": "images", "val": "images", "names": NAMES}))
-    assert "val images have no labels" in unmeasurable(str(bare), NAMES)
+    assert "val images have no labels" in why_not_measurable(str(bare), NAMES)

@@ -1,4 +1,4 @@
-"""Only a verified file appears beside its checkpoint; whatever was there before survives a failure."""
+"""Only a verified file appears beside its checkpoint; existing files are unchanged after a failure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from yolo_mkd.deploy.export import ExportFailed, export, image_size, place, run_ultralytics
-from yolo_mkd.deploy.exported_model import identity, read
+from yolo_mkd.deploy.export import ExportFailed, export, move_into_place
+from yolo_mkd.deploy.export.arguments import image_size
+from yolo_mkd.deploy.export.build import run_ultralytics
+from yolo_mkd.deploy.exported_model import file_identity, read_exported_model
 from yolo_mkd.settings import BadInput, Failed
 
 
@@ -39,7 +41,7 @@ def test_export_writes_a_verified_file_and_its_report(checkpoint, tiny_detector,
     assert "check     passed" in printed and "head      one2one (final boxes, no NMS), output [1, 189, 6]" in printed
 
 
-def test_head_size_opset_and_report_are_as_asked(checkpoint, tiny_detector, tmp_path):
+def test_head_size_opset_and_report_are_as_requested(checkpoint, tiny_detector, tmp_path):
     file = export(
         checkpoint,
         head="one2many",
@@ -60,7 +62,7 @@ def test_head_size_opset_and_report_are_as_asked(checkpoint, tiny_detector, tmp_
 
 
 @pytest.mark.parametrize("before", [None, b"an earlier export"])
-def test_failed_check_leaves_what_was_there_before(checkpoint, exported, tiny_detector, monkeypatch, before):
+def test_failed_check_leaves_existing_files_unchanged(checkpoint, exported, tiny_detector, monkeypatch, before):
     def export_other_weights(source: Path, size: list[int], arguments: dict) -> Path:
         graph = onnx.load(exported["one2many"])
         tensor = next(t for t in graph.graph.initializer if len(t.dims) == 4)
@@ -68,7 +70,7 @@ def test_failed_check_leaves_what_was_there_before(checkpoint, exported, tiny_de
         onnx.save(graph, source.with_suffix(".onnx"))
         return source.with_suffix(".onnx")
 
-    monkeypatch.setattr("yolo_mkd.deploy.export.run_ultralytics", export_other_weights)
+    monkeypatch.setattr("yolo_mkd.deploy.export.build.run_ultralytics", export_other_weights)
     target = checkpoint.with_suffix(".onnx")
     if before is not None:
         target.write_bytes(before)
@@ -80,17 +82,17 @@ def test_failed_check_leaves_what_was_there_before(checkpoint, exported, tiny_de
 
 
 @pytest.mark.parametrize(("format", "head"), [("openvino", "one2one"), ("ncnn", "one2many")])
-def test_folder_is_verified_stamped_and_replaces_the_one_before(checkpoint, tiny_detector, format, head):
+def test_folder_is_verified_gets_metadata_and_replaces_the_old_one(checkpoint, tiny_detector, format, head):
     pytest.importorskip(format)
     stale = checkpoint.with_name(f"tiny_{format}_model")
     stale.mkdir()
     (stale / "of_an_earlier_export").write_text("")
     folder = export(checkpoint, format=format, images=tiny_detector.images[:2])
     assert folder == stale and not (folder / "of_an_earlier_export").exists()
-    about = read(folder)
+    about = read_exported_model(folder)
     assert (about.format, about.head, about.precision) == (format, head, "fp32")
     report = json.loads(folder.with_name(f"{folder.name}.export.json").read_text())
-    assert report["sha256"] == identity(folder)["sha256"] and report["parity"]["detections"]["min_iou"] > 0.999
+    assert report["sha256"] == file_identity(folder)["sha256"] and report["parity"]["detections"]["min_iou"] > 0.999
     assert len(list(checkpoint.parent.iterdir())) == 3
 
 
@@ -102,7 +104,7 @@ def test_half_precision_keeps_the_decode_in_float(checkpoint, tiny_detector):
     boxes = next(n for n in graph.node if n.op_type == "Sub")  # anchor - distance, the corner of a box
     assert weights == {onnx.TensorProto.FLOAT16}
     assert {kinds[name] for name in boxes.input if name in kinds} == {onnx.TensorProto.FLOAT}
-    assert file.name == "tiny_fp16.onnx" and read(file).precision == "fp16"
+    assert file.name == "tiny_fp16.onnx" and read_exported_model(file).precision == "fp16"
     report = json.loads(checkpoint.with_name("tiny_fp16.export.json").read_text())
     assert report["parity"]["detections"]["agreeing"] >= 0.95
 
@@ -112,22 +114,22 @@ def test_target_chooses_the_opset(checkpoint, tiny_detector):
     assert next(o.version for o in onnx.load(file).opset_import if not o.domain) == 17
 
 
-def test_other_formats_pass_through_and_are_called_unverified(checkpoint, capsys):
+def test_other_formats_are_exported_by_ultralytics_and_not_verified(checkpoint, capsys):
     file = export(checkpoint, format="torchscript", imgsz=96)
     assert file.is_file() and file.suffix == ".torchscript"
-    assert "format=torchscript goes through to Ultralytics as it is: nothing here verifies" in capsys.readouterr().out
+    assert "format=torchscript is exported by Ultralytics; yolo-mkd does not verify the file" in capsys.readouterr().out
 
 
-def test_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path):
+def test_old_folder_is_restored_when_the_new_one_cannot_be_moved(tmp_path):
     (tmp_path / "x_ncnn_model").mkdir()
     (tmp_path / "x_ncnn_model" / "a").write_text("old")
     (tmp_path / "work").mkdir()
     with pytest.raises(OSError):
-        place(tmp_path / "work" / "gone", tmp_path / "x_ncnn_model", tmp_path / "work")
+        move_into_place(tmp_path / "work" / "gone", tmp_path / "x_ncnn_model", tmp_path / "work")
     assert (tmp_path / "x_ncnn_model" / "a").read_text() == "old"
 
 
-def test_failure_inside_ultralytics_is_one_line(checkpoint):
+def test_failure_inside_ultralytics_is_a_one_line_error(checkpoint):
     with pytest.raises(ExportFailed, match=r"could not export tiny\.pt: .*opset") as caught:
         run_ultralytics(checkpoint, [96, 96], {"opset": 5})
     assert "\n" not in str(caught.value)
@@ -140,38 +142,41 @@ def test_failure_inside_ultralytics_is_one_line(checkpoint):
         ({"format": "onx"}, "format=onx is not known: verified are onnx, openvino, ncnn, engine, others torchscript"),
         ({"format": "torchscript", "head": "one2one"}, "head= is for onnx, openvino, ncnn, engine: format=torchscript"),
         ({"format": "torchscript", "target": "jp6"}, "target= is for onnx, openvino, ncnn, engine"),
-        ({"sensitivity": True}, "sensitivity= lists what INT8 costs block by block: give quantize=8 too"),
-        ({"format": "ncnn", "head": "one2one"}, "head=one2one cannot work: NCNN has no TopK"),
+        ({"sensitivity": True}, "sensitivity= measures the loss of each block in INT8: use it with quantize=8"),
+        ({"format": "ncnn", "head": "one2one"}, "head=one2one cannot be exported: NCNN does not support TopK"),
         ({"format": "openvino", "quantize": 8}, "quantize=8 is made as ONNX .* not as openvino: use format=onnx"),
-        ({"format": "ncnn", "target": "jp6"}, "target=jp6 chooses what TensorRT reads, which is no ncnn"),
+        ({"format": "ncnn", "target": "jp6"}, "target=jp6 is for TensorRT, which cannot read format=ncnn"),
         ({"target": "jp9"}, "target=jp9 is not known: choose from generic, jp5, jp6, jp7"),
         ({"target": "jp6", "quantize": 8, "head": "one2one"}, r"TopK \(ultralytics#23841, #26655\): use head=one2many"),
-        ({"head": "nms"}, "head=nms is no head: choose from one2one, one2many"),
-        ({"imgsz": 100}, "imgsz=100 is no multiple of the model's stride 32"),
-        ({"imgsz": "big"}, "imgsz=big is no multiple"),
-        ({"imgsz": 0}, "imgsz=0 is no multiple"),
-        ({"nms": True}, "nms=True is Ultralytics' word: use head=one2one or head=one2many"),
+        ({"head": "nms"}, "head=nms is not known: choose from one2one, one2many"),
+        ({"imgsz": 100}, "imgsz=100 must be one multiple of the model's stride 32"),
+        ({"imgsz": "big"}, "imgsz=big must be one multiple"),
+        ({"imgsz": 0}, "imgsz=0 must be one multiple"),
+        ({"nms": True}, "nms=True is not used by yolo-mkd export: use head=one2one or head=one2many"),
         ({"dynamic": True}, "dynamic=True makes a file that is not verified"),
-        ({"quantize": 4}, "quantize=4 is no precision: use 16"),
-        ({"quantize": 8, "calibration": 0}, "calibration=0 is no whole number of 1 or more"),
+        ({"quantize": 4}, "quantize=4 must be 16"),
+        (
+            {"quantize": 8, "calibration": 0},
+            "calibration=0 must be a whole number of at least 1",
+        ),
         ({"opse": 17}, "opse= is no argument of yolo-mkd export: did you mean opset="),
         ({"images": "nowhere"}, "images=nowhere: no such file or folder"),
     ],
 )
-def test_bad_argument_is_one_line_and_leaves_nothing(checkpoint, arguments, message):
+def test_bad_argument_is_a_one_line_error_and_leaves_no_file(checkpoint, arguments, message):
     with pytest.raises(BadInput, match=message) as caught:
         export(checkpoint, **arguments)
     assert "\n" not in str(caught.value)
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
-def test_bad_model_is_one_line(tmp_path, tiny_detector):
+def test_bad_model_is_a_one_line_error(tmp_path, tiny_detector):
     (tmp_path / "torn.pt").write_bytes(tiny_detector.pt.read_bytes()[:5000])
     torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
     (tmp_path / "a.onnx").write_text("")
     for name, message in (
         ("gone.pt", r"model=.*gone\.pt: no such file"),
-        ("a.onnx", r"is no \.pt file"),
+        ("a.onnx", r"must be a \.pt file"),
         ("torn.pt", r"torn\.pt cannot be read"),
         ("foreign.pt", r"foreign\.pt cannot be read"),
     ):
@@ -180,7 +185,7 @@ def test_bad_model_is_one_line(tmp_path, tiny_detector):
         assert "\n" not in str(caught.value)
 
 
-def test_classifier_is_refused(tmp_path, tiny_detector):
+def test_classifier_is_an_error(tmp_path, tiny_detector):
     from ultralytics import YOLO
 
     YOLO("yolo11n-cls.yaml").save(tmp_path / "cls.pt")
@@ -188,17 +193,17 @@ def test_classifier_is_refused(tmp_path, tiny_detector):
         export(tmp_path / "cls.pt", images=tiny_detector.images[:1])
 
 
-def test_checkpoint_whose_data_set_is_gone_asks_for_images(checkpoint):
+def test_checkpoint_whose_data_set_is_missing_needs_images(checkpoint):
     saved = torch.load(checkpoint, weights_only=False)
     saved["train_args"]["data"] = "/gone/data.yaml"
     torch.save(saved, checkpoint)
-    with pytest.raises(BadInput, match=r"data set /gone/data\.yaml is not here: give images="):
+    with pytest.raises(BadInput, match=r"its data set /gone/data\.yaml was not found\): give images="):
         export(checkpoint)
 
 
 def test_one_number_is_a_square_and_two_are_height_and_width():
-    assert image_size(64, 32) == [64, 64]
-    assert image_size((64, 96), 32) == [64, 96]
+    assert image_size(64, 32) == (64, 64)
+    assert image_size((64, 96), 32) == (64, 96)
     with pytest.raises(BadInput, match="stride 64"):
         image_size(96, 64)
 
@@ -206,4 +211,4 @@ def test_one_number_is_a_square_and_two_are_height_and_width():
 def test_identity_is_name_size_and_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
-    assert identity(tmp_path / "abc") == {"file": "abc", "bytes": 3, "sha256": digest}
+    assert file_identity(tmp_path / "abc") == {"file": "abc", "bytes": 3, "sha256": digest}

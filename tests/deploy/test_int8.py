@@ -1,4 +1,4 @@
-"""INT8 is calibrated on training images alone, in the form TensorRT reads, with the head's decode in float."""
+"""INT8 is calibrated on training images alone, in the form TensorRT supports, with the head's decode in float."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import pytest
 import yaml
 from onnx import numpy_helper
 
-from yolo_mkd.deploy.check.structure import graph_fault, quantised_decode
+from yolo_mkd.deploy.check.structure import graph_mismatch, quantised_decode
 from yolo_mkd.deploy.export import export
-from yolo_mkd.deploy.export.graph import block, decode_nodes
-from yolo_mkd.deploy.export.int8 import calibration_images, letterboxed, quantisable, quantise
-from yolo_mkd.deploy.export.sensitivity import scan, table
+from yolo_mkd.deploy.export.graph import block_index, decode_nodes, write_metadata
+from yolo_mkd.deploy.export.int8 import (
+    calibration_images,
+    letterboxed_tensors,
+    quantisable_nodes,
+    quantise_to_int8,
+)
+from yolo_mkd.deploy.export.sensitivity import measure_sensitivity, sensitivity_text
+from yolo_mkd.deploy.exported_model import read_exported_model
 from yolo_mkd.settings import BadInput
 
 
@@ -24,7 +30,7 @@ from yolo_mkd.settings import BadInput
 def int8(tiny_detector, exported, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("int8") / "int8.onnx"
     pictures, _ = calibration_images(str(tiny_detector.data), 24, 0)
-    quantise(exported["one2many"], file, pictures, (96, 96))
+    quantise_to_int8(exported["one2many"], file, pictures, (96, 96))
     return file
 
 
@@ -43,13 +49,13 @@ def data_set(folder: Path, train: list[Path], val: list[Path]) -> str:
 # The images
 
 
-def test_calibration_draws_from_train_alone_and_says_how(tiny_detector):
+def test_calibration_uses_training_images_only_and_reports_its_choice(tiny_detector):
     chosen, facts = calibration_images(str(tiny_detector.data), 10, 0)
     assert len(set(chosen)) == 10 and {p.parent.name for p in chosen} == {"train"}
     assert (facts["split"], facts["images"], facts["of"], facts["left_out"], facts["seed"]) == ("train", 10, 96, 0, 0)
 
 
-def test_choice_is_the_seeds(tiny_detector):
+def test_choice_depends_on_the_seed_only(tiny_detector):
     data = str(tiny_detector.data)
     first, facts = calibration_images(data, 10, 0)
     again, same = calibration_images(data, 10, 0)
@@ -67,15 +73,15 @@ def test_training_image_with_the_bytes_of_a_val_image_is_left_out(tiny_detector,
     assert tiny_detector.images[0].read_bytes() not in [p.read_bytes() for p in chosen]
 
 
-def test_set_whose_train_split_is_its_val_split_is_refused(tiny_detector):
+def test_train_split_equal_to_the_val_split_is_an_error(tiny_detector):
     data = tiny_detector.data.with_name("same.yaml")
     data.write_text(tiny_detector.data.read_text().replace("train: images/train", "train: images/val"))
-    with pytest.raises(BadInput, match="0 training images can calibrate INT8, 16 are val or test images too"):
+    with pytest.raises(BadInput, match=r"has 0 training images for INT8 calibration \(16 more are val or test images"):
         calibration_images(str(data), 300, 0)
 
 
-def test_calibration_sees_what_the_network_sees(tiny_detector):
-    (tensor,) = letterboxed(tiny_detector.images[:1], (96, 96))
+def test_calibration_tensors_equal_the_network_inputs(tiny_detector):
+    (tensor,) = letterboxed_tensors(tiny_detector.images[:1], (96, 96))
     assert tensor.shape == (1, 3, 96, 96) and tensor.dtype == np.float32
     assert tensor[0, :, :12] == pytest.approx(114 / 255)  # 96 x 128 lands in rows 12 to 84
     assert not np.allclose(tensor[0, :, 12:84], 114 / 255) and tensor.max() <= 1
@@ -88,7 +94,7 @@ def test_activations_are_symmetric_weights_per_channel_and_biases_float(int8):
     graph = onnx.load(int8).graph
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     pairs = [n for n in graph.node if n.op_type in {"QuantizeLinear", "DequantizeLinear"}]
-    assert pairs and all(not values[n.input[2]].any() for n in pairs)  # TensorRT reads no zero points
+    assert pairs and all(not values[n.input[2]].any() for n in pairs)  # TensorRT supports no zero points
     assert {values[n.input[2]].dtype for n in pairs} == {np.dtype(np.int8)}  # nor INT32 biases
     weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in values]
     assert weights and all(values[n.input[1]].shape == values[n.input[0]].shape[:1] for n in weights)
@@ -102,12 +108,12 @@ def test_last_convolutions_and_decode_stay_in_float(int8, exported):
     convolutions = {n.name: n.input[1] for n in source.node if n.op_type == "Conv"}
     assert all(convolutions[name] in weights for name in last)
     assert any(convolutions[name] not in weights for name in convolutions)
-    assert not quantised_decode(int8) and not decode & set(quantisable(exported["one2many"]))
+    assert not quantised_decode(int8) and not decode & set(quantisable_nodes(exported["one2many"]))
 
 
-def test_float_weights_with_a_pair_are_written_for_old_tensorrt(exported, tiny_detector, tmp_path):
+def test_float_weights_with_a_pair_are_written_for_tensorrt_8(exported, tiny_detector, tmp_path):
     pictures, _ = calibration_images(str(tiny_detector.data), 8, 0)
-    quantise(exported["one2many"], tmp_path / "pairs.onnx", pictures, (96, 96), int8_weights=False)
+    quantise_to_int8(exported["one2many"], tmp_path / "pairs.onnx", pictures, (96, 96), int8_weights=False)
     graph = onnx.load(tmp_path / "pairs.onnx").graph
     values = {t.name: t.data_type for t in graph.initializer}
     held = {values[n.input[0]] for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in values}
@@ -116,22 +122,22 @@ def test_float_weights_with_a_pair_are_written_for_old_tensorrt(exported, tiny_d
 
 
 def test_block_is_read_from_a_nodes_name():
-    assert block("/model.10/m/m.0/attn/MatMul") == 10 and block("output") is None
+    assert block_index("/model.10/m/m.0/attn/MatMul") == 10 and block_index("output") is None
 
 
-def test_file_that_hides_its_precision_is_caught(int8, tmp_path):
-    from yolo_mkd.deploy.export.graph import stamp
-    from yolo_mkd.deploy.exported_model import read
-
-    liar = Path(shutil.copy(int8, tmp_path / "liar.onnx"))
-    stamp(liar, {"precision": "fp32"})
-    assert graph_fault(liar, read(liar), None) == "the file calls itself fp32, its graph is int8"
+def test_file_with_a_wrong_precision_in_its_metadata_fails(int8, tmp_path):
+    mislabelled = Path(shutil.copy(int8, tmp_path / "mislabelled.onnx"))
+    write_metadata(mislabelled, {"precision": "fp32"})
+    assert (
+        graph_mismatch(mislabelled, read_exported_model(mislabelled), None)
+        == "the file states precision fp32, but its graph is int8"
+    )
 
 
 # The whole export
 
 
-def test_export_in_int8_states_its_calibration_and_keeps_its_map(tiny_detector, tmp_path):
+def test_int8_export_states_its_calibration_and_retains_its_map(tiny_detector, tmp_path):
     checkpoint = Path(shutil.copy(tiny_detector.pt, tmp_path / "tiny.pt"))
     file = export(checkpoint, quantize=8, target="jp6", calibration=16, data=tiny_detector.data)
     report = json.loads((tmp_path / "tiny_int8.export.json").read_text())
@@ -144,13 +150,15 @@ def test_export_in_int8_states_its_calibration_and_keeps_its_map(tiny_detector, 
 
 def test_sensitivity_lists_every_block_the_largest_loss_first(tiny_detector, exported, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "yolo_mkd.deploy.export.sensitivity.quantisable",
-        lambda source: [n for n in quantisable(source) if block(n) in {0, 2, 16}],
+        "yolo_mkd.deploy.export.sensitivity.quantisable_nodes",
+        lambda source: [n for n in quantisable_nodes(source) if block_index(n) in {0, 2, 16}],
     )
     pictures, _ = calibration_images(str(tiny_detector.data), 8, 0)
-    found = scan(exported["one2many"], pictures, (96, 96), str(tiny_detector.data), {0: "Conv", 2: "C3k2"}, 6)
+    found = measure_sensitivity(
+        exported["one2many"], pictures, (96, 96), str(tiny_detector.data), {0: "Conv", 2: "C3k2"}, 6
+    )
     assert found["images"] == 6 and {row["block"] for row in found["blocks"]} == {0, 2, 16}
     changes = [row["change"] for row in found["blocks"]]
     assert changes == sorted(changes)
     assert all(row["map50_95"] - row["change"] == pytest.approx(found["map50_95"]) for row in found["blocks"])
-    assert "C3k2" in table(found) and "on 6 images" in table(found)
+    assert "C3k2" in sensitivity_text(found) and "on 6 images" in sensitivity_text(found)

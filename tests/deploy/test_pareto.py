@@ -1,4 +1,4 @@
-"""Reports of one file are joined by its hash, machines stay apart, and the front is what nothing beats."""
+"""Reports of one file are joined by its hash, machines are kept apart, and the front has the undominated rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from yolo_mkd.deploy.pareto import pareto
-from yolo_mkd.deploy.pareto.picture import picture
-from yolo_mkd.deploy.pareto.tables import markdown, table, write
+from yolo_mkd.deploy.pareto import pareto, write_pareto
+from yolo_mkd.deploy.pareto.picture import draw_pareto
+from yolo_mkd.deploy.pareto.tables import pareto_markdown, pareto_text
 from yolo_mkd.settings import BadInput
 
 PC = {"processor": "AMD EPYC", "cores": 2, "system": "Linux x86_64"}
@@ -43,7 +43,7 @@ def timed(path: Path, digest: str, p50: float, place: dict[str, Any] = PC, **fig
 
 @pytest.fixture
 def runs(tmp_path) -> Path:
-    """Three students on a PC: `slow` is beaten by `good`; the good one on a Jetson, too, with its power."""
+    """Three students on a PC: `slow` is dominated by `good`, which was timed on a Jetson, too, with its power."""
     for name, score, p50 in (("quick", 0.30, 2.0), ("good", 0.40, 4.0), ("slow", 0.35, 6.0)):
         export(tmp_path / name / "weights" / "best.export.json", name, score, parameters=650_000)
         timed(tmp_path / name / "weights" / "best.time.json", name, p50)
@@ -72,27 +72,27 @@ def test_engine_on_a_device_inherits_the_accuracy_of_the_file_it_was_built_from(
     assert row["machine"] == "Jetson Orin Nano, 6 cores, MAXN" and row["front"]
 
 
-def test_front_holds_what_nothing_of_the_same_machine_beats(runs):
+def test_front_has_the_rows_that_no_row_of_the_same_machine_dominates(runs):
     rows = by_name(pareto([runs]))
     assert rows["quick/best.onnx", "onnx"]["front"] and rows["good/best.onnx", "onnx"]["front"]
     assert not rows["slow/best.onnx", "onnx"]["front"]
 
 
-def test_equals_share_the_front(tmp_path):
+def test_equal_rows_are_both_on_the_front(tmp_path):
     for name in ("x", "y"):
         export(tmp_path / name / "e.json", name, 0.4)
         timed(tmp_path / name / "t.json", name, 3.0)
     assert [r["front"] for r in pareto([tmp_path])["rows"]] == [True, True]
 
 
-def test_as_fast_and_more_accurate_beats(tmp_path):
+def test_equally_fast_and_more_accurate_row_dominates(tmp_path):
     for name, score, p50 in (("a", 0.4, 3.0), ("b", 0.5, 3.0), ("c", 0.5, 4.0)):
         export(tmp_path / name / "e.json", name, score)
         timed(tmp_path / name / "t.json", name, p50)
     assert {r["sha256"]: r["front"] for r in pareto([tmp_path])["rows"]} == {"a": False, "b": True, "c": False}
 
 
-def test_fifth_decimal_of_accuracy_beats_nothing(tmp_path):
+def test_fifth_decimal_of_accuracy_does_not_count(tmp_path):
     for name, score, p50 in (("onnx", 0.42876, 3.0), ("ncnn", 0.42878, 4.0)):
         export(tmp_path / name / "e.json", name, score)
         timed(tmp_path / name / "t.json", name, p50)
@@ -110,7 +110,7 @@ def test_machines_and_power_modes_are_kept_apart(runs):
         "Jetson Orin Nano, 6 cores, 15W",
         "Jetson Orin Nano, 6 cores, MAXN",
     ]
-    assert table(document).count("p50 ms") == 3 and markdown(document).count("p50 ms") == 3
+    assert pareto_text(document).count("p50 ms") == 3 and pareto_markdown(document).count("p50 ms") == 3
     assert {r["name"] for r in document["rows"]} == {"quick/best.onnx", "good/best.onnx", "slow/best.onnx"}
 
 
@@ -122,9 +122,9 @@ def test_file_without_time_or_without_accuracy_is_listed_but_not_on_the_front(tm
         ("AMD EPYC, 2 cores", False),
         ("not timed", False),
     ]
-    assert [p.name for p in write(document, tmp_path / "out")] == ["pareto.json", "pareto.md", "pareto.csv"]
+    assert [p.name for p in write_pareto(document, tmp_path / "out")] == ["pareto.json", "pareto.md", "pareto.csv"]
     with pytest.raises(BadInput, match="no file has both"):
-        picture(document, tmp_path / "p.png")
+        draw_pareto(document, tmp_path / "p.png")
 
 
 def test_bundle_gives_the_accuracy_of_its_own_onnx(tmp_path):
@@ -138,7 +138,7 @@ def test_bundle_gives_the_accuracy_of_its_own_onnx(tmp_path):
     assert (row["map50_95"], row["retained"], row["source"], row["p50_ms"]) == (0.39, 0.991, "s", 5.0)
 
 
-def test_check_measured_later_wins(tmp_path):
+def test_later_check_overrides_the_accuracy(tmp_path):
     first = export(tmp_path / "e.json", "a", None)
     second = save(tmp_path / "c.json", "check", sha256="a", accuracy={"map50_95": 0.5, "retained": 1.0, "images": 9})
     (row,) = pareto([first, second])["rows"]
@@ -149,16 +149,16 @@ def test_same_file_name_everywhere_is_told_apart_by_its_folder(runs):
     assert {r["name"] for r in pareto([runs])["rows"]} == {"quick/best.onnx", "good/best.onnx", "slow/best.onnx"}
 
 
-def test_accuracy_on_other_images_is_refused(tmp_path):
+def test_accuracy_on_other_images_is_an_error(tmp_path):
     export(tmp_path / "a" / "e.json", "a", 0.4)
     export(tmp_path / "b" / "e.json", "b", 0.4, images=12)
     with pytest.raises(BadInput, match=r"is of different numbers of images: check both with the same data="):
         pareto([tmp_path])
 
 
-def test_second_time_of_one_file_is_refused(runs):
+def test_second_time_of_one_file_is_an_error(runs):
     timed(runs / "again.json", "good", 4.1)
-    with pytest.raises(BadInput, match=r"times what .*json does, on the same machine: keep one"):
+    with pytest.raises(BadInput, match=r"and .*json time one file on the same machine: keep one"):
         pareto([runs])
     timed(runs / "again.json", "good", 3.0, threads=2)
     assert len(pareto([runs])["rows"]) == 5
@@ -168,39 +168,45 @@ def test_second_time_of_one_file_is_refused(runs):
     ("content", "message"),
     [
         ("{", "cannot be read as a report"),
-        ('{"schema": "yolo-mkd/train/1"}', "is no report of export, check, time, bundle"),
-        ('{"schema": "yolo-mkd/time/1", "sha256": null}', "names no file's SHA-256"),
+        ('{"schema": "yolo-mkd/train/1"}', "is not a report of export, check, time, bundle"),
+        ('{"schema": "yolo-mkd/time/1", "sha256": null}', "does not state its file's SHA-256"),
     ],
 )
-def test_what_cannot_be_joined_is_refused(tmp_path, content, message):
+def test_report_that_cannot_be_joined_is_an_error(tmp_path, content, message):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(BadInput, match=message):
         pareto([tmp_path / "r.json"])
 
 
-def test_empty_folder_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="names no report"):
+def test_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(BadInput, match="contains no reports"):
         pareto([tmp_path])
 
 
-def test_table_leaves_out_what_no_report_says_and_all_forms_hold_the_same(runs, tmp_path):
+def test_table_leaves_out_empty_columns_and_all_files_have_the_same_rows(runs, tmp_path):
     document = pareto([runs / "good", runs / "quick"])
-    text = table(document)
-    assert "mJ/image" not in text and "mJ/image" in table(pareto([runs]))
+    text = pareto_text(document)
+    assert "mJ/image" not in text and "mJ/image" in pareto_text(pareto([runs]))
     assert "0.4000" in text and "99.5%" in text and "650,000" in text
-    written = write(document, tmp_path / "out")
+    written = write_pareto(document, tmp_path / "out")
     assert [p.name for p in written] == ["pareto.json", "pareto.md", "pareto.csv", "pareto.png"]
     rows = list(csv.DictReader((tmp_path / "out" / "pareto.csv").open()))
     assert [r["p50_ms"] for r in rows] == ["2.0", "4.0"] and rows[0]["sha256"] == "quick"
     assert json.loads(written[0].read_text())["schema"] == "yolo-mkd/pareto/1"
 
 
-def test_picture_has_a_panel_a_machine_and_a_point_a_row(runs, tmp_path, monkeypatch):
+def test_picture_has_a_panel_per_machine_and_a_point_per_row(runs, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    picture(pareto([runs]), tmp_path / "p.png")
+    drawn, savefig = [], Figure.savefig
+
+    def keep_and_save(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        drawn.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep_and_save)
+    draw_pareto(pareto([runs]), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and not list(tmp_path.glob("*.part"))
     panels = [axes for axes in drawn[0].axes]
     assert [axes.get_title(loc="left") for axes in panels] == ["AMD EPYC, 2 cores", "Jetson Orin Nano, 6 cores, MAXN"]
     points = [[line for line in axes.lines if line.get_marker() not in ("None", "")] for axes in panels]

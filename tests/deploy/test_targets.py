@@ -1,29 +1,29 @@
-"""A target chooses the opset and refuses what is known to fail on it, with the thread that says so."""
+"""A target determines the opset and rejects what is known to fail on it, with a link to the issue."""
 
 from __future__ import annotations
 
 import pytest
 
-from yolo_mkd.deploy.export.targets import choose_head, choose_opset, load
+from yolo_mkd.deploy.export.targets import choose_head, choose_opset, load_target
 from yolo_mkd.settings import BadInput
 
 
 @pytest.mark.parametrize(("name", "opset"), [("jp5", 17), ("jp6", 17), ("jp7", 18), ("generic", 18)])
-def test_opset_is_the_targets_own_unless_a_lower_one_is_asked_for(name, opset):
-    assert choose_opset(load(name), None) == opset
-    assert choose_opset(load(name), 13) == 13
+def test_opset_is_the_targets_own_unless_a_lower_one_is_requested(name, opset):
+    assert choose_opset(load_target(name), None) == opset
+    assert choose_opset(load_target(name), 13) == 13
 
 
-def test_opset_above_what_a_device_reads_is_refused():
-    with pytest.raises(BadInput, match=r"opset=18 is above what target=jp5 reads .*TensorRT 8\.5.*: use opset=17"):
-        choose_opset(load("jp5"), 18)
-    assert choose_opset(load("generic"), 20) == 20
-    with pytest.raises(BadInput, match="opset=new is no whole number"):
-        choose_opset(load("generic"), "new")
+def test_opset_above_the_devices_is_an_error():
+    with pytest.raises(BadInput, match=r"opset=18 is above what target=jp5 supports .*TensorRT 8\.5.*: use opset=17"):
+        choose_opset(load_target("jp5"), 18)
+    assert choose_opset(load_target("generic"), 20) == 20
+    with pytest.raises(BadInput, match="opset=new must be a whole number"):
+        choose_opset(load_target("generic"), "new")
 
 
 @pytest.mark.parametrize(
-    ("target", "format", "quantize", "asked", "has_one2one", "head"),
+    ("target", "format", "quantize", "requested", "has_one2one", "head"),
     [
         ("generic", "onnx", None, None, True, "one2one"),
         ("generic", "onnx", None, None, False, "one2many"),
@@ -36,12 +36,12 @@ def test_opset_above_what_a_device_reads_is_refused():
         ("jp7", "onnx", 8, None, True, "one2one"),
     ],
 )
-def test_head_is_nms_free_where_model_format_and_target_allow_it(target, format, quantize, asked, has_one2one, head):
-    assert choose_head(load(target), format, quantize, asked, has_one2one) == head
+def test_head_is_nms_free_where_model_and_target_allow_it(target, format, quantize, requested, has_one2one, head):
+    assert choose_head(load_target(target), format, quantize, requested, has_one2one) == head
 
 
-def test_another_head_than_the_default_is_said_with_its_reason(capsys):
-    choose_head(load("jp6"), "onnx", 8, None, True)
+def test_another_head_than_the_default_is_printed_with_its_reason(capsys):
+    choose_head(load_target("jp6"), "onnx", 8, None, True)
     assert "one2many: TensorRT 10.3 of JetPack 6 cannot build INT8" in capsys.readouterr().out
 
 
@@ -49,16 +49,16 @@ def test_another_head_than_the_default_is_said_with_its_reason(capsys):
     ("target", "format", "quantize", "has_one2one", "message"),
     [
         ("generic", "onnx", None, False, "the model has no NMS-free head: use head=one2many"),
-        ("generic", "ncnn", None, True, "NCNN has no TopK"),
+        ("generic", "ncnn", None, True, "NCNN does not support TopK"),
         ("jp6", "onnx", 8, True, r"ultralytics#23841, #26655\): use head=one2many"),
     ],
 )
-def test_head_that_cannot_work_is_refused_with_the_reason(target, format, quantize, has_one2one, message):
+def test_head_that_fails_on_the_target_is_an_error_with_the_reason(target, format, quantize, has_one2one, message):
     with pytest.raises(BadInput, match=message):
-        choose_head(load(target), format, quantize, "one2one", has_one2one)
+        choose_head(load_target(target), format, quantize, "one2one", has_one2one)
 
 
 def test_devices_with_tensorrt_8_get_float_weights():
-    assert {name: load(name).quantized_weights for name in ("jp5", "jp6", "jp7", "generic")} == {
+    assert {name: load_target(name).quantized_weights for name in ("jp5", "jp6", "jp7", "generic")} == {
         "jp5": False, "jp6": False, "jp7": True, "generic": True,
     }  # fmt: skip

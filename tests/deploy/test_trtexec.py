@@ -1,4 +1,4 @@
-"""trtexec's log and times become a report whose latency has the meaning of its version."""
+"""trtexec's log and times are converted to a time report that states what its latency includes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(
     return log, times
 
 
-def test_report_is_of_the_schema_of_time_and_says_that_it_is_copied(tmp_path, capsys):
+def test_report_has_the_schema_of_time_and_states_that_it_is_copied(tmp_path, capsys):
     figures = ingest(*run(tmp_path))
     written = json.loads((tmp_path / "trtexec.time.json").read_text())
     assert written["schema"] == "yolo-mkd/time/1" and written["tool"] == "trtexec"
@@ -100,7 +100,7 @@ def test_warm_up_that_older_versions_export_is_left_out(tmp_path):
         (OLD, "--onnx=a.onnx", "Data transfers: Disabled\nSpin-wait: Enabled\nCUDA Graph: Enabled", False, True, True),
     ],
 )
-def test_meaning_is_that_of_the_version_and_of_what_was_asked(
+def test_meaning_follows_the_version_the_options_and_the_log(
     tmp_path, version, command, options, transfers, graph, spin
 ):
     meaning = ingest(*run(tmp_path, version, command, options, h2d=0.3 if transfers else 0.0))["meaning"]
@@ -119,14 +119,14 @@ def test_version_is_decoded(tmp_path, code, written):
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"enqueue": 2.5}, "queuing takes more than 0.8"),
+        ({"enqueue": 2.5}, "the enqueue time is more than 0.8"),
         ({"h2d": 3.1}, "copying to the device takes as long"),
         ({"d2h": 3.1}, "copying from the device takes as long"),
         ({"spread": 0.3}, "varies by 5.7%, more than 2.5 %"),
         ({"options": "Inference Streams: 4"}, "4 streams ran at once"),
     ],
 )
-def test_each_of_trtexecs_warnings_is_adopted(tmp_path, changes, warning):
+def test_each_of_trtexecs_warnings_is_reported(tmp_path, changes, warning):
     (found,) = ingest(*run(tmp_path, **changes))["device"]["warnings"]
     assert warning in found
 
@@ -137,7 +137,7 @@ def test_steady_run_has_no_warning(tmp_path):
     assert not ingest(*run(tmp_path, drifts=True))["drift"]["stable"]
 
 
-def test_log_alone_gives_its_own_percentiles_and_says_what_is_missing(tmp_path):
+def test_log_alone_gives_its_own_percentiles_with_a_warning(tmp_path):
     log, _ = run(tmp_path, percents=(99,))
     figures = ingest(log, json=tmp_path / "own.json")
     row = figures["segments"]["latency"]
@@ -147,14 +147,14 @@ def test_log_alone_gives_its_own_percentiles_and_says_what_is_missing(tmp_path):
     assert (tmp_path / "own.json").exists() and not (tmp_path / "trtexec.time.json").exists()
 
 
-def test_times_of_another_run_are_refused(tmp_path):
+def test_times_of_another_run_are_an_error(tmp_path):
     (tmp_path / "other").mkdir()
     log, _ = run(tmp_path)
     _, shorter = run(tmp_path / "other", n=650)
-    with pytest.raises(BadInput, match="holds 650 queries, which the log does not know"):
+    with pytest.raises(BadInput, match="has 650 queries, but the log another number"):
         ingest(log, shorter)
     _, slower = run(tmp_path / "other", compute=3.1)
-    with pytest.raises(BadInput, match=r"gives compute min_ms 3\.08\d+, the log 2\.98\d+: give both of one run"):
+    with pytest.raises(BadInput, match=r"gives compute min_ms 3\.08\d+, but the log 2\.98\d+: give both"):
         ingest(log, slower)
     assert not (tmp_path / "trtexec.time.json").exists()
 
@@ -162,15 +162,15 @@ def test_times_of_another_run_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("log", "times", "message"),
     [
-        ("nothing", None, "holds no performance summary"),
-        ("=== Performance summary ===", None, "names no TensorRT version"),
-        ("[TensorRT v8502]\n=== Performance summary ===", None, "performance summary is torn"),
-        (None, "[]", "holds 0 queries"),
-        (None, "[{}]", "no file of trtexec's --exportTimes"),
-        (None, "{", "no file of trtexec's --exportTimes"),
+        ("nothing", None, "has no performance summary"),
+        ("=== Performance summary ===", None, "has no TensorRT version"),
+        ("[TensorRT v8502]\n=== Performance summary ===", None, "performance summary is truncated"),
+        (None, "[]", "has 0 queries"),
+        (None, "[{}]", "is not a file of trtexec's --exportTimes"),
+        (None, "{", "is not a file of trtexec's --exportTimes"),
     ],
 )
-def test_what_is_no_run_is_refused_in_one_line(tmp_path, log, times, message):
+def test_file_without_a_complete_run_is_a_one_line_error(tmp_path, log, times, message):
     written, exported = run(tmp_path)
     if log is not None:
         written.write_text(log)
@@ -180,6 +180,6 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, log, times, message):
         ingest(written, None if times is None else exported)
 
 
-def test_missing_log_is_refused(tmp_path):
+def test_missing_log_is_an_error(tmp_path):
     with pytest.raises(BadInput, match=r"log=.*gone\.txt cannot be read"):
         ingest(tmp_path / "gone.txt")

@@ -1,4 +1,4 @@
-"""Stand-ins for TensorRT 8.5, 10 and 11 and for libcudart, as strict as the real ones where a script could go wrong.
+"""Mocks of TensorRT 8.5, 10 and 11 and of libcudart, as strict as the real ones where a script could be wrong.
 
 Each generation has only the names that the scripts should use with it. An engine computes through ONNX Runtime, on
 "device memory" that only copies of the right kind may touch; what is queued on a stream happens when it is waited for.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from yolo_mkd.deploy.bundle import LAUNCHER
-from yolo_mkd.edge import contents
+from yolo_mkd.edge import bundle
 
-EDGE = Path(contents.__file__).parent
+EDGE = Path(bundle.__file__).parent
 
 
 @pytest.mark.parametrize("path", sorted(EDGE.glob("*.py")), ids=lambda p: p.name)
@@ -27,8 +27,8 @@ def test_scripts_are_python_3_8_and_import_only_each_other_numpy_and_a_runtime(p
     text = path.read_text(encoding="utf-8")
     for newer in ("removeprefix", "removesuffix", "strict=", "match ", "functools.cache\n", "is_relative_to"):
         assert newer not in text, f"{newer} came after 3.8"
-    ast.parse(LAUNCHER.format(story="story", name="run"), feature_version=(3, 8))
+    ast.parse(LAUNCHER.format(summary="summary", name="run"), feature_version=(3, 8))
 
 
-def test_script_called_time_does_not_hide_the_time_module():
+def test_script_named_time_does_not_hide_the_time_module():
     assert "time" in sys.builtin_module_names  # found before any file

@@ -1,4 +1,4 @@
-"""A device without OpenCV sees the pixels that OpenCV would give."""
+"""Pictures read and letterboxed without OpenCV have the pixels that OpenCV gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from yolo_mkd.edge import pictures
-from yolo_mkd.edge.contents import Trouble
+from yolo_mkd.edge.bundle import EdgeError
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_numpy_resizes_within_one_grey_level_of_opencv(source, target):
     picture = noise(*source)
     theirs = cv2.resize(picture, target[::-1], interpolation=cv2.INTER_LINEAR).astype(int)
-    ours = pictures.resize(picture, *target).astype(int)
+    ours = pictures.resize_bilinear(picture, *target).astype(int)
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() < 0.01
 
 
 @pytest.mark.parametrize("shape", [(480, 640), (640, 480), (100, 640), (33, 47), (192, 192)])
 @pytest.mark.parametrize("imgsz", [(192, 192), (96, 160)])
-def test_letterbox_is_that_of_ultralytics(bare, shape, imgsz):
+def test_letterbox_gives_the_pixels_of_ultralytics(bare, shape, imgsz):
     from ultralytics.data.augment import LetterBox
 
     picture = noise(*shape)
@@ -54,12 +54,12 @@ def test_letterbox_is_that_of_ultralytics(bare, shape, imgsz):
 def test_tensor_is_rgb_planes_from_0_to_1():
     canvas = np.zeros((2, 3, 3), np.uint8)
     canvas[0, 0] = (255, 51, 0)
-    given = pictures.tensor(canvas)
+    given = pictures.to_tensor(canvas)
     assert given.shape == (1, 3, 2, 3) and given.dtype == np.float32
     assert given[0, :, 0, 0].tolist() == [1.0, np.float32(0.2), 0.0]
 
 
-def test_png_comes_back_as_it_was_with_and_without_opencv(tmp_path, monkeypatch):
+def test_png_is_lossless_with_and_without_opencv(tmp_path, monkeypatch):
     picture = noise(31, 47)
     pictures.write_png(tmp_path / "a.png", picture)
     assert (pictures.read_picture(tmp_path / "a.png") == picture).all()
@@ -71,7 +71,7 @@ def test_png_comes_back_as_it_was_with_and_without_opencv(tmp_path, monkeypatch)
 
 
 def filtered(picture: np.ndarray, kind: int) -> bytes:
-    """A PNG whose every line uses one of the five filters, encoded byte by byte as the PNG specification says."""
+    """A PNG whose every line uses one of the five filters, encoded byte by byte as in the PNG specification."""
     height, width, _ = picture.shape
     flat = picture.reshape(height, -1).astype(int)
     lines = b""
@@ -111,11 +111,11 @@ def test_ppm_and_npy_are_read_without_opencv(bare, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"P6", b"P6 9 9 255\n", b"P6 2 2 65535\n" + bytes(24), b"\xff\xd8\xff\xe0 JPEG"]
 )
-def test_what_numpy_cannot_read_is_one_line(bare, tmp_path, content):
+def test_file_that_numpy_cannot_decode_is_a_one_line_error(bare, tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(Trouble, match=r"a\.jpg cannot be read as a picture: install opencv-python or pillow"):
+    with pytest.raises(EdgeError, match=r"a\.jpg cannot be read as a picture: install opencv-python or pillow"):
         pictures.read_picture(tmp_path / "a.jpg")
-    with pytest.raises(Trouble, match=r"b\.png: no such file"):
+    with pytest.raises(EdgeError, match=r"b\.png: no such file"):
         pictures.read_picture(tmp_path / "b.png")
 
 
@@ -127,13 +127,13 @@ setattr(pictures, sys.argv[1], None)
 for name in sys.argv[2:]:
     try:
         print(pictures.read_picture(Path(name)).shape)
-    except pictures.Trouble as trouble:
-        print(trouble)
+    except pictures.EdgeError as error:
+        print(error)
 """
 
 
 @pytest.mark.parametrize("missing", ["Image", "cv2"])
-def test_what_opencv_or_pillow_cannot_read_is_one_line(tmp_path, missing):
+def test_file_that_opencv_or_pillow_cannot_decode_is_a_one_line_error(tmp_path, missing):
     pictures.write_png(tmp_path / "whole.png", noise(40, 60))
     (tmp_path / "a.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
     (tmp_path / "b.jpg").write_bytes(b"no picture")
@@ -144,25 +144,25 @@ def test_what_opencv_or_pillow_cannot_read_is_one_line(tmp_path, missing):
     done = subprocess.run([sys.executable, "-c", READ, missing, *names], capture_output=True, text=True)
     first, *others = done.stdout.splitlines()
     assert first == "(40, 60, 3)" and len(others) == 4, done.stderr
-    assert all(f"{name} cannot be read as a picture" in said for name, said in zip(names[1:], others, strict=True))
+    assert all(f"{name} cannot be read as a picture" in line for name, line in zip(names[1:], others, strict=True))
 
 
-def test_torn_png_is_one_line(bare, tmp_path):
+def test_damaged_png_is_a_one_line_error(bare, tmp_path):
     whole = filtered(noise(9, 7), 2)
     for cut in (9, 30, 60, len(whole) - 40):
         (tmp_path / "a.png").write_bytes(whole[:cut])
-        with pytest.raises(Trouble, match=r"a\.png cannot be read"):
+        with pytest.raises(EdgeError, match=r"a\.png cannot be read"):
             pictures.read_picture(tmp_path / "a.png")
 
 
-def test_boxes_are_drawn_with_opencv_or_pillow_and_refused_without(tmp_path, monkeypatch):
+def test_boxes_are_drawn_with_opencv_or_pillow_and_an_error_without(tmp_path, monkeypatch):
     found = [{"name": "cell", "score": 0.9, "box": [4.2, 15.0, 30.0, 40.0]}]
     picture = np.zeros((50, 60, 3), np.uint8)
     for library in ("cv2", "Image"):
-        pictures.draw(tmp_path / "a.png", picture, found)
+        pictures.save_drawing(tmp_path / "a.png", picture, found)
         drawn = pictures.read_png((tmp_path / "a.png").read_bytes())
         assert drawn[30, 4].tolist() == list(pictures.INK) and drawn[30, 15].tolist() == [0, 0, 0]
         monkeypatch.setattr(pictures, library, None)
     assert not picture.any()
-    with pytest.raises(Trouble, match="--save needs OpenCV or Pillow"):
-        pictures.draw(tmp_path / "a.png", picture, found)
+    with pytest.raises(EdgeError, match="--save needs OpenCV or Pillow"):
+        pictures.save_drawing(tmp_path / "a.png", picture, found)

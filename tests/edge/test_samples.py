@@ -1,12 +1,11 @@
-"""No sample is dropped, a percentile needs enough of them, and a drift names what the sensors saw."""
+"""No sample is dropped, a percentile needs enough of them, and a drift lists what the sensors measured."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from yolo_mkd.edge import samples
-from yolo_mkd.edge import time as edge_time
+from yolo_mkd.edge import measure, samples
 
 
 def test_statistics_agree_with_hand_values():
@@ -38,12 +37,12 @@ def test_percentile_is_the_nearest_rank(count, percentile, value):
     assert samples.nearest_rank(list(shuffled), percentile) == value
 
 
-def test_drift_names_its_causes_only_when_there_is_one():
+def test_drift_lists_causes_only_where_there_is_one():
     steady = [10.0, 10.1] * 30
     assert samples.drift(steady, ["the gpu clock went from 900 to 600 MHz"])["reason"] == ""
     slower = [10.0] * 40 + [12.0] * 20
-    assert samples.drift(slower, ["gpu-thermal got 12 degrees warmer"])["reason"] == (
-        "the last third is 20% slower than the first; gpu-thermal got 12 degrees warmer"
+    assert samples.drift(slower, ["gpu-thermal became 12 degrees warmer"])["reason"] == (
+        "the last third is 20% slower than the first; gpu-thermal became 12 degrees warmer"
     )
     assert not samples.drift(slower)["stable"]
 
@@ -56,8 +55,8 @@ def test_no_sample_is_dropped_when_the_last_fifth_is_slow(monkeypatch):
         clock[0] += took * 1_000_000
         return [float(took)]
 
-    monkeypatch.setattr(edge_time, "perf_counter_ns", lambda: clock[0])
-    rows = edge_time.measure(run, 80 * 0.010 + 20 * 0.040)
+    monkeypatch.setattr(measure, "perf_counter_ns", lambda: clock[0])
+    rows = measure.collect_samples(run, 80 * 0.010 + 20 * 0.040)
     assert len(rows) == 100 and [row[0] for row in rows].count(40.0) == 20
 
 
@@ -71,8 +70,8 @@ def test_warm_up_ends_when_it_settles_or_after_ten_seconds(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(edge_time, "perf_counter_ns", lambda: clock[0])
-    settled = edge_time.warm_up(runner(lambda index: 100.0 if index < 5 else 10.0))
+    monkeypatch.setattr(measure, "perf_counter_ns", lambda: clock[0])
+    settled = measure.warm_up(runner(lambda index: 100.0 if index < 5 else 10.0))
     assert settled["settled"] and settled["runs"] == 55
-    restless = edge_time.warm_up(runner(lambda index: 10.0 if index % 2 else 30.0))
+    restless = measure.warm_up(runner(lambda index: 10.0 if index % 2 else 30.0))
     assert not restless["settled"] and restless["runs"] == 500 and restless["seconds"] == pytest.approx(10.0)

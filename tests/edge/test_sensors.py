@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from yolo_mkd.edge.health import causes, health, warnings
-from yolo_mkd.edge.sensors import Sampler, Sensors, jetpack
+from yolo_mkd.edge.health import device_health, device_warnings, drift_causes
+from yolo_mkd.edge.sensors import Sampler, Sensors, jetpack_version
 
 ORIN_MODES = "# comment\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
 RELEASE = "# R{} (release), REVISION: {}, GCID: 1, BOARD: generic, EABI: aarch64, DATE: Thu\n"
@@ -67,13 +67,13 @@ def orin_nano(tmp_path: Path) -> Path:
 
 def test_orin_nano_takes_vdd_in_as_the_total(orin_nano):
     sensors = Sensors(orin_nano)
-    sample = sensors.read()
+    sample = sensors.sample()
     assert sample["power_w"] == pytest.approx(8.0)
     assert sample["rails_w"] == pytest.approx({"VDD_IN": 8.0, "VDD_CPU_GPU_CV": 2.5, "VDD_SOC": 2.0})
     assert sample["clocks_mhz"] == {"gpu": 624.75, "cpu": 1728.0}
     assert sample["temperatures_c"] == {"cpu-thermal": 51.25}  # a zone that is off is left out
     assert sample["throttle_events"] == {"oc1": 0, "oc3": 27390}
-    about = sensors.about()
+    about = sensors.description()
     assert (about["l4t"], about["jetpack"], about["power_mode"]) == ("36.4.3", "6.2", "MAXN_SUPER")
     assert about["model"] == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
     assert about["clock_limits_mhz"] == {"gpu": 1020.0, "cpu": 1728.0}
@@ -89,9 +89,9 @@ def test_agx_orin_sums_its_rails_without_the_unconnected_and_the_shunt_sum(tmp_p
     })  # fmt: skip
     sensors = Sensors(tmp_path)
     assert sorted(sensors.totals) == ["VDDQ_VDD2_1V8AO", "VDD_CPU_CV", "VDD_GPU_SOC", "VIN_SYS_5V0"]
-    assert sensors.read()["power_w"] == pytest.approx(5.7 + 1.9 + 4.0 + 0.6)
-    assert sensors.read()["clocks_mhz"] == {"gpu": 1300.5}
-    assert sensors.about()["jetpack"] == "5"
+    assert sensors.sample()["power_w"] == pytest.approx(5.7 + 1.9 + 4.0 + 0.6)
+    assert sensors.sample()["clocks_mhz"] == {"gpu": 1300.5}
+    assert sensors.description()["jetpack"] == "5"
 
 
 def test_xavier_nx_of_jetpack_4_is_read_through_iio(tmp_path):
@@ -103,10 +103,10 @@ def test_xavier_nx_of_jetpack_4_is_read_through_iio(tmp_path):
         "etc/nv_tegra_release": RELEASE.format(32, "7.1"),
     })  # fmt: skip
     sensors = Sensors(tmp_path)
-    assert sensors.read()["power_w"] == pytest.approx(6.2)
-    assert sensors.read()["rails_w"]["VDD_CPU_GPU_CV"] == pytest.approx(1.9)
+    assert sensors.sample()["power_w"] == pytest.approx(6.2)
+    assert sensors.sample()["rails_w"]["VDD_CPU_GPU_CV"] == pytest.approx(1.9)
     assert sensors.governors() == {"gpu": "pinned"}  # jetson_clocks: the least clock is the greatest
-    assert sensors.about()["jetpack"] == "4"
+    assert sensors.description()["jetpack"] == "4"
 
 
 def test_nano_takes_pom_5v_in(tmp_path):
@@ -116,29 +116,29 @@ def test_nano_takes_pom_5v_in(tmp_path):
         device + "rail_name_1": "POM_5V_GPU", device + "in_power1_input": 900,
         device + "rail_name_2": "POM_5V_CPU", device + "in_power2_input": 1200,
     })  # fmt: skip
-    assert Sensors(tmp_path).read()["power_w"] == pytest.approx(4.1)
+    assert Sensors(tmp_path).sample()["power_w"] == pytest.approx(4.1)
 
 
 def test_thor_takes_vin_in_microwatts_and_no_usb_supply(tmp_path):
-    hwmon, believed = "sys/class/hwmon/hwmon", cpu(0, 2601000, 2601000)
+    hwmon, kernel = "sys/class/hwmon/hwmon", cpu(0, 2601000, 2601000)
     write(tmp_path, {
         f"{hwmon}0/name": "ina238", f"{hwmon}0/in1_label": "VIN", f"{hwmon}0/power1_input": 31250000,
         **ina3221(hwmon + "1", [("VDD_GPU", 12000, 1000), ("VDD_CPU_SOC_MSS", 12000, 700), ("VIN_SYS_5V0", 5000, 900)]),
         f"{hwmon}2/name": "ucsi_source_psy_2_00081", f"{hwmon}2/in0_label": "VBUS", f"{hwmon}2/power1_input": 60000000,
         **gpu("sys/class/devfreq/gpu-nvd-0", 1, 2), **gpu("sys/class/devfreq/gpu-gpc-0", 1575000000, 1575000000),
         "sys/class/devfreq/bwmgr/cur_freq": 4266000000, "sys/class/devfreq/bwmgr/max_freq": 4266000000,
-        **believed, "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_cur_freq": 242000,
+        **kernel, "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_cur_freq": 242000,
         "etc/nv_tegra_release": RELEASE.format(38, "2.0"),
     })  # fmt: skip
     sensors = Sensors(tmp_path)
-    sample = sensors.read()
+    sample = sensors.sample()
     assert sample["power_w"] == pytest.approx(31.25) and "VBUS" not in sample["rails_w"]
     assert sample["clocks_mhz"] == {
         "gpu": 1575.0,
         "emc": 4266.0,
         "cpu": 242.0,
-    }  # what the hardware does, not the belief
-    assert sensors.about()["jetpack"] == "7.0"
+    }  # the hardware's clock, not the kernel's
+    assert sensors.description()["jetpack"] == "7.0"
 
 
 @pytest.mark.parametrize(
@@ -148,23 +148,23 @@ def test_thor_takes_vin_in_microwatts_and_no_usb_supply(tmp_path):
 )  # fmt: skip
 def test_gpu_is_told_from_the_other_engines_by_its_name(tmp_path, name, read):
     write(tmp_path, {f"sys/class/devfreq/{name}/cur_freq": 900000000})
-    assert Sensors(tmp_path).read()["clocks_mhz"] == ({"gpu": 900.0} if read else {})
+    assert Sensors(tmp_path).sample()["clocks_mhz"] == ({"gpu": 900.0} if read else {})
 
 
-def test_unreadable_rail_gives_no_power_rather_than_a_part_of_it(tmp_path):
+def test_unreadable_rail_gives_no_power_instead_of_a_partial_sum(tmp_path):
     write(tmp_path, ina3221("sys/class/hwmon/hwmon3", [("VDD_GPU_SOC", 19000, 300), ("VDD_CPU_CV", 19000, 100)]))
     (tmp_path / "sys/class/hwmon/hwmon3/curr2_input").unlink()
-    assert Sensors(tmp_path).read()["power_w"] is None
+    assert Sensors(tmp_path).sample()["power_w"] is None
 
 
-def test_machine_without_sensors_says_so(tmp_path):
+def test_machine_without_sensors_has_empty_figures(tmp_path):
     sensors = Sensors(tmp_path)
-    assert sensors.read() == {
+    assert sensors.sample() == {
         "power_w": None, "rails_w": {}, "temperatures_c": {}, "clocks_mhz": {}, "throttle_events": {},
     }  # fmt: skip
     with Sampler(sensors) as sampler:
         pass
-    found = health([], sampler.samples, 10.0, sensors.about())
+    found = device_health([], sampler.samples, 10.0, sensors.description())
     assert found["power"] is None and found["warnings"] == [] and found["power_mode"] is None
 
 
@@ -180,8 +180,8 @@ def test_machine_without_sensors_says_so(tmp_path):
         (None, None),
     ],
 )
-def test_jetpack_is_named_as_exactly_as_it_is_known(release, known):
-    assert jetpack(release) == known
+def test_jetpack_is_given_in_full_or_by_its_major_version(release, known):
+    assert jetpack_version(release) == known
 
 
 def trace(*some: tuple[float, float, float, int]) -> list[dict]:
@@ -197,7 +197,7 @@ ABOUT = {"power_mode": "MAXN", "governors": {"gpu": "pinned"}, "clock_limits_mhz
 
 
 def test_energy_is_mean_power_times_time_and_counters_are_differences():
-    found = health(trace((4, 300, 40, 7)), trace((8, 1000, 50, 100), (10, 1000, 54, 103)), 20.0, ABOUT)
+    found = device_health(trace((4, 300, 40, 7)), trace((8, 1000, 50, 100), (10, 1000, 54, 103)), 20.0, ABOUT)
     power = found["power"]
     assert (power["mean_w"], power["idle_w"], power["max_w"]) == (9.0, 4.0, 10)
     assert power["mj_per_image"] == pytest.approx(180.0) and power["mj_per_image_above_idle"] == pytest.approx(100.0)
@@ -214,21 +214,21 @@ def test_energy_is_mean_power_times_time_and_counters_are_differences():
         ({}, (8, 900, 50, 0), "the gpu ran at 900 MHz, below its 1000 MHz"),
     ],
 )
-def test_device_that_is_not_at_its_best_is_warned_of(change, some, warning):
-    (found,) = warnings(trace(some, some), {**ABOUT, **change})
+def test_settings_that_slow_the_device_give_a_warning(change, some, warning):
+    (found,) = device_warnings(trace(some, some), {**ABOUT, **change})
     assert found.startswith(warning)
 
 
-def test_device_at_its_best_gives_no_warning():
-    assert warnings(trace((8, 1000, 50, 5), (8, 1000, 50, 5)), {**ABOUT, "power_mode": "MAXN_SUPER"}) == []
+def test_device_at_full_speed_gives_no_warning():
+    assert device_warnings(trace((8, 1000, 50, 5), (8, 1000, 50, 5)), {**ABOUT, "power_mode": "MAXN_SUPER"}) == []
 
 
-def test_what_changed_during_a_run_is_named():
+def test_changes_during_a_run_are_reported():
     hot = trace(*[(8, 1000, 50, 0)] * 5, *[(6, 600, 71, 4)] * 5)
-    assert causes(hot) == [
-        "oc1 counted 4 throttle events", "the gpu clock went from 1000 to 600 MHz", "gpu got 21 degrees warmer",
+    assert drift_causes(hot) == [
+        "oc1 counted 4 throttle events", "the gpu clock went from 1000 to 600 MHz", "gpu became 21 degrees warmer",
     ]  # fmt: skip
-    assert causes(trace(*[(8, 1000, 50, 0)] * 9)) == []
+    assert drift_causes(trace(*[(8, 1000, 50, 0)] * 9)) == []
 
 
 def test_sampler_reads_ten_times_a_second_until_its_end(orin_nano):

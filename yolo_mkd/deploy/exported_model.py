@@ -1,6 +1,6 @@
-"""An exported detector: what its file says of itself, agreed with its graph. Only files that state their head are read.
+"""Reading of exported detectors: their metadata, validated against their graph.
 
-An artefact is an .onnx file, a *_openvino_model or *_ncnn_model folder, or an .engine with Ultralytics' header.
+An exported model is an .onnx file, a *_openvino_model or *_ncnn_model folder, or an .engine with Ultralytics' header.
 """
 
 from __future__ import annotations
@@ -11,105 +11,113 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from xml.etree import ElementTree
 
 import yaml
 
+from yolo_mkd import report
 from yolo_mkd.settings import BadInput
 
 PROVIDER = "CPUExecutionProvider"
-FOLDERS = {"_openvino_model": "openvino", "_ncnn_model": "ncnn"}  # the ends of their names, as Ultralytics gives them
+FOLDERS = {"_openvino_model": "openvino", "_ncnn_model": "ncnn"}  # the endings of Ultralytics' folder names
 HEADS = ("one2many", "one2one", "embedded_nms")
 PRECISIONS = {None: "fp32", 32: "fp32", 16: "fp16", 8: "int8"}  # Ultralytics' quantize -> ours
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A detector's file. The head is the file's own statement, never inferred from a shape."""
+    """Metadata of an exported detector. The head is read from the file, never inferred from a shape."""
 
     names: dict[int, str]
     stride: int
     imgsz: tuple[int, int]  # height, width [pixels]
     head: str  # one2many: (1, 4+classes, anchors), NMS outside; one2one: (1, rows, 6); embedded_nms: (1, rows, 6)
-    output: tuple[int, ...]  # empty where only the runtime can tell: ncnn, engine
+    output: tuple[int, ...]  # shape; empty where the file does not state it: ncnn, engine
     format: str = "onnx"  # onnx | openvino | ncnn | engine
     precision: str = "fp32"  # of the weights: fp32 | fp16 | int8
 
 
-def read(path: str | Path) -> ExportedModel:
-    """Read what an exported file of any format says of itself.
+class FileIdentity(TypedDict):
+    """Name, size and SHA-256 of a file or folder."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+def read_exported_model(path: str | Path) -> ExportedModel:
+    """Read the metadata of an exported file of any format.
 
     Args:
         path: the .onnx file, the OpenVINO or NCNN folder, or the .engine file.
 
     Raises:
-        BadInput: it is missing, of no format known here, has no metadata, or contradicts itself.
+        BadInput: it is missing, of an unknown format, has no metadata, or its metadata contradict its graph.
     """
     path = Path(path)
     kind = format_of("model", path)
     if kind == "onnx":
         return read_onnx(path, open_session(path))
     if kind == "engine":
-        return interpret(engine_header(path), "engine")
-    artefact = interpret(folder_metadata(path), kind)
+        return from_metadata(engine_header(path), "engine")
+    model = from_metadata(folder_metadata(path), kind)
     if kind == "openvino":
         given, output = openvino_shapes(model_file(path, ".xml"))
-        artefact = agreed(replace(artefact, output=output), given)
-    return artefact
+        model = validate_shapes(replace(model, output=output), given)
+    return model
 
 
 def read_onnx(path: Path, session: Any) -> ExportedModel:
-    """Read what an .onnx file says of itself, through a session that has it open; its precision from the graph.
+    """Read the metadata of an .onnx file from an open session, and its precision from the graph where it is not stated.
 
     Raises:
-        BadInput: as `describe`.
+        BadInput: as `describe_session`.
     """
-    artefact = describe(session)
+    model = describe_session(session)
     stated = "yolo_mkd.precision" in session.get_modelmeta().custom_metadata_map
-    return artefact if stated else replace(artefact, precision=graph_precision(path))
+    return model if stated else replace(model, precision=precision_of_graph(path))
 
 
 def format_of(argument: str, path: Path) -> str:
-    """Name the format of an exported file that is there.
+    """The format of an existing exported file: onnx, openvino, ncnn or engine.
 
     Raises:
-        BadInput: it is of another format, or is not there.
+        BadInput: it is of another format, or does not exist.
     """
     kind = next((name for end, name in FOLDERS.items() if path.name.endswith(end)), path.suffix[1:])
     if kind not in {"onnx", "engine", *FOLDERS.values()}:
         advice = f"export it first (yolo-mkd export model={path})" if kind == "pt" else "make one with yolo-mkd export"
-        raise BadInput(f"{argument}={path} is no .onnx, .engine, *_openvino_model or *_ncnn_model: {advice}")
+        raise BadInput(f"{argument}={path} must be an .onnx, .engine, *_openvino_model or *_ncnn_model: {advice}")
     if not (path.is_dir() if kind in FOLDERS.values() else path.is_file()):
         raise BadInput(f"{argument}={path}: no such {'folder' if kind in FOLDERS.values() else 'file'}")
     return kind
 
 
-def existing(argument: str, path: str | Path, suffix: str) -> Path:
-    """Return the path of an existing file with the suffix asked for.
+def existing_file(argument: str, path: str | Path, suffix: str) -> Path:
+    """Return the path, after validating that the file exists and has the suffix.
 
     Raises:
-        BadInput: it has another suffix or is not there.
+        BadInput: it has another suffix, or does not exist.
     """
     path = Path(path)
     if path.suffix != suffix:
         advice = ": make one with yolo-mkd export" if suffix == ".onnx" else ""
-        raise BadInput(f"{argument}={path} is no {suffix} file{advice}")
+        raise BadInput(f"{argument}={path} must be a {suffix} file{advice}")
     if not path.is_file():
         raise BadInput(f"{argument}={path}: no such file")
     return path
 
 
-def identity(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of a file, for a report; a folder's hash is over its files' names and contents."""
+def file_identity(path: Path) -> FileIdentity:
+    """Name, size and SHA-256 of a file, for a report; a folder's hash covers the names and contents of its files."""
     if path.is_file():
-        content = path.read_bytes()
-        return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        return {"file": path.name, "bytes": path.stat().st_size, "sha256": report.sha256(path)}
     total, digest = 0, hashlib.sha256()
     for name, file in sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file()):
         content = file.read_bytes()
         total += len(content)
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)  # lengths, so that no two folders read alike
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)  # lengths make it unambiguous
     return {"file": path.name, "bytes": total, "sha256": digest.hexdigest()}
 
 
@@ -118,7 +126,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
 
     Args:
         path: the .onnx file.
-        threads: within an operator; 0 leaves it to ONNX Runtime.
+        threads: within an operator; 0 for ONNX Runtime's default.
 
     Raises:
         BadInput: ONNX Runtime cannot load the file.
@@ -135,63 +143,66 @@ def open_session(path: Path, threads: int = 0) -> Any:
         raise BadInput(f"{path.name} cannot be loaded by ONNX Runtime ({cause}): export it again") from error
 
 
-def describe(session: Any) -> ExportedModel:
-    """Read names, stride, size, head and stated precision from an ONNX Runtime session's metadata.
+def describe_session(session: Any) -> ExportedModel:
+    """Read names, stride, size, head and stated precision from the metadata of an ONNX Runtime session.
 
     Raises:
-        BadInput: metadata are missing, it is no detector, or the graph's shapes say otherwise than the metadata.
+        BadInput: metadata are missing, it is not a detector, or the graph's shapes contradict the metadata.
     """
     about: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
     for key in {"names", "imgsz", "args"} & set(about):
-        about[key] = ast.literal_eval(about[key])  # ONNX keeps text alone
-    artefact = interpret(about, "onnx")
+        about[key] = ast.literal_eval(about[key])  # ONNX stores text only
+    model = from_metadata(about, "onnx")
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape, kind = inputs[0].shape, inputs[0].type
     if len(inputs) != 1 or kind != "tensor(float)":
-        raise BadInput(f"the file's input is {shape} of {kind}, not one float image: export it again")
+        raise BadInput(f"the file's input is {shape} of {kind}, but must be one float image: export it again")
     if len(outputs) != 1:
-        raise BadInput(f"the file has {len(outputs)} outputs, a detector one: export it again")
-    return agreed(replace(artefact, output=tuple(outputs[0].shape)), tuple(shape))
+        raise BadInput(f"the file has {len(outputs)} outputs, but a detector has one: export it again")
+    return validate_shapes(replace(model, output=tuple(outputs[0].shape)), tuple(shape))
 
 
-def interpret(about: Mapping[str, Any], kind: str) -> ExportedModel:
-    """Turn an export's metadata into an artefact whose output is not known yet.
+def from_metadata(about: Mapping[str, Any], kind: str) -> ExportedModel:
+    """Build an ExportedModel without its output shape from an export's metadata.
 
     Raises:
-        BadInput: metadata are missing, or it is no detector.
+        BadInput: metadata are missing, or it is not a detector.
     """
     if not {"names", "stride", "imgsz", "task"} <= set(about):
-        raise BadInput("the file carries no Ultralytics metadata (names, stride, imgsz): make it with yolo-mkd export")
+        raise BadInput("the file has no Ultralytics metadata (names, stride, imgsz): make it with yolo-mkd export")
     if about["task"] != "detect":
-        raise BadInput(f"the file is no detector (task {about['task']}): give an exported detection model")
+        raise BadInput(f"the file is a model for task {about['task']}: give an exported detection model")
     arguments = about.get("args") or {}
     inside = arguments.get("nms") is True
     head = "one2one" if str(about.get("end2end")) == "True" else "embedded_nms" if inside else "one2many"
     head = about.get("yolo_mkd.head", head)
     precision = about.get("yolo_mkd.precision") or PRECISIONS.get(arguments.get("quantize"), "")
     if head not in HEADS or precision not in PRECISIONS.values():
-        raise BadInput(f"the file states head {head} and quantize {arguments.get('quantize')}: neither is known here")
+        stated = f"head {head} and quantize {arguments.get('quantize')}"
+        raise BadInput(f"the file has {stated}, of which one is unknown: export it again")
     names = {int(index): str(name) for index, name in about["names"].items()}
     height, width = about["imgsz"]
     return ExportedModel(names, int(about["stride"]), (height, width), head, (), kind, precision)
 
 
-def agreed(artefact: ExportedModel, given: tuple[Any, ...]) -> ExportedModel:
-    """Return the artefact if its graph's input and output are what its metadata say.
+def validate_shapes(model: ExportedModel, given: tuple[Any, ...]) -> ExportedModel:
+    """Return the model, after validating the shapes of its graph's input and output against its metadata.
 
     Raises:
-        BadInput: they are not.
+        BadInput: they differ.
     """
-    if given != (1, 3, *artefact.imgsz):
-        raise BadInput(f"the file's input is {list(given)}, not one image of its metadata's size {artefact.imgsz}")
-    output, classes = artefact.output, len(artefact.names)
-    if len(output) != 3 or not (output[1] == 4 + classes if artefact.head == "one2many" else output[2] == 6):
-        raise BadInput(f"the file's output {list(output)} does not fit head {artefact.head} with {classes} classes")
-    return artefact
+    if given != (1, 3, *model.imgsz):
+        raise BadInput(f"the file's input is {list(given)}, but its metadata state size {model.imgsz}: export it again")
+    output, classes = model.output, len(model.names)
+    if len(output) != 3 or not (output[1] == 4 + classes if model.head == "one2many" else output[2] == 6):
+        raise BadInput(
+            f"the file's output {list(output)} does not fit head {model.head} with {classes} classes: export it again"
+        )
+    return model
 
 
-def graph_precision(path: Path) -> str:
-    """The precision of an ONNX file's weights, from the graph itself."""
+def precision_of_graph(path: Path) -> str:
+    """The precision of an ONNX file's weights, from its graph."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -201,7 +212,7 @@ def graph_precision(path: Path) -> str:
 
 
 def folder_metadata(path: Path) -> dict[str, Any]:
-    """Ultralytics' metadata.yaml of an exported folder; empty without one that can be read."""
+    """Ultralytics' metadata.yaml of an exported folder; empty where it is missing or damaged."""
     try:
         found = yaml.safe_load((path / "metadata.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, yaml.YAMLError):
@@ -217,7 +228,7 @@ def model_file(path: Path, suffix: str) -> Path:
     """
     found = sorted(path.glob(f"*{suffix}"))
     if len(found) != 1:
-        raise BadInput(f"{path.name} holds {len(found)} {suffix} files, not one: export it again")
+        raise BadInput(f"{path.name} contains {len(found)} {suffix} files, but must contain one: export it again")
     return found[0]
 
 
@@ -225,28 +236,28 @@ def openvino_shapes(file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of the input and the output of an OpenVINO .xml, read without OpenVINO; a dynamic side is -1.
 
     Raises:
-        BadInput: the file is torn, or has not one input and one output.
+        BadInput: the file is damaged, or does not have one input and one output.
     """
     try:
         layers = list(ElementTree.parse(file).getroot().iter("layer"))
     except ElementTree.ParseError as error:
-        raise BadInput(f"{file.name} is no valid XML ({error}): export it again") from error
+        raise BadInput(f"{file.name} is not valid XML ({error}): export it again") from error
     ports = [
         [port for layer in layers if layer.get("type") == kind for port in layer.iter("port")]
         for kind in ("Parameter", "Result")
     ]
     if [len(found) for found in ports] != [1, 1]:
-        raise BadInput(f"{file.name} has not one input and one output, as a detector has: export it again")
+        raise BadInput(f"{file.name} must have one input and one output, as a detector has: export it again")
     given, output = (tuple(int(side.text or -1) for side in port.iter("dim")) for (port,) in ports)
     return given, output
 
 
 def engine_header(path: Path) -> dict[str, Any]:
-    """The JSON that Ultralytics writes before a TensorRT plan: its length in four bytes, then itself; empty without."""
+    """The JSON that Ultralytics writes before a TensorRT plan (4 bytes of length, then the text); empty without one."""
     content = path.read_bytes()
     size = int.from_bytes(content[:4], "little")
     try:
         found = json.loads(content[4 : 4 + size]) if 0 < size <= len(content) - 4 else {}
-    except ValueError:  # a pure plan
+    except ValueError:  # a plan without a header
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,1 +1,1 @@
-"""What travels in a bundle and runs on the device: Python 3.8, numpy, and ONNX Runtime or TensorRT."""
+"""The scripts that a bundle contains and the device runs: Python 3.8, numpy, and ONNX Runtime or TensorRT."""

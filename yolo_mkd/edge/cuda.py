@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .contents import Trouble
+from .bundle import EdgeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ PROPERTIES_BYTES = 16384  # more than any version's cudaDeviceProp
 
 
 def libraries() -> list[str]:
-    """Where libcudart may be: the loader's path, the toolkit's folder, NVIDIA's wheels; the newest first."""
+    """Possible paths of libcudart: the loader's path, the toolkit's folder, NVIDIA's wheels; the newest first."""
     places = [Path("/usr/local/cuda/lib64"), *(Path(p) / "nvidia" for p in sys.path)]
     found = [str(f) for place in places for f in sorted(place.glob("**/libcudart.so*"), reverse=True)]
     named = ctypes.util.find_library("cudart")
@@ -47,18 +47,18 @@ def open_library() -> Any:
     """Load libcudart.
 
     Raises:
-        Trouble: it is not on this machine.
+        EdgeError: it is not installed.
     """
     for name in libraries():
         try:
             return ctypes.CDLL(name)
         except OSError:
             continue  # the next place
-    raise Trouble("libcudart is not found: install CUDA (on a Jetson: JetPack), or use --backend onnxruntime")
+    raise EdgeError("libcudart was not found: install CUDA (on a Jetson: JetPack), or use --backend onnxruntime")
 
 
 class Cuda:
-    """Device 0 and one stream. Every call that CUDA refuses raises Trouble with CUDA's own words."""
+    """Device 0 and one stream. A CUDA call that fails raises EdgeError with CUDA's own message."""
 
     def __init__(self, library: Any = None) -> None:
         self.library = library or open_library()
@@ -73,11 +73,11 @@ class Cuda:
         """Call a function of the runtime.
 
         Raises:
-            Trouble: it returned an error.
+            EdgeError: it returned an error.
         """
         code = getattr(self.library, name)(*arguments)
         if code:
-            raise Trouble(f"{name}: {self.library.cudaGetErrorString(code).decode()}")
+            raise EdgeError(f"{name}: {self.library.cudaGetErrorString(code).decode()}")
 
     def device_memory(self, size: int) -> c_void_p:
         """Allocate bytes on the device."""
@@ -97,7 +97,7 @@ class Cuda:
         self.call("cudaMemcpyAsync", target, source, size, kind, self.stream)
 
     def synchronize(self) -> None:
-        """Wait until the stream has done all that is queued."""
+        """Wait until all queued work of the stream is done."""
         self.call("cudaStreamSynchronize", self.stream)
 
     def event(self) -> c_void_p:
@@ -117,7 +117,7 @@ class Cuda:
         return elapsed.value
 
     def device(self) -> dict[str, Any]:
-        """What a TensorRT engine depends on: the GPU's name, compute capability and number of multiprocessors."""
+        """The GPU's name, compute capability and number of multiprocessors, which a TensorRT engine depends on."""
         properties = ctypes.create_string_buffer(PROPERTIES_BYTES)
         self.call("cudaGetDeviceProperties", properties, 0)
         name = properties.raw[:NAME_BYTES].split(b"\0")[0].decode()

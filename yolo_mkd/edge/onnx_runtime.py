@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .contents import Trouble
+from .bundle import EdgeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class OnnxRuntime:
-    """An open session. `infer` takes 1 3 H W float32 and gives the head's output and the milliseconds it took."""
+class ONNXRuntime:
+    """An open session. `infer` takes 1 3 H W float32 and returns the head's output and the milliseconds it took."""
 
-    segments = ("compute",)  # through CUDA the transfers lie inside it
+    segments = ("compute",)  # with CUDA it includes the transfers
     accelerator = None
 
     def __init__(self, model: Path, precision: str, device: str = "cpu", threads: int | None = None) -> None:
@@ -28,20 +28,22 @@ class OnnxRuntime:
 
         Args:
             model: the .onnx file.
-            precision: that of the file.
+            precision: the file's.
             device: cpu or cuda.
             threads: within an operator; by default the physical cores this process may use.
 
         Raises:
-            Trouble: ONNX Runtime is missing, cannot load the file, or runs it elsewhere than asked.
+            EdgeError: ONNX Runtime is missing, cannot load the file, or uses another device.
         """
         try:
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as state
         except ImportError as error:
-            raise Trouble(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from error
+            raise EdgeError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from error
         if PROVIDERS[device] not in onnxruntime.get_available_providers():
-            raise Trouble(f"this onnxruntime has no {PROVIDERS[device]}: install onnxruntime-gpu, or use --device cpu")
+            raise EdgeError(
+                f"onnxruntime has no {PROVIDERS[device]} here: install onnxruntime-gpu, or use --device cpu"
+            )
         options = onnxruntime.SessionOptions()
         self.threads = threads or physical_cores()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
@@ -51,14 +53,14 @@ class OnnxRuntime:
         try:
             self.session = onnxruntime.InferenceSession(str(model), options, [(PROVIDERS[device], exact)])
         except (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, ValueError) as error:
-            raise Trouble(
+            raise EdgeError(
                 f"{model.name} cannot be loaded by ONNX Runtime: {' '.join(str(error).split())[:160]}"
             ) from error
         self.load_ms = (perf_counter_ns() - start) / 1e6
         self.provider = self.session.get_providers()[0]
         if self.provider != PROVIDERS[device]:
-            raise Trouble(f"ONNX Runtime fell back to {self.provider} from {PROVIDERS[device]}: use --device cpu")
-        self.precision = precision
+            raise EdgeError(f"ONNX Runtime fell back from {PROVIDERS[device]} to {self.provider}: use --device cpu")
+        self.arithmetic = precision
         self.versions = {"onnxruntime": onnxruntime.__version__}
         given = self.session.get_inputs()[0]
         self.input, self.half = given.name, given.type == "tensor(float16)"

@@ -1,6 +1,6 @@
-"""Pictures without OpenCV: PNG, PPM and NPY are read, and letterboxed, with numpy alone where nothing better is there.
+"""Reading and letterboxing of pictures: with OpenCV or Pillow, else PNG, PPM and NPY with numpy alone.
 
-A picture is H W 3, RGB, uint8. The letterbox is Ultralytics' in its result: grey 114, bilinear, centred.
+A picture is H W 3, RGB, uint8. The letterbox gives the result of Ultralytics': grey 114, bilinear, centred.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .contents import Trouble
+from .bundle import EdgeError
 
 try:
     import cv2
@@ -38,21 +38,21 @@ def read_picture(path: Path) -> Picture:
     """Read a picture with OpenCV or Pillow; without both, PNG (8-bit RGB), PPM (P6) and NPY (H W 3, RGB).
 
     Raises:
-        Trouble: the file is missing, or nothing here reads it.
+        EdgeError: the file is missing, or cannot be decoded here.
     """
     if not path.is_file():
-        raise Trouble(f"{path}: no such file")
+        raise EdgeError(f"{path}: no such file")
     try:
-        picture = decode(path)
-    except (OSError, SyntaxError, ValueError):  # numpy's and Pillow's words for a torn file
+        picture = decode_file(path)
+    except (OSError, SyntaxError, ValueError):  # what numpy and Pillow raise for a damaged file
         picture = None
     if picture is None or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise Trouble(f"{path} cannot be read as a picture: install opencv-python or pillow, or give PNG, PPM or NPY")
+        raise EdgeError(f"{path} cannot be read as a picture: install opencv-python or pillow, or give PNG, PPM or NPY")
     return np.ascontiguousarray(picture)
 
 
-def decode(path: Path) -> Picture | None:
-    """Decode a file: NPY with numpy, others with OpenCV, else Pillow, else here; None where it cannot be done."""
+def decode_file(path: Path) -> Picture | None:
+    """Decode NPY with numpy, other files with OpenCV, else Pillow, else this module; None where none of them can."""
     if path.suffix == ".npy":
         array: Picture = np.load(str(path), allow_pickle=False)
         return array
@@ -66,7 +66,7 @@ def decode(path: Path) -> Picture | None:
 
 
 def read_ppm(content: bytes) -> Picture | None:
-    """Decode a binary PPM of 8 bits; None when it is something else."""
+    """Decode a binary PPM of 8 bits; None for other contents."""
     fields: list[int] = []
     at = 2
     while content[:2] == b"P6" and len(fields) < 3 and at < len(content):
@@ -84,7 +84,7 @@ def read_ppm(content: bytes) -> Picture | None:
 
 
 def read_png(content: bytes) -> Picture | None:
-    """Decode a PNG of 8-bit RGB that is not interlaced; None when it is of another kind."""
+    """Decode a PNG of 8-bit RGB that is not interlaced; None for other contents."""
     at, packed, header = len(PNG_MAGIC), b"", b""
     while at + 8 <= len(content):
         size, kind = struct.unpack_from(">I4s", content, at)
@@ -95,7 +95,7 @@ def read_png(content: bytes) -> Picture | None:
     try:
         width, height, *kind_of = struct.unpack(">IIBBBBB", header)
         lines = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + 3 * width)
-    except (struct.error, zlib.error, ValueError):  # torn, or lines of another size
+    except (struct.error, zlib.error, ValueError):  # damaged, or lines of another size
         return None
     if kind_of != [8, 2, 0, 0, 0]:
         return None
@@ -130,7 +130,7 @@ def unfilter(line: Picture, out: Picture, above: Picture, paeth: bool) -> None:
 
 
 def write_png(path: Path, picture: Picture) -> None:
-    """Write a picture as a PNG that `read_png` decodes fast: each line as its difference to the one above."""
+    """Write a picture as a PNG that `read_png` decodes fast: each line is stored as its difference to the one above."""
     height, width, _ = picture.shape
     lines = np.zeros((height, 1 + 3 * width), np.uint8)
     lines[:, 0] = 2
@@ -146,11 +146,11 @@ def write_png(path: Path, picture: Picture) -> None:
     path.write_bytes(content)
 
 
-def draw(path: Path, picture: Picture, detections: list[dict[str, Any]]) -> None:
+def save_drawing(path: Path, picture: Picture, detections: list[dict[str, Any]]) -> None:
     """Draw boxes with their names and scores, and save the picture as a PNG.
 
     Raises:
-        Trouble: there is neither OpenCV nor Pillow.
+        EdgeError: neither OpenCV nor Pillow is installed.
     """
     labels = [([round(v) for v in d["box"]], f"{d['name']} {d['score']:.2f}") for d in detections]
     if cv2 is not None:
@@ -166,12 +166,12 @@ def draw(path: Path, picture: Picture, detections: list[dict[str, Any]]) -> None
             pen.text((x1, max(y1 - 12, 0)), label, fill=INK)
         canvas = np.asarray(image)
     else:
-        raise Trouble("--save needs OpenCV or Pillow: pip install pillow")
+        raise EdgeError("--save needs OpenCV or Pillow: pip install pillow")
     write_png(path, canvas)
 
 
-def placement(shape: tuple[int, int], imgsz: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Where a picture lands in the letterbox: its height and width there, top and left margin [pixels]."""
+def letterbox_placement(shape: tuple[int, int], imgsz: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Position of a picture in its letterbox: height and width, top and left margin [pixels]."""
     gain = min(imgsz[0] / shape[0], imgsz[1] / shape[1])
     height, width = (max(round(side * gain), 1) for side in shape)
     return height, width, round((imgsz[0] - height) / 2 - 0.1), round((imgsz[1] - width) / 2 - 0.1)
@@ -183,27 +183,27 @@ def letterbox(picture: Picture, imgsz: tuple[int, int], own: bool = False) -> Pi
     Args:
         picture: H W 3, RGB.
         imgsz: height and width of the canvas.
-        own: resize with numpy even where OpenCV is there.
+        own: resize with numpy even where OpenCV is installed.
     """
-    height, width, top, left = placement((picture.shape[0], picture.shape[1]), imgsz)
+    height, width, top, left = letterbox_placement((picture.shape[0], picture.shape[1]), imgsz)
     canvas = np.full((imgsz[0], imgsz[1], 3), GREY, np.uint8)
     if (height, width) != picture.shape[:2]:
         if cv2 is None or own:
-            picture = resize(picture, height, width)
+            picture = resize_bilinear(picture, height, width)
         else:
             picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
     canvas[top : top + height, left : left + width] = picture
     return canvas
 
 
-def tensor(canvas: Picture) -> NDArray[np.float32]:
-    """A canvas as the model's input: 1 3 H W, RGB, 0..1."""
+def to_tensor(canvas: Picture) -> NDArray[np.float32]:
+    """Convert a canvas to the model's input: 1 3 H W, RGB, 0..1."""
     planes = np.ascontiguousarray(canvas.transpose(2, 0, 1)[None], dtype=np.float32)
     return planes / np.float32(255)
 
 
-def resize(picture: Picture, height: int, width: int) -> Picture:
-    """Resize bilinearly in OpenCV's whole numbers: 11 bits of weight a side, rounded once at the end."""
+def resize_bilinear(picture: Picture, height: int, width: int) -> Picture:
+    """Resize bilinearly in OpenCV's integer arithmetic: 11 bits of weight per side, rounded once at the end."""
     left, right, far = neighbours(picture.shape[1], width)
     above, below, low = neighbours(picture.shape[0], height)
     rows = np.unique(np.concatenate([above, below]))
@@ -215,11 +215,11 @@ def resize(picture: Picture, height: int, width: int) -> Picture:
 
 
 def neighbours(size: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
-    """The two source pixels of each pixel wanted along one side, and the second one's weight in 1/2048.
+    """The two source pixels of each pixel along one side, and the second one's weight in 1/2048.
 
     Args:
-        size: pixels there are.
-        wanted: pixels wanted.
+        size: pixels of the source.
+        wanted: pixels of the result.
     """
     place = ((np.arange(wanted) + 0.5) * (size / wanted) - 0.5).astype(np.float32)
     first = np.floor(place).astype(np.int64)

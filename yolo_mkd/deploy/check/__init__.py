@@ -1,4 +1,4 @@
-"""Does an exported file do what its checkpoint does? In structure, in detections on real images, and in mAP."""
+"""Verification of an exported file against its checkpoint: structure, detections on real images, and mAP."""
 
 from __future__ import annotations
 
@@ -6,42 +6,39 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from yolo_mkd import report
-from yolo_mkd.deploy import exported_model as artefacts
-from yolo_mkd.deploy.check import accuracy as scoring
 from yolo_mkd.deploy.check import faults, structure
-from yolo_mkd.deploy.check.accuracy import Accuracy
-from yolo_mkd.deploy.check.matching import (
-    CONF,
-    LOWER_CONFS,
-    MAX_DET,
-    NMS_IOU,
-    Detections,
-    compare,
-    detect,
-    iou_matrix,
-    judge,
+from yolo_mkd.deploy.check.accuracy import Accuracy, compare_accuracy
+from yolo_mkd.deploy.check.matching import CONF, Detections, detect_in_files, judge_detections, lowest_conf
+from yolo_mkd.deploy.exported_model import (
+    ExportedModel,
+    existing_file,
+    file_identity,
+    format_of,
+    read_exported_model,
 )
-from yolo_mkd.deploy.exported_model import ExportedModel
 from yolo_mkd.deploy.images import find_images
+from yolo_mkd.deploy.numbers import require_number
 from yolo_mkd.settings import BadInput
 
-__all__ = [
-    "CONF",
-    "LOWER_CONFS",
-    "MAX_DET",
-    "NMS_IOU",
-    "Accuracy",
-    "Detections",
-    "Parity",
-    "check",
-    "compare",
-    "detect",
-    "iou_matrix",
-    "judge",
-]
+__all__ = ["CONF", "CheckFigures", "CheckRequest", "Parity", "check", "verify"]
+
+
+class ParityFigures(TypedDict):
+    """The verdict of a check, with its matched detections."""
+
+    passed: bool
+    reason: str
+    detections: dict[str, Any] | None  # Detections
+
+
+class CheckFigures(TypedDict):
+    """The part of an export or check report with the outcome of the check."""
+
+    parity: ParityFigures | None
+    accuracy: dict[str, Any] | None  # Accuracy
 
 
 @dataclass(frozen=True)
@@ -50,31 +47,43 @@ class Parity:
 
     passed: bool
     reason: str  # one line; empty when passed
-    artefact: ExportedModel | None = None
+    model: ExportedModel | None = None
     detections: Detections | None = None
     accuracy: Accuracy | None = None
 
     @property
     def head(self) -> str:
         """The file's head; empty when the file could not be read."""
-        return self.artefact.head if self.artefact else ""
+        return self.model.head if self.model else ""
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> CheckFigures:
         """The outcome for a report: `parity` with the detections, and `accuracy`."""
-        level = dataclasses.asdict(self.detections) if self.detections else None
+        detections = dataclasses.asdict(self.detections) if self.detections else None
         return {
-            "parity": {"passed": self.passed, "reason": self.reason, "detections": level},
+            "parity": {"passed": self.passed, "reason": self.reason, "detections": detections},
             "accuracy": dataclasses.asdict(self.accuracy) if self.accuracy else None,
         }
 
     def __str__(self) -> str:
         lines = [f"check     {'passed' if self.passed else 'FAILED: ' + self.reason}"]
-        if self.artefact:
-            about = self.artefact
-            size = "x".join(map(str, about.imgsz))
-            lines.append(f"{'':10}{about.format} {about.precision}, head {about.head}, {size}")
+        if self.model:
+            size = "x".join(map(str, self.model.imgsz))
+            lines.append(f"{'':10}{self.model.format} {self.model.precision}, head {self.model.head}, {size}")
         lines += [str(level) for level in (self.detections, self.accuracy) if level]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """A validated check."""
+
+    source: Path  # the checkpoint
+    trained: Any  # its model
+    pictures: list[Path]  # images to match detections on
+    data: str | None  # data set to measure mAP on
+    conf: float = CONF  # score threshold of the matched detections
+    accuracy: bool = True  # measure mAP
+    opset: int | None = None  # the highest ONNX opset that the file may need
 
 
 def check(
@@ -87,17 +96,17 @@ def check(
     opset: int | None = None,
     json: str | Path | None = None,
 ) -> Parity:
-    """Verify an exported file against the checkpoint it came from: structure, detections, mAP.
+    """Verify an exported file against the checkpoint it was made from: structure, detections, mAP.
 
     Args:
         model: the .onnx file, or the *_openvino_model or *_ncnn_model folder.
         against: the .pt checkpoint.
         images: a folder, a file or a list of files to detect on; they have no labels, so mAP is not measured.
-        data: a data.yaml: detections are matched on at most 32 of its val images, evenly spread, and mAP is measured on
-            all of them. Without both, the data set that the checkpoint was trained on.
+        data: a data.yaml: detections are matched on at most 32 evenly spaced val images, and mAP is measured on all of
+            them. Without both, the data set that the checkpoint was trained on.
         conf: score threshold of the matched detections; lowered step by step to 0.001 while neither side detects
             anything.
-        accuracy: measure mAP of both too.
+        accuracy: measure mAP of both, too.
         opset: the highest ONNX opset that the file may need.
         json: a file to write the figures to.
 
@@ -105,68 +114,56 @@ def check(
         The figures, whether they pass, and if not the reason.
 
     Raises:
-        BadInput: a file is missing or no detector, or there are no images to check on.
+        BadInput: a file is missing or not a detector, or there are no images to check on.
     """
     from yolo_mkd import host
 
     path = Path(model)
-    kind = artefacts.format_of("model", path)
-    if kind == "engine":
-        raise BadInput(f"model={path} runs only where it was built: check it there, with run.py --check of its bundle")
-    source = artefacts.existing("against", against, ".pt")
+    if format_of("model", path) == "engine":
+        raise BadInput(
+            f"model={path} runs only on the device that built it: check it there, with run.py --check of its bundle"
+        )
+    source = existing_file("against", against, ".pt")
     trained = host.load_detector("against", str(source))
-    if not 0 < conf < 1:
-        raise BadInput(f"conf={conf} is no score threshold: give a number between 0 and 1, such as 0.25")
+    require_number("conf", conf, above=0, below=1, example=0.25)
     trained_on = trained.args.get("data")
     pictures = find_images(images, data, trained_on)
     labelled = None if images is not None else str(data or trained_on)
-    parity = verify(path, source, trained, pictures, labelled, conf, accuracy, opset)
+    parity = verify(path, CheckRequest(source, trained, pictures, labelled, conf, accuracy, opset))
     if json:
-        about = dataclasses.asdict(parity.artefact) if parity.artefact else {}
-        source_of = {"source": artefacts.identity(source)}
-        report.write(json, "check", {**artefacts.identity(path), **about, **source_of, **parity.figures()})
+        metadata = dataclasses.asdict(parity.model) if parity.model else {}
+        figures = {**file_identity(path), **metadata, "source": file_identity(source), **parity.figures()}
+        report.write(json, "check", figures)
     return parity
 
 
-def verify(
-    path: Path,
-    source: Path,
-    trained: Any,
-    pictures: list[Path],
-    data: str | None,
-    conf: float,
-    accuracy: bool,
-    opset: int | None,
-) -> Parity:
-    """Check level by level; what a level finds impossible ends it.
+def verify(path: Path, request: CheckRequest) -> Parity:
+    """Check an exported file level by level, and end at the first level that excludes the next.
 
     Args:
         path: the exported file.
-        source: the checkpoint, and `trained` its model.
-        trained: the checkpoint's model.
-        pictures: the images to match detections on.
-        data: the data set to measure mAP on.
-        conf: score threshold.
-        accuracy: measure mAP.
-        opset: the highest that the file may need.
+        request: what to check it against.
     """
     try:
-        about = artefacts.read(path)
-    except BadInput as error:  # the file is what is on trial, so this is a verdict
+        model = read_exported_model(path)
+    except BadInput as error:  # an unreadable file is the outcome of the check, not an error of the user's
         return Parity(False, str(error))
-    names, strides = dict(trained.names), [int(s) for s in trained.stride]
-    if reason := structure.fault(about, names, strides) or structure.graph_fault(path, about, opset):
-        return Parity(False, reason, about)
+    names, strides = dict(request.trained.names), [int(s) for s in request.trained.stride]
+    mismatch = structure.metadata_mismatch(model, names, strides)
+    mismatch = mismatch or structure.graph_mismatch(path, model, request.opset)
+    if mismatch:
+        return Parity(False, mismatch, model)
 
-    lowest = min(conf, LOWER_CONFS[-1]) / 2  # one pass serves every threshold: in NMS no low score drops a high one
-    expected, got = (detect(file, pictures, about, lowest) for file in (source, path))
-    found = judge(expected, got, [p.name for p in pictures], conf, about.precision)
-    measured = None
-    if accuracy and found.file_detections:
-        measured = scoring.compare(source, path, about, data, names)
+    lowest = lowest_conf(request.conf)
+    expected = detect_in_files(request.source, request.pictures, model, lowest)
+    got = detect_in_files(path, request.pictures, model, lowest)
+    found = judge_detections(expected, got, [p.name for p in request.pictures], request.conf, model.precision)
+    if not found.file_detections:
+        return Parity(not found.reason, found.reason, model, found)
+    measured = compare_accuracy(request.source, path, model, request.data, names) if request.accuracy else None
     reason = found.reason or (measured.reason if measured else "")
-    if reason and found.file_detections:
-        reason = faults.name(source, pictures, about, expected, got, found, lowest) or reason
-        if about.format == "onnx" and structure.quantised_decode(path):
+    if reason:
+        reason = faults.diagnose(request.source, request.pictures, model, expected, got, found) or reason
+        if model.format == "onnx" and structure.quantised_decode(path):
             reason += f": {structure.QUANTISED_DECODE}"
-    return Parity(not reason, reason, about, found, measured)
+    return Parity(not reason, reason, model, found, measured)

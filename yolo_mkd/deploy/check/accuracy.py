@@ -1,40 +1,60 @@
-"""mAP of a checkpoint and of its exported file on the same images through the same letterbox, and the share kept."""
+"""mAP of a checkpoint and of its exported file on the same images with the same letterbox, and the share retained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar
 
-from yolo_mkd.deploy import exported_model as artefacts
-from yolo_mkd.deploy.check.matching import MAX_DET, NMS_IOU
-from yolo_mkd.deploy.exported_model import ExportedModel
+from yolo_mkd.deploy.exported_model import ExportedModel, read_exported_model
+from yolo_mkd.edge.boxes import MAX_DET, NMS_IOU
 from yolo_mkd.settings import BadInput
 
 # share of the checkpoint's mAP50-95 that passes, and that passes with a warning. MLPerf's edge gates for int8 are
-# 99 % and 95 %; fp32 has nothing to lose, so it gets no warning
+# 99 % and 95 %; fp32 must be exact, so it has no warning
 FLOORS = {"fp32": (0.999, 0.999), "fp16": (0.999, 0.95), "int8": (0.99, 0.95)}
 WORST = 10  # images
 NO_LABELS = "images have no labels; give data="
 
+Key = TypeVar("Key", int, str)
+
 
 @dataclass(frozen=True)
 class Scores:
-    """What one file scores on a data set's val split."""
+    """The mAP of one file on a data set's val split."""
 
     map50_95: float
     map50: float
     classes: dict[int, float]  # AP50-95 of the classes that have labels
-    images: dict[str, float]  # AP50-95 of each labelled image by itself
+    images: dict[str, float]  # AP50-95 of each labelled image alone
+
+
+class ClassChange(TypedDict):
+    """AP50-95 of one class on both sides."""
+
+    name: str
+    checkpoint: float
+    file: float
+    change: float
+
+
+class ImageChange(TypedDict):
+    """AP50-95 of one image on both sides."""
+
+    image: str
+    checkpoint: float
+    file: float
+    change: float
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How much of its checkpoint's mAP a file keeps; printed, it is a few lines."""
+    """The share of its checkpoint's mAP that a file retains; printed, it is a few lines."""
 
     verdict: str  # passed | warning | failed | not measured
     reason: str = ""  # one line, of a failure
-    note: str = ""  # one line: why it was not measured, or what the warning is
+    note: str = ""  # one line: why it was not measured, or the warning
     images: int = 0
     checkpoint_map50_95: float | None = None
     checkpoint_map50: float | None = None
@@ -43,17 +63,17 @@ class Accuracy:
     retained: float | None = None  # of the checkpoint's map50_95
     passes_at: float | None = None
     warns_at: float | None = None
-    classes: list[dict[str, Any]] = field(default_factory=list)  # name, checkpoint, file, change; the worst first
-    worst_images: list[dict[str, Any]] = field(default_factory=list)  # image, checkpoint, file, change
+    classes: list[ClassChange] = field(default_factory=list)  # the largest loss first
+    worst_images: list[ImageChange] = field(default_factory=list)
 
     def __str__(self) -> str:
         if self.verdict == "not measured":
             return f"{'':10}mAP not measured: {self.note}"
-        gate = f"passes at {self.passes_at:.1%}" + (
-            f", warns down to {self.warns_at:.0%}" if self.warns_at != self.passes_at else ""
-        )
+        gate = f"passes at {self.passes_at:.1%}"
+        if self.warns_at != self.passes_at:
+            gate += f", with a warning at {self.warns_at:.0%}"
         lines = [
-            f"{'':10}mAP50-95 {self.checkpoint_map50_95:.4f} -> {self.map50_95:.4f}: {self.retained:.2%} kept "
+            f"{'':10}mAP50-95 {self.checkpoint_map50_95:.4f} -> {self.map50_95:.4f}: {self.retained:.2%} retained "
             f"({gate}), mAP50 {self.checkpoint_map50:.4f} -> {self.map50:.4f}, {self.images} labelled images"
         ]
         if self.verdict == "warning":
@@ -69,7 +89,7 @@ class Accuracy:
         return "\n".join(lines)
 
 
-def measure(
+def measure_map(
     path: str | Path,
     data: str | Path,
     imgsz: tuple[int, int] | None = None,
@@ -80,8 +100,8 @@ def measure(
     Args:
         path: a .pt checkpoint or an exported file.
         data: the data.yaml whose val split is used, all of it.
-        imgsz: height and width [pixels], needed for a checkpoint; an exported file has its own.
-        head: one2one or one2many, of a checkpoint that has both; an exported file has its own.
+        imgsz: height and width [pixels], required for a checkpoint; an exported file states its own.
+        head: one2one or one2many, of a checkpoint that has both; an exported file states its own.
 
     Raises:
         BadInput: the size is missing, or the exported file cannot be read.
@@ -90,48 +110,42 @@ def measure(
 
     path, kind = Path(path), "checkpoint"
     if path.suffix != ".pt":
-        about = artefacts.read(path)
-        imgsz, head, kind = about.imgsz, about.head, about.precision
+        model = read_exported_model(path)
+        imgsz, head, kind = model.imgsz, model.head, model.precision
     if imgsz is None:
-        raise BadInput(f"model={path} is a checkpoint: give the image size to measure it at")
+        raise BadInput(f"model={path} is a checkpoint, for which imgsz= is required, for example imgsz=640")
     height, width = imgsz
     print(f"mAP of    {path.name} ({kind}, {head or 'one2many'}) on {data}, {height}x{width}")
-    found = score(
-        path, str(data), imgsz, head == "one2one", NMS_IOU, MAX_DET,
-        lambda done, count: print(f"{'':10}{done} of {count} images", flush=True),
-    )  # fmt: skip
-    return Scores(**found)
+
+    def print_progress(done: int, count: int) -> None:
+        print(f"{'':10}{done} of {count} images", flush=True)
+
+    return Scores(**score(path, str(data), imgsz, head == "one2one", NMS_IOU, MAX_DET, print_progress))
 
 
-def compare(
-    source: Path,
-    path: Path,
-    artefact: ExportedModel,
-    data: str | None,
-    names: dict[int, str],
-    reference: Scores | None = None,
+def compare_accuracy(
+    source: Path, path: Path, model: ExportedModel, data: str | None, names: dict[int, str]
 ) -> Accuracy:
-    """Measure what share of its checkpoint's mAP a file keeps, head by like head.
+    """Measure the share of its checkpoint's mAP that a file retains, with the same head on both sides.
 
     Args:
         source: the checkpoint.
         path: the exported file.
-        artefact: the file's description.
+        model: the file's metadata.
         data: the labelled data set; without one nothing is measured.
         names: the checkpoint's classes.
-        reference: the checkpoint's scores, where they are known already.
     """
-    if why := unmeasurable(data, names):
+    if why := why_not_measurable(data, names):
         return Accuracy("not measured", note=why)
-    assert data is not None  # said by unmeasurable
-    ours = reference or measure(source, data, artefact.imgsz, artefact.head)
+    assert data is not None  # excluded by why_not_measurable
+    ours = measure_map(source, data, model.imgsz, model.head)
     if not ours.map50_95:
         return Accuracy("not measured", note="the checkpoint's own mAP is 0 on this data: train it further")
-    return judge(ours, measure(path, data), artefact.precision, names)
+    return judge_accuracy(ours, measure_map(path, data), model.precision, names)
 
 
-def unmeasurable(data: str | None, names: dict[int, str]) -> str:
-    """Why mAP cannot be measured on a data set, or nothing."""
+def why_not_measurable(data: str | None, names: dict[int, str]) -> str:
+    """Why mAP cannot be measured on a data set, in one line; empty when it can."""
     from yolo_mkd import host
     from yolo_mkd.host.files import first_labels
 
@@ -140,14 +154,14 @@ def unmeasurable(data: str | None, names: dict[int, str]) -> str:
     found = host.check_data(data, fetch=False)
     if dict(found["names"]) != names:
         theirs = ", ".join(found["names"].values())
-        return f"the data's classes ({theirs[:60]}) are not the checkpoint's; give its own data="
+        return f"the data's classes ({theirs[:60]}) differ from the checkpoint's; give its own data="
     if not first_labels(found["val"])[1]:
-        return "the val " + NO_LABELS.replace("data=", "a data= with labels")
+        return "the val images have no labels; give a data= with labels"
     return ""
 
 
-def judge(ours: Scores, theirs: Scores, precision: str, names: dict[int, str]) -> Accuracy:
-    """Hold a file's scores against its checkpoint's.
+def judge_accuracy(ours: Scores, theirs: Scores, precision: str, names: dict[int, str]) -> Accuracy:
+    """Compare a file's mAP with its checkpoint's, against the precision's gate.
 
     Args:
         ours: the checkpoint's scores.
@@ -157,29 +171,39 @@ def judge(ours: Scores, theirs: Scores, precision: str, names: dict[int, str]) -
     """
     passes, warns = FLOORS[precision]
     retained = theirs.map50_95 / ours.map50_95
-    kept = f"{precision} keeps {retained:.2%} of mAP50-95 ({theirs.map50_95:.4f} of {ours.map50_95:.4f})"
-    reason = note = ""
+    summary = f"{precision} retains {retained:.2%} of mAP50-95 ({theirs.map50_95:.4f} of {ours.map50_95:.4f})"
+    verdict, reason, note = "passed", "", ""
     if retained < warns:
-        reason = f"{kept}, less than {warns:.1%}"
+        verdict, reason = "failed", f"{summary}, less than {warns:.1%}"
     elif retained < passes:
-        note = f"{kept}, less than {passes:.1%}"
+        verdict, note = "warning", f"{summary}, less than {passes:.1%}"
         if precision == "int8":
-            note += ": sensitivity=true shows which layers cost it"
+            note += ": sensitivity=true measures the loss of each block"
+    classes: list[ClassChange] = [
+        {"name": names[label], "checkpoint": before, "file": after, "change": after - before}
+        for label, (before, after) in side_by_side(ours.classes, theirs.classes).items()
+    ]
+    images: list[ImageChange] = [
+        {"image": Path(file).name, "checkpoint": before, "file": after, "change": after - before}
+        for file, (before, after) in side_by_side(ours.images, theirs.images).items()
+    ]
     return Accuracy(
-        "failed" if reason else "warning" if note else "passed", reason, note, images=len(ours.images),
-        checkpoint_map50_95=ours.map50_95, checkpoint_map50=ours.map50, map50_95=theirs.map50_95, map50=theirs.map50,
-        retained=retained, passes_at=passes, warns_at=warns,
-        classes=changes("name", {names[c]: ap for c, ap in ours.classes.items()},
-                        {names[c]: ap for c, ap in theirs.classes.items()}),
-        worst_images=changes("image", ours.images, theirs.images)[:WORST],
-    )  # fmt: skip
+        verdict,
+        reason,
+        note,
+        images=len(ours.images),
+        checkpoint_map50_95=ours.map50_95,
+        checkpoint_map50=ours.map50,
+        map50_95=theirs.map50_95,
+        map50=theirs.map50,
+        retained=retained,
+        passes_at=passes,
+        warns_at=warns,
+        classes=sorted(classes, key=lambda row: row["change"]),
+        worst_images=sorted(images, key=lambda row: row["change"])[:WORST],
+    )
 
 
-def changes(key: str, ours: dict[str, float], theirs: dict[str, float]) -> list[dict[str, Any]]:
-    """Both sides' AP50-95 and the change, the largest loss first."""
-    rows = []
-    for name, before in ours.items():
-        after = theirs.get(name, 0.0)
-        said = Path(name).name if key == "image" else name
-        rows.append({key: said, "checkpoint": before, "file": after, "change": after - before})
-    return sorted(rows, key=lambda row: row["change"])
+def side_by_side(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> dict[Key, tuple[float, float]]:
+    """Both values of every key of `ours`; 0 where `theirs` lacks it, such as a class that the file never detects."""
+    return {key: (before, theirs.get(key, 0.0)) for key, before in ours.items()}

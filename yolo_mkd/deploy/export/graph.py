@@ -1,4 +1,4 @@
-"""An exported ONNX graph: where its head's decode begins, which block an operator is of, and what its metadata say."""
+"""Exported ONNX graphs: the start of the head's decode, an operator's block, FP16 conversion and metadata."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PREPROCESS = {
 
 
 def decode_nodes(graph: Any) -> tuple[set[str], set[str]]:
-    """Find a detector's last weighted operators, and what turns their outputs into boxes and scores.
+    """Find a detector's last weighted operators, and the nodes that decode their outputs into boxes and scores.
 
     Args:
         graph: of the ONNX model.
 
     Returns:
-        Names of the last weighted nodes, and of every node behind them; a distribution's expectation (DFL) counts as
-        decode.
+        Names of the last weighted nodes, and of every node after them; the expectation of a distribution (DFL) belongs
+        to the decode.
 
     Raises:
-        Failed: the nodes have no names, so that none can be told apart.
+        Failed: the nodes have no names.
     """
     if any(not node.name for node in graph.node):
         raise Failed("the exported graph has nodes without names: export with simplify=True, which is the default")
@@ -40,13 +40,13 @@ def decode_nodes(graph: Any) -> tuple[set[str], set[str]]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     weighted = {node.name: node for node in graph.node if node.op_type in WEIGHTED and "/dfl/" not in node.name}
-    behind = {name: descendants(node, readers) for name, node in weighted.items()}
-    last = {name for name, after in behind.items() if not after & set(weighted)}
-    return last, set().union(*(behind[name] for name in last))
+    after = {name: descendants(node, readers) for name, node in weighted.items()}
+    last = {name for name, names in after.items() if not names & set(weighted)}
+    return last, set().union(*(after[name] for name in last))
 
 
 def descendants(node: Any, readers: dict[str, list[Any]]) -> set[str]:
-    """Names of all nodes that an output of this one reaches."""
+    """Names of all nodes that depend on an output of this one."""
     found: set[str] = set()
     waiting = [node]
     while waiting:
@@ -58,16 +58,16 @@ def descendants(node: Any, readers: dict[str, list[Any]]) -> set[str]:
     return found
 
 
-def block(name: str) -> int | None:
+def block_index(name: str) -> int | None:
     """The index of the model's layer that a node belongs to, from its name such as /model.4/cv1/conv/Conv."""
     found = re.match(r"/model\.(\d+)/", name)
     return int(found[1]) if found else None
 
 
-def half(source: Path, target: Path) -> None:
+def convert_to_fp16(source: Path, target: Path) -> None:
     """Convert an ONNX file to FP16 weights and arithmetic, with float input and output and the decode in float.
 
-    Ultralytics converts the decode too, and FP16 holds pixels from 512 to 1024 in steps of 0.5.
+    Ultralytics converts the decode too, and FP16 resolves pixels from 512 to 1024 in steps of 0.5 only.
     """
     import onnx
     from onnx.utils import Extractor
@@ -76,29 +76,29 @@ def half(source: Path, target: Path) -> None:
     model = onnx.load(source)
     last, _ = decode_nodes(model.graph)
     border = [name for node in model.graph.node if node.name in last for name in node.output]
-    parts = Extractor(onnx.shape_inference.infer_shapes(model))
-    whole = convert_float_to_float16(
-        parts.extract_model([i.name for i in model.graph.input], border), keep_io_types=True
+    extractor = Extractor(onnx.shape_inference.infer_shapes(model))
+    converted = convert_float_to_float16(
+        extractor.extract_model([i.name for i in model.graph.input], border), keep_io_types=True
     )
-    decode = parts.extract_model(border, [o.name for o in model.graph.output]).graph
-    held = {tensor.name for tensor in whole.graph.initializer}
-    whole.graph.node.extend(decode.node)
-    whole.graph.initializer.extend(tensor for tensor in decode.initializer if tensor.name not in held)
-    del whole.graph.output[:]
-    whole.graph.output.extend(model.graph.output)
-    del whole.metadata_props[:]
-    whole.metadata_props.extend(model.metadata_props)
-    onnx.save(whole, target)
+    decode = extractor.extract_model(border, [o.name for o in model.graph.output]).graph
+    held = {tensor.name for tensor in converted.graph.initializer}
+    converted.graph.node.extend(decode.node)
+    converted.graph.initializer.extend(tensor for tensor in decode.initializer if tensor.name not in held)
+    del converted.graph.output[:]
+    converted.graph.output.extend(model.graph.output)
+    del converted.metadata_props[:]
+    converted.metadata_props.extend(model.metadata_props)
+    onnx.save(converted, target)
 
 
-def stamp(path: Path, about: dict[str, Any]) -> None:
-    """Write what yolo-mkd knows of an exported file into its metadata, under keys that begin with yolo_mkd.
+def write_metadata(path: Path, facts: dict[str, Any]) -> None:
+    """Write facts about an exported file into its metadata, with the prefix yolo_mkd.
 
     Args:
         path: an .onnx file, or a folder with a metadata.yaml.
-        about: the keys without their beginning; values that are no text are written as JSON.
+        facts: keys without the prefix; values other than text are written as JSON, None is left out.
     """
-    values = {f"yolo_mkd.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in about.items() if v is not None}
+    values = {f"yolo_mkd.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in facts.items() if v is not None}
     if path.is_dir():
         import yaml
 

@@ -1,7 +1,7 @@
-"""INT8 as an ONNX file with Q/DQ pairs, calibrated on training images; the form that every TensorRT reads.
+"""INT8 as an ONNX file with Q/DQ pairs, calibrated on training images: the form that every TensorRT supports.
 
 Ultralytics' own quantize=8 calibrates on the val split, which mAP is measured on, with one scale per tensor and
-asymmetric activations, which TensorRT refuses, and it quantises the head's last convolutions.
+asymmetric activations, which TensorRT rejects, and it quantises the head's last convolutions.
 """
 
 from __future__ import annotations
@@ -11,29 +11,42 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from yolo_mkd import report
 from yolo_mkd.deploy.export.graph import WEIGHTED, decode_nodes
 from yolo_mkd.deploy.images import read_image, split_images
 from yolo_mkd.settings import BadInput
 
-FEWEST = 8  # ours: fewer images give no range of values
+FEWEST = 8  # our choice: fewer images do not give a reliable range of values
 
 
-class Letterboxed:
-    """Feeds ONNX Runtime's calibration one letterboxed image after the other."""
+class CalibrationFacts(TypedDict):
+    """The calibration, for the report and the file's metadata."""
+
+    split: str
+    images: int
+    of: int  # images of the train split
+    left_out: int  # val or test images that the train split contains too
+    seed: int
+    list_sha256: str  # of the chosen images' names and hashes
+    method: str
+
+
+class CalibrationReader:
+    """Provides letterboxed images to ONNX Runtime's calibration, one at a time."""
 
     def __init__(self, pictures: Sequence[Path], imgsz: tuple[int, int], name: str):
-        self.name, self.tensors = name, letterboxed(pictures, imgsz)
+        self.name, self.tensors = name, letterboxed_tensors(pictures, imgsz)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next input, or None."""
+        """The next input, or None at the end."""
         tensor = next(self.tensors, None)
         return None if tensor is None else {self.name: tensor}
 
 
-def letterboxed(pictures: Sequence[Path], imgsz: tuple[int, int]) -> Iterator[Any]:
-    """Images as the network sees them in predict: 1 3 H W float32, RGB in 0..1."""
+def letterboxed_tensors(pictures: Sequence[Path], imgsz: tuple[int, int]) -> Iterator[Any]:
+    """Images as the network's inputs in predict: 1 3 H W float32, RGB in 0..1."""
     import numpy as np
 
     from yolo_mkd.host.scoring import letterbox
@@ -43,16 +56,16 @@ def letterboxed(pictures: Sequence[Path], imgsz: tuple[int, int]) -> Iterator[An
         yield np.ascontiguousarray(planes, dtype=np.float32) / np.float32(255)
 
 
-def calibration_images(data: str, count: int, seed: int) -> tuple[list[Path], dict[str, Any]]:
-    """Choose training images to calibrate on: none that is a val or test image too, by its path or by its bytes.
+def calibration_images(data: str, count: int, seed: int) -> tuple[list[Path], CalibrationFacts]:
+    """Choose training images for calibration, without those that are val or test images too, by path or by bytes.
 
     Args:
         data: the data set's YAML.
-        count: how many, if there are so many.
-        seed: of the choice.
+        count: how many, at most.
+        seed: for the choice.
 
     Returns:
-        The images, and the facts for the report: split, images, of, left_out, seed, and a hash of the list.
+        The images, and the facts for the report.
 
     Raises:
         BadInput: too few images of the train split are left.
@@ -67,33 +80,28 @@ def calibration_images(data: str, count: int, seed: int) -> tuple[list[Path], di
     left_out = 0
     for picture in random.Random(seed).sample(sorted(train), len(train)):
         twins = sizes.get(picture.stat().st_size, [])
-        if picture.resolve() in places or (twins and digest(picture) in map(digest, twins)):
+        if picture.resolve() in places or (twins and report.sha256(picture) in map(report.sha256, twins)):
             left_out += 1
         elif len(chosen) < count:
             chosen.append(picture)
     if len(chosen) < FEWEST:
         raise BadInput(
-            f"data={data}: {len(chosen)} training images can calibrate INT8, {left_out} are val or test images too: "
-            f"give a data set with at least {FEWEST} training images of its own"
+            f"data={data} has {len(chosen)} training images for INT8 calibration ({left_out} more are val or test "
+            f"images too): give a data set with at least {FEWEST} that are only in its train split"
         )
-    listed = "\n".join(f"{digest(p)}  {p.name}" for p in chosen)
+    listed = "\n".join(f"{report.sha256(p)}  {p.name}" for p in chosen)
     return chosen, {
         "split": "train",
         "images": len(chosen),
         "of": len(train),
-        "left_out": left_out,  # val or test images that the train split holds too
+        "left_out": left_out,
         "seed": seed,
         "list_sha256": hashlib.sha256(listed.encode()).hexdigest(),
         "method": "minmax, symmetric, weights per channel; last convolutions and decode in float",
     }
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def quantise(
+def quantise_to_int8(
     source: Path,
     target: Path,
     pictures: Sequence[Path],
@@ -101,7 +109,7 @@ def quantise(
     int8_weights: bool = True,
     nodes: Sequence[str] | None = None,
 ) -> None:
-    """Write an INT8 copy of a float ONNX file: Q/DQ pairs around its weighted operators but the head's last.
+    """Write an INT8 copy of a float ONNX file, with Q/DQ pairs around its weighted operators except the head's last.
 
     Args:
         source: the float file.
@@ -109,7 +117,7 @@ def quantise(
         pictures: the images to calibrate on.
         imgsz: height and width [pixels].
         int8_weights: store weights as INT8; otherwise as float with a Q/DQ pair, which TensorRT before 10 needs.
-        nodes: quantise these operators alone; by default all that may be.
+        nodes: quantise only these operators; by default all of `quantisable_nodes`.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -117,24 +125,33 @@ def quantise(
     graph = onnx.load(source).graph
     last, decode = decode_nodes(graph)
     level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # ONNX Runtime advises its own preprocessing at every call
+    logging.getLogger().setLevel(logging.ERROR)  # ONNX Runtime recommends its own preprocessing at every call
     try:
         quantize_static(
-            source, target, Letterboxed(pictures, imgsz, graph.input[0].name), quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(WEIGHTED), per_channel=True, activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8, nodes_to_quantize=None if nodes is None else list(nodes),
-            nodes_to_exclude=sorted(last | decode), calibrate_method=CalibrationMethod.MinMax,
-            extra_options={  # what TensorRT reads: no zero points, no INT32 bias
-                "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
+            source,
+            target,
+            CalibrationReader(pictures, imgsz, graph.input[0].name),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(WEIGHTED),
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=None if nodes is None else list(nodes),
+            nodes_to_exclude=sorted(last | decode),
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={  # as TensorRT requires: no zero points, no INT32 bias
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
                 "AddQDQPairToWeight": not int8_weights,
             },
-        )  # fmt: skip
+        )
     finally:
         logging.getLogger().setLevel(level)
 
 
-def quantisable(source: Path) -> list[str]:
-    """Names of the operators that `quantise` quantises by default."""
+def quantisable_nodes(source: Path) -> list[str]:
+    """Names of the operators that `quantise_to_int8` quantises by default."""
     import onnx
 
     graph = onnx.load(source).graph

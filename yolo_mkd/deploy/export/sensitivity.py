@@ -1,74 +1,83 @@
-"""Which block of a network loses how much to INT8: each is quantised alone, and mAP is measured."""
+"""The loss of mAP that each block of a network has in INT8: each is quantised alone, and mAP is measured."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
-from yolo_mkd.deploy.check.accuracy import measure
-from yolo_mkd.deploy.export.graph import block, stamp
-from yolo_mkd.deploy.export.int8 import quantisable, quantise
-from yolo_mkd.deploy.images import split_images, spread
+from yolo_mkd import report
+from yolo_mkd.deploy.check.accuracy import measure_map
+from yolo_mkd.deploy.export.graph import block_index, write_metadata
+from yolo_mkd.deploy.export.int8 import quantisable_nodes, quantise_to_int8
+from yolo_mkd.deploy.images import evenly_spaced, split_images
 
 
-def scan(
+class BlockSensitivity(TypedDict):
+    """The mAP with one block in INT8."""
+
+    block: int
+    kind: str  # the class of the block, such as C3k2
+    operators: int
+    map50_95: float
+    change: float  # from the float file's
+
+
+class Sensitivity(TypedDict):
+    """The mAP with each block in INT8 alone, the largest loss first."""
+
+    images: int
+    map50_95: float  # of the float file
+    blocks: list[BlockSensitivity]
+
+
+def measure_sensitivity(
     source: Path,
     pictures: Sequence[Path],
     imgsz: tuple[int, int],
     data: str,
     kinds: dict[int, str],
     count: int | None = None,
-) -> dict[str, Any]:
-    """Quantise one block at a time and measure what mAP50-95 changes by.
+) -> Sensitivity:
+    """Quantise one block at a time and measure the change of mAP50-95.
 
     Args:
         source: the float ONNX file.
         pictures: the images to calibrate on.
         imgsz: height and width [pixels].
         data: the data set to measure on.
-        kinds: what each block is, by its index.
-        count: measure on this many val images, evenly spread; by default on all.
-
-    Returns:
-        images, map50_95 of the float file, and `blocks`: block, kind, operators, map50_95, change;
-        the largest loss first.
+        kinds: the class of each block, by its index.
+        count: measure on this many evenly spaced val images; by default on all.
     """
     groups: dict[int, list[str]] = {}
-    for name in quantisable(source):
-        if (index := block(name)) is not None:
+    for name in quantisable_nodes(source):
+        if (index := block_index(name)) is not None:
             groups.setdefault(index, []).append(name)
-    rows = []
+    rows: list[BlockSensitivity] = []
     with tempfile.TemporaryDirectory() as folder:
-        data = fewer(data, count, Path(folder)) if count else data
-        scores = measure(source, data)
+        data = val_subset(data, count, Path(folder)) if count else data
+        scores = measure_map(source, data)
         before = scores.map50_95
-        trial = Path(folder) / source.name
+        quantised = Path(folder) / source.name
         for index, nodes in sorted(groups.items()):
-            print(f"block {index:<4}{kinds.get(index, '')}, {len(nodes)} operators in INT8")
-            quantise(source, trial, pictures, imgsz, nodes=nodes)
-            stamp(trial, {"precision": "int8"})
-            after = measure(trial, data).map50_95
-            rows.append(
-                {
-                    "block": index,
-                    "kind": kinds.get(index, ""),
-                    "operators": len(nodes),
-                    "map50_95": after,
-                    "change": after - before,
-                }
-            )
+            kind = kinds.get(index, "")
+            print(f"block {index:<4}{kind}, {len(nodes)} operators in INT8")
+            quantise_to_int8(source, quantised, pictures, imgsz, nodes=nodes)
+            write_metadata(quantised, {"precision": "int8"})
+            after = measure_map(quantised, data).map50_95
+            change = after - before
+            rows.append({"block": index, "kind": kind, "operators": len(nodes), "map50_95": after, "change": change})
     return {"images": len(scores.images), "map50_95": before, "blocks": sorted(rows, key=lambda row: row["change"])}
 
 
-def fewer(data: str, count: int, folder: Path) -> str:
-    """Write a data set's YAML whose val split is some images of another's, where they are."""
+def val_subset(data: str, count: int, folder: Path) -> str:
+    """Write the YAML of a data set whose val split is `count` images of another data set's; no image is copied."""
     from yolo_mkd import host
 
-    chosen = spread(split_images("data", data, "val"), count)
+    chosen = evenly_spaced(split_images("data", data, "val"), count)
     (folder / "val.txt").write_text("\n".join(str(p.resolve()) for p in chosen), encoding="utf-8")
     file = folder / "data.yaml"
     names = dict(host.check_data(data, fetch=False)["names"])
@@ -77,12 +86,11 @@ def fewer(data: str, count: int, folder: Path) -> str:
     return str(file)
 
 
-def table(found: dict[str, Any]) -> str:
-    """Lay a scan out for people, the largest loss first."""
-    lines = [f"INT8, one block at a time; in float mAP50-95 is {found['map50_95']:.4f} on {found['images']} images"]
-    lines += [f"{'block':>7}  {'kind':<16}{'operators':>9}{'mAP50-95':>10}{'change':>9}"]
-    lines += [
-        f"{row['block']:>7}  {row['kind']:<16}{row['operators']:>9}{row['map50_95']:>10.4f}{row['change']:>+9.4f}"
+def sensitivity_text(found: Sensitivity) -> str:
+    """The measured blocks as a text table, the largest loss first."""
+    rows = [
+        [row["block"], row["kind"], row["operators"], f"{row['map50_95']:.4f}", f"{row['change']:+.4f}"]
         for row in found["blocks"]
     ]
-    return "\n".join(lines)
+    title = f"INT8, one block at a time; in float mAP50-95 is {found['map50_95']:.4f} on {found['images']} images"
+    return f"{title}\n{report.table(rows, ['block', 'kind', 'operators', 'mAP50-95', 'change'])}"

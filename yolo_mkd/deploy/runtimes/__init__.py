@@ -1,41 +1,24 @@
-"""Run an exported detector with the runtime of its format: ONNX Runtime, OpenVINO or NCNN. One file a runtime.
+"""Run an exported detector with the runtime of its format: ONNX Runtime, OpenVINO or NCNN, one file each.
 
-TensorRT engines run on the device that built them, with the bundle's own scripts (yolo_mkd/edge).
+TensorRT engines run on the device that built them, with the scripts of a bundle (yolo_mkd/edge).
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from yolo_mkd.deploy.exported_model import ExportedModel, format_of
+from yolo_mkd.deploy.exported_model import format_of
+from yolo_mkd.deploy.runtimes.base import Inference, Runtime, Tensor
+from yolo_mkd.deploy.runtimes.ncnn import NCNN
+from yolo_mkd.deploy.runtimes.onnx_runtime import ONNXRuntime, ONNXRuntimeIOBinding
+from yolo_mkd.deploy.runtimes.openvino import OpenVINO
+from yolo_mkd.edge.onnx_runtime import physical_cores
 from yolo_mkd.settings import BadInput
 
-Tensor = NDArray[np.float32]  # 1 3 H W, RGB, 0..1
-Inference = tuple[NDArray[Any], dict[str, float]]  # the head's output, milliseconds by segment
+__all__ = ["Inference", "Runtime", "Tensor", "cuda_index", "open_runtime", "physical_cores"]
 
 
-class Backend(Protocol):
-    """An opened file, ready to run."""
-
-    artefact: ExportedModel
-    provider: str  # the one really used: CPUExecutionProvider, CUDAExecutionProvider, OpenVINO CPU, ncnn CPU
-    accelerator: str | None  # the GPU's name; None on the processor
-    arithmetic: str  # what it computes in, which can be less than the file's precision
-    threads: int | None  # within an inference; None on a GPU
-    segments: tuple[str, ...]  # compute; on a GPU h2d, compute, d2h
-    load_ms: float
-    versions: dict[str, str]
-
-    def infer(self, tensor: Tensor) -> Inference:
-        """Run one image: the head's output, valid until the next call, and the milliseconds of each segment."""
-
-
-def open_backend(path: str | Path, threads: int | None = None, device: str = "cpu") -> Backend:
+def open_runtime(path: str | Path, threads: int | None = None, device: str = "cpu") -> Runtime:
     """Open an exported file with the runtime of its format.
 
     Args:
@@ -45,42 +28,29 @@ def open_backend(path: str | Path, threads: int | None = None, device: str = "cp
 
     Raises:
         BadInput: the file or the device cannot be used, or the runtime is not installed.
-        Failed: the runtime runs the file elsewhere than asked.
+        Failed: the runtime uses another device than requested.
     """
     path = Path(path)
-    kind = format_of("model", path)
-    if kind == "engine":
+    format = format_of("model", path)
+    if format == "engine":
         raise BadInput(
-            f"{path.name} runs only where it was built: time it there with the bundle's time.py "
+            f"{path.name} runs only on the device that built it: time it there with the bundle's time.py "
             "(yolo-mkd bundle), or with trtexec and yolo-mkd time log="
         )
-    if device != "cpu" and not (kind == "onnx" and cuda_index(device) is not None):
-        choice = "cpu or cuda:0" if kind == "onnx" else "cpu"
+    gpu = cuda_index(device) if format == "onnx" else None
+    if device != "cpu" and gpu is None:
+        choice = "cpu or cuda:0" if format == "onnx" else "cpu"
         raise BadInput(f"device={device} cannot run {path.name}: use device={choice}")
-    if kind == "onnx":
-        from yolo_mkd.deploy.runtimes import onnx_runtime
-
-        if device != "cpu":
-            return onnx_runtime.BoundSession(path, "CUDAExecutionProvider", "cuda", cuda_index(device) or 0)
-        return onnx_runtime.Session(path, threads or physical_cores())
-    if kind == "openvino":
-        from yolo_mkd.deploy.runtimes.openvino import OpenVINO
-
+    if gpu is not None:
+        return ONNXRuntimeIOBinding(path, "CUDAExecutionProvider", "cuda", gpu)
+    if format == "onnx":
+        return ONNXRuntime(path, threads or physical_cores())
+    if format == "openvino":
         return OpenVINO(path, threads or physical_cores())
-    from yolo_mkd.deploy.runtimes.ncnn import Ncnn
-
-    return Ncnn(path, threads or 1)  # more threads than idle cores slow it down thirtyfold: OpenMP spins
+    return NCNN(path, threads or 1)  # more threads than idle cores slow it down thirtyfold: OpenMP spins
 
 
 def cuda_index(device: str) -> int | None:
     """The number in cuda:0; plain cuda is the first; None for another device."""
     name, _, index = str(device).partition(":")
     return int(index or 0) if name == "cuda" and (index.isdecimal() or not index) else None
-
-
-def physical_cores() -> int:
-    """Count the physical cores this process may use; hyper-threads of one core count once."""
-    if not hasattr(os, "sched_getaffinity"):  # not Linux
-        return os.cpu_count() or 1
-    places = [Path(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") for n in os.sched_getaffinity(0)]
-    return len({p.read_text() if p.exists() else str(p) for p in places})

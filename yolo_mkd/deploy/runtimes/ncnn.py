@@ -8,24 +8,24 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from yolo_mkd.deploy import exported_model as artefact
-from yolo_mkd.deploy.runtimes import Inference, Tensor
+from yolo_mkd.deploy.exported_model import model_file, read_exported_model, validate_shapes
+from yolo_mkd.deploy.runtimes.base import Inference, Tensor
 from yolo_mkd.settings import BadInput, Failed
 
 
-class Ncnn:
-    """A loaded net."""
+class NCNN:
+    """A loaded NCNN net."""
 
     segments: tuple[str, ...] = ("compute",)
     accelerator: str | None = None
     provider = "ncnn CPU"
 
     def __init__(self, path: Path, threads: int) -> None:
-        """Load a folder's net and run it once, since only that tells its output's shape.
+        """Load a folder's net and run it once, since only a run determines the shape of its output.
 
         Args:
             path: the *_ncnn_model folder.
-            threads: of OpenMP.
+            threads: for OpenMP.
 
         Raises:
             BadInput: ncnn is missing or cannot load the folder, or its output does not fit its metadata.
@@ -34,8 +34,8 @@ class Ncnn:
             import ncnn
         except ImportError as error:
             raise BadInput(f"{path.name} needs ncnn: pip install ncnn") from error
-        about = artefact.read(path)
-        files = [artefact.model_file(path, suffix) for suffix in (".param", ".bin")]
+        about = read_exported_model(path)
+        files = [model_file(path, suffix) for suffix in (".param", ".bin")]
         self.library, self.net = ncnn, ncnn.Net()
         self.net.opt.num_threads = threads
         self.net.opt.use_vulkan_compute = False
@@ -44,22 +44,22 @@ class Ncnn:
             raise BadInput(f"{path.name} cannot be loaded by ncnn: export it again")
         self.load_ms = (perf_counter_ns() - start) / 1e6
         self.threads: int | None = self.net.opt.num_threads
-        # ncnn itself decides, layer by layer, whether the processor has FP16
+        # ncnn uses FP16 in each layer where the processor supports it
         self.arithmetic = "fp16 where the processor has it" if self.net.opt.use_fp16_arithmetic else "fp32"
         self.versions = {"ncnn": ncnn.__version__}
         names = self.net.input_names(), self.net.output_names()
         if [len(found) for found in names] != [1, 1]:
-            raise BadInput(f"{path.name} has inputs and outputs {names}, a detector one of each: export it again")
+            raise BadInput(f"{path.name} has inputs and outputs {names}, but must have one of each: export it again")
         (self.input,), (self.output,) = names
         given = (1, 3, *about.imgsz)
         shape = self.infer(np.zeros(given, np.float32))[0].shape
-        self.artefact = artefact.agreed(replace(about, output=shape), given)
+        self.model = validate_shapes(replace(about, output=shape), given)
 
     def infer(self, tensor: Tensor) -> Inference:
         """Run one image.
 
         Raises:
-            Failed: ncnn gave up.
+            Failed: ncnn returned an error.
         """
         start = perf_counter_ns()
         with self.net.create_extractor() as extractor:
@@ -68,4 +68,4 @@ class Ncnn:
             milliseconds = (perf_counter_ns() - start) / 1e6
             if code:
                 raise Failed(f"ncnn could not run the net (code {code}): export it again")
-            return np.array(output)[None], {"compute_ms": milliseconds}
+            return np.array(output)[None], {"compute": milliseconds}

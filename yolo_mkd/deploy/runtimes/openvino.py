@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from time import perf_counter_ns
 
-from yolo_mkd.deploy import exported_model as artefact
-from yolo_mkd.deploy.runtimes import Inference, Tensor
+from yolo_mkd.deploy.exported_model import model_file, read_exported_model
+from yolo_mkd.deploy.runtimes.base import Inference, Tensor
 from yolo_mkd.settings import BadInput, Failed
 
-USUAL = {"f32": "fp32", "f16": "fp16"}  # OpenVINO's names -> ours
+PRECISION_NAMES = {"f32": "fp32", "f16": "fp16"}  # OpenVINO's names -> ours
 
 
 class OpenVINO:
-    """A compiled model and its one request."""
+    """A compiled OpenVINO model with one inference request."""
 
     segments: tuple[str, ...] = ("compute",)
     accelerator: str | None = None
@@ -23,23 +23,23 @@ class OpenVINO:
 
         Args:
             path: the *_openvino_model folder.
-            threads: of the processor.
+            threads: on the processor.
 
         Raises:
             BadInput: OpenVINO is missing or cannot load the folder.
-            Failed: it runs elsewhere than on the processor, or with another number of threads.
+            Failed: it uses another device or another number of threads.
         """
         try:
             import openvino
         except ImportError as error:
             raise BadInput(f"{path.name} needs OpenVINO: pip install openvino") from error
-        self.artefact = artefact.read(path)
+        self.model = read_exported_model(path)
         start = perf_counter_ns()
         # LATENCY is what benchmark_app -hint latency and Ultralytics use; OpenVINO's default is for throughput.
-        # f32 is what the check measures: left alone, a processor that has bf16 computes in it, even an FP32 file
+        # f32 as in the check: by default OpenVINO uses bf16 where the processor has it, even for an FP32 file
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         try:
-            compiled = openvino.Core().compile_model(artefact.model_file(path, ".xml"), "CPU", config)
+            compiled = openvino.Core().compile_model(model_file(path, ".xml"), "CPU", config)
         except RuntimeError as error:
             cause = " ".join(str(error).split())[:160]
             raise BadInput(f"{path.name} cannot be loaded by OpenVINO ({cause}): export it again") from error
@@ -51,8 +51,8 @@ class OpenVINO:
                 f"OpenVINO runs {path.name} on {devices} with {self.threads} threads, not on CPU with {threads}"
             )
         self.provider = "OpenVINO CPU"
-        kind = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.arithmetic = USUAL.get(kind, kind)
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.arithmetic = PRECISION_NAMES.get(precision, precision)
         self.versions = {"openvino": str(openvino.__version__)}
         self.request = compiled.create_infer_request()
 
@@ -61,4 +61,4 @@ class OpenVINO:
         start = perf_counter_ns()
         self.request.infer({0: tensor}, share_inputs=True, share_outputs=True)
         milliseconds = (perf_counter_ns() - start) / 1e6
-        return self.request.get_output_tensor(0).data, {"compute_ms": milliseconds}
+        return self.request.get_output_tensor(0).data, {"compute": milliseconds}

@@ -1,30 +1,46 @@
-"""Time an exported detector on this machine: one image at a time, every sample kept, each segment apart.
+"""Timing of an exported detector on this machine: one image at a time, every sample kept, each segment separately.
 
-What is timed, its statistics and its drift are the same code that travels in a bundle (yolo_mkd/edge), so that a
-report of this machine and one of a device mean the same.
+The timed pipeline, its statistics and its test for drift are the modules that a bundle contains (yolo_mkd/edge), so
+that a report of this machine and one of a device can be compared.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from yolo_mkd import report
-from yolo_mkd.deploy.exported_model import identity
-from yolo_mkd.deploy.images import find_images, read_image, spread
-from yolo_mkd.deploy.runtimes import Backend, open_backend
-from yolo_mkd.deploy.time.measure import Picture, in_turn, segments_of, synthetic_picture
-from yolo_mkd.deploy.time.watch import Watch
-from yolo_mkd.edge.boxes import CONF, NMS_IOU
-from yolo_mkd.edge.health import health
-from yolo_mkd.edge.samples import FLOORS, drift, percentile_key, statistics
-from yolo_mkd.edge.time import measure, warm_up
-from yolo_mkd.settings import BadInput
+from yolo_mkd.deploy.exported_model import file_identity
+from yolo_mkd.deploy.images import evenly_spaced, find_images, read_image
+from yolo_mkd.deploy.numbers import require_number
+from yolo_mkd.deploy.runtimes import Runtime, open_runtime
+from yolo_mkd.deploy.time.monitor import MachineMonitor
+from yolo_mkd.deploy.time.synthetic import Picture, synthetic_picture
+from yolo_mkd.edge import measure
+from yolo_mkd.edge.health import device_health
+from yolo_mkd.edge.measure import TimedRun, TimeReport
+from yolo_mkd.edge.samples import drift
+from yolo_mkd.edge.time_table import segment_lines, start_lines, threads_text
+
+__all__ = ["LocalTimeReport", "time"]
+
+
+class LocalTimeReport(TimeReport):
+    """best.time.json, without the schema, versions and machine that every report has."""
+
+    note: str
+
+
+@dataclass(frozen=True)
+class TimedImages:
+    """The pictures to run on, and their description for the report, with a hash of their pixels."""
+
+    pictures: list[Picture]
+    description: str
 
 
 def time(
@@ -35,137 +51,122 @@ def time(
     threads: int | None = None,
     device: str = "cpu",
     json: str | Path | None = None,
-) -> dict[str, Any]:
+) -> LocalTimeReport:
     """Time an exported detector on this machine, from an image in memory to its boxes.
 
     Args:
         model: the .onnx file, the *_openvino_model or the *_ncnn_model folder.
-        images: a folder, a file or a list of files to run on, at most 32, in turn.
+        images: a folder, a file or a list of files to run on in turn, at most 32.
         data: a data.yaml whose val images to run on; without both, one synthetic picture of 640 x 480.
-        duration: how long to measure after the warm-up [s]; 600 is what MLPerf's single stream asks.
+        duration: length of the measurement after the warm-up [s]; MLPerf's single-stream scenario takes 600.
         threads: within an inference, by default the physical cores this process may use, for NCNN one.
-        device: cpu, or cuda:0 for an .onnx file; transfers are then segments of their own.
+        device: cpu, or cuda:0 for an .onnx file; transfers are then separate segments.
         json: the report's file, by default best.time.json beside best.onnx, best_ncnn_model.time.json beside a folder.
 
     Returns:
-        The figures of the report, with every sample [ms] under `samples_ms`. `end_to_end` holds also the microseconds
-        between the segments.
+        The figures of the report, with every sample [ms] under `samples_ms`. `end_to_end` also includes the
+        microseconds between the segments.
 
     Raises:
-        BadInput: an argument cannot work, or the runtime is not installed.
-        Failed: the runtime runs the file elsewhere than asked.
+        BadInput: an argument is invalid, or the runtime is not installed.
+        Failed: the runtime uses another device than requested.
     """
     path = Path(model)
-    check_numbers(duration, threads)
-    given = images is not None or data is not None
-    place = data or (images if isinstance(images, str | Path) else "a list")
-    files = spread(find_images(images, data)) if given else []
-    # R G B, as a bundle reads its own
-    pictures = [np.ascontiguousarray(read_image(p)[..., ::-1]) for p in files] or [synthetic_picture()]
-    which = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()[:8]
-    backend = open_backend(path, threads, device)
-    print(f"timing {path} on {backend.provider}, {threads_text(backend)}: warm-up, then {duration:g} s")
-    about = {
-        **identity(path),
-        "note": f"times of this machine's {'CPU' if device == 'cpu' else 'GPU'}, not of a Jetson or any other device",
-        "images": f"{len(pictures)} of {Path(place).name} ({which})" if given else "one synthetic picture of 640 x 480",
-    }
-    figures = about | measured(backend, pictures, duration, Watch())
+    require_number("duration", duration, above=0, example=60)
+    if threads is not None:
+        require_number("threads", threads, whole=True, at_least=1, example=1)
+    timed_images = load_images(images, data)
+    runtime = open_runtime(path, threads, device)
+    place = "on the GPU" if runtime.threads is None else f"{runtime.threads} thread(s)"
+    print(f"timing {path} on {runtime.provider}, {place}: warm-up, then {duration:g} s")
+    note = f"times of this machine's {'CPU' if device == 'cpu' else 'GPU'}, not of a Jetson or any other device"
+    figures = measure_report(path, note, runtime, timed_images, duration, MachineMonitor())
     target = json or (path.parent / f"{path.name.removesuffix('.onnx')}.time.json")
-    written = report.write(target, "time", figures)
-    print(table(figures), f"report    {written}", sep="\n")
+    written = report.write(target, "time", dict(figures))
+    print(report_text(figures), f"report    {written}", sep="\n")
     return figures
 
 
-def measured(backend: Backend, pictures: Sequence[Picture], duration: float, watch: Watch) -> dict[str, Any]:
-    """Warm up, measure, and put the figures together.
+def load_images(images: str | Path | Sequence[str | Path] | None, data: str | Path | None) -> TimedImages:
+    """Read at most 32 of the images that `images=` or `data=` names, or generate one; RGB, as a bundle reads its own.
+
+    Raises:
+        BadInput: no image is found, or one cannot be read.
+    """
+    if images is None and data is None:
+        return TimedImages([synthetic_picture()], "one synthetic picture of 640 x 480")
+    place = data or (images if isinstance(images, str | Path) else "a list")
+    files = evenly_spaced(find_images(images, data))
+    pictures = [np.ascontiguousarray(read_image(file)[..., ::-1]) for file in files]
+    pixels_hash = hashlib.sha256(b"".join(picture.tobytes() for picture in pictures)).hexdigest()[:8]
+    return TimedImages(pictures, f"{len(pictures)} of {Path(place).name} ({pixels_hash})")
+
+
+def measure_report(
+    path: Path, note: str, runtime: Runtime, images: TimedImages, duration: float, monitor: MachineMonitor
+) -> LocalTimeReport:
+    """Warm up, measure, and build the report.
 
     Args:
-        backend: the opened file.
-        pictures: to run on in turn: H W 3, RGB.
-        duration: how long to measure [s].
-        watch: looks at the machine between the runs.
+        path: the exported file.
+        note: a sentence for the reader of the report.
+        runtime: the opened file.
+        images: the pictures to run on in turn.
+        duration: length of the measurement [s].
+        monitor: samples the machine between the runs.
     """
-    import cv2
-
-    artefact, run = backend.artefact, in_turn(backend, pictures, watch)
-    segments = segments_of(backend)
-    first = run(0)
-    warm = warm_up(run)
-    watch.begin()
-    rows = measure(run, duration)
-    watch.end()
-    samples = {name: list(column) for name, column in zip(segments, zip(*rows, strict=True), strict=True)}
-    total = samples["end_to_end"]
-    seen = health([], watch.trace, float(np.mean(total)), watch.sensors.about())
+    timed = measure_samples(runtime, images.pictures, duration, monitor)
+    total = timed.samples["end_to_end"]
+    device = device_health([], monitor.trace, float(np.mean(total)), monitor.sensors.description())
+    device["warnings"] = [*device["warnings"], *monitor.warnings()]
     return {
-        "format": artefact.format,
-        "precision": artefact.precision,
-        "arithmetic": backend.arithmetic,
-        "head": artefact.head,
-        "input": [1, 3, *artefact.imgsz],
-        "output": list(artefact.output),
-        "provider": backend.provider,
-        "accelerator": backend.accelerator,
-        "runtime": backend.versions,
-        "threads": backend.threads,
-        "batch": 1,
-        "streams": 1,
-        "resize": "OpenCV",
-        "opencv_threads": cv2.getNumThreads(),
-        "conf": CONF,
-        "nms_iou": NMS_IOU if artefact.head == "one2many" else None,
-        "load_ms": backend.load_ms,
-        "first_inference_ms": first[segments.index("compute")],
-        "warm_up": warm,
-        "duration_s": sum(total) / 1e3,
-        "segments": {name: statistics(samples[name]) for name in segments},
-        "percentile_floors": {percentile_key(p): n for p, n in FLOORS.items()},
-        "drift": drift(total, watch.causes()),
-        "device": {**seen, "warnings": [*seen["warnings"], *watch.warnings()]},
-        "samples_ms": samples,
+        **file_identity(path),
+        "note": note,
+        "images": images.description,
+        "format": runtime.model.format,
+        **measure.run_figures(runtime.model, runtime, timed),
+        "drift": drift(total, monitor.drift_causes()),
+        "device": device,
+        "samples_ms": timed.samples,
     }
 
 
-def check_numbers(duration: Any, threads: Any) -> None:
-    """Refuse a duration or a number of threads that cannot be."""
-    if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration < math.inf:
-        raise BadInput(f"duration={duration} is no time to measure for: give seconds, such as duration=60")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise BadInput(f"threads={threads} is no number of threads: give 1 or more, or leave it out")
+def measure_samples(
+    runtime: Runtime, pictures: Sequence[Picture], duration: float, monitor: MachineMonitor
+) -> TimedRun:
+    """Run once, warm up, and time the pictures in turn.
+
+    Args:
+        runtime: the opened file.
+        pictures: H W 3, RGB.
+        duration: length of the measurement [s].
+        monitor: samples the machine between the runs.
+    """
+
+    def run(index: int) -> list[float]:
+        monitor.sample_if_due()
+        return measure.run_once(runtime.model, runtime, pictures[index % len(pictures)])
+
+    segments = measure.segments_of(runtime)
+    first = run(0)[segments.index("compute")]
+    warm = measure.warm_up(run)
+    monitor.begin()
+    rows = measure.collect_samples(run, duration)
+    monitor.end()
+    return TimedRun(first, warm, measure.by_segment(segments, rows))
 
 
-def threads_text(backend: Backend) -> str:
-    """The threads, for people."""
-    return "on the GPU" if backend.threads is None else f"{backend.threads} thread(s)"
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Lay the figures out for people."""
-    lines = segment_lines(figures)
-    warm, size = figures["warm_up"], "x".join(map(str, figures["input"]))
-    settled = "settled" if warm["settled"] else f"not settled, varies by {warm['variation_of_last_50']:.1%}"
-    threads = "" if figures["threads"] is None else f", {figures['threads']} thread(s)"
-    lines += [
+def report_text(figures: LocalTimeReport) -> str:
+    """The report as text."""
+    size = "x".join(map(str, figures["input"]))
+    lines = [
+        *segment_lines(figures["segments"], "duration="),
         f"file      {figures['file']}, {figures['bytes'] / 1e6:.1f} MB, {figures['precision']}, input {size}, "
         f"head {figures['head']}",
-        f"run       {figures['provider']}, in {figures['arithmetic']}{threads}, batch 1, on {figures['images']}",
-        f"start     load {figures['load_ms']:.1f} ms, first inference {figures['first_inference_ms']:.1f} ms",
-        f"warm-up   {warm['runs']} runs in {warm['seconds']:.1f} s, {settled}",
-        f"stable    {'yes' if figures['drift']['stable'] else 'NO: ' + figures['drift']['reason']}",
+        f"run       {figures['provider']}, in {figures['arithmetic']}{threads_text(figures['threads'])}, batch 1, "
+        f"on {figures['images']}",
+        *start_lines(figures),
         *(f"warning   {warning}" for warning in figures["device"]["warnings"]),
         f"note      {figures['note']}",
     ]
     return "\n".join(lines)
-
-
-def segment_lines(figures: dict[str, Any]) -> list[str]:
-    """One line of statistics a segment, and what is left out for want of samples."""
-    columns = ["n", "min_ms", "mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "p99_9_ms", "max_ms", "std_ms"]
-    lines = [f"{'':12}" + "".join(f"{c.removesuffix('_ms').replace('_', '.'):>9}" for c in columns) + "  [ms]"]
-    for name, row in figures["segments"].items():
-        cells = ("-" if row[c] is None else f"{row[c]:.3f}" if c != "n" else str(row[c]) for c in columns)
-        lines.append(f"{name:12}" + "".join(f"{cell:>9}" for cell in cells))
-    n = next(iter(figures["segments"].values()))["n"]
-    short = [f"{percentile_key(p)[:-3].replace('_', '.')} needs {floor}" for p, floor in FLOORS.items() if n < floor]
-    return [*lines, f"-: too few samples ({', '.join(short)}); a longer duration= gives them"] if short else lines
