@@ -20,23 +20,25 @@ from typing import Any
 import numpy as np
 
 from yolo_mkd import report
-from yolo_mkd.deploy.exported_model import identity, model_file
-from yolo_mkd.deploy.runtimes import Backend, open_backend
-from yolo_mkd.deploy.time import synthetic_picture
-from yolo_mkd.deploy.time.measure import run_once, segments_of
+from yolo_mkd.deploy.exported_model import file_identity, model_file
+from yolo_mkd.deploy.runtimes import Runtime, open_runtime
+from yolo_mkd.deploy.time.synthetic import synthetic_picture
+from yolo_mkd.edge.measure import run_once, segments_of
 
 HERE = Path(__file__).parent
 THREADS = 1
 AGREED = 0.05
 
 
-def our_block(backend: Backend, seconds: float, pipeline: bool) -> float:
+def our_block(runtime: Runtime, seconds: float, pipeline: bool) -> float:
     """Median compute time [ms] of one block: of inference alone, or as a segment of the whole pipeline."""
-    picture, place = synthetic_picture(), segments_of(backend).index("compute")
-    tensor = np.random.default_rng(0).random((1, 3, *backend.artefact.imgsz), np.float32)
+    picture, place = synthetic_picture(), segments_of(runtime).index("compute")
+    tensor = np.random.default_rng(0).random((1, 3, *runtime.model.imgsz), np.float32)
     times, end = [], perf_counter() + seconds
     while perf_counter() < end:
-        times.append(run_once(backend, picture)[place] if pipeline else backend.infer(tensor)[1]["compute_ms"])
+        times.append(
+            run_once(runtime.model, runtime, picture)[place] if pipeline else runtime.infer(tensor)[1]["compute"]
+        )
     return float(np.median(times))
 
 
@@ -68,7 +70,7 @@ def benchmark_app_block(folder: Path) -> Callable[[float], float]:
     def block(seconds: float) -> float:
         with tempfile.TemporaryDirectory() as place:
             config = Path(place) / "config.json"  # -nthreads goes with no -hint
-            settings = {"INFERENCE_NUM_THREADS": str(THREADS), "INFERENCE_PRECISION_HINT": "f32"}  # as our backend
+            settings = {"INFERENCE_NUM_THREADS": str(THREADS), "INFERENCE_PRECISION_HINT": "f32"}  # as our runtime
             config.write_text(json.dumps({"CPU": settings}), encoding="utf-8")
             words = [tool, "-m", model_file(folder, ".xml"), "-d", "CPU", "-hint", "latency", "-api", "sync"]
             words += ["-load_config", config, "-t", max(1, round(seconds))]
@@ -84,11 +86,11 @@ def benchmark_app_block(folder: Path) -> Callable[[float], float]:
 
 def measure_agreement(path: Path, tool: Callable[[float], float], rounds: int, seconds: float) -> dict[str, Any]:
     """Time alternating blocks of the tool, our inference and our pipeline; the ratios are medians over the rounds."""
-    backend = open_backend(path, THREADS)
+    runtime = open_runtime(path, THREADS)
     ways = {
         "tool": tool,
-        "inference": lambda s: our_block(backend, s, pipeline=False),
-        "pipeline": lambda s: our_block(backend, s, pipeline=True),
+        "inference": lambda s: our_block(runtime, s, pipeline=False),
+        "pipeline": lambda s: our_block(runtime, s, pipeline=True),
     }
     for way in ways.values():  # warm-up
         way(1.0)
@@ -98,10 +100,10 @@ def measure_agreement(path: Path, tool: Callable[[float], float], rounds: int, s
             blocks[name].append(ways[name](seconds))
     ratios = {name: np.array(blocks[name]) / np.array(blocks["tool"]) for name in ("inference", "pipeline")}
     return {
-        **identity(path),
-        "provider": backend.provider,
-        "runtime": backend.versions,
-        "arithmetic": backend.arithmetic,
+        **file_identity(path),
+        "provider": runtime.provider,
+        "runtime": runtime.versions,
+        "arithmetic": runtime.arithmetic,
         "threads": THREADS,
         "block_p50_ms": blocks,
         "ratio": {name: float(np.median(r)) for name, r in ratios.items()},

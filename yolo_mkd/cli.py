@@ -124,9 +124,9 @@ def time(*reports: str, **arguments: Any) -> None:
     yolo-mkd time log=trtexec.txt times=times.json
     """
     if reports:
-        from yolo_mkd.deploy.time.compare import compare as compare_reports
+        from yolo_mkd.deploy.time.compare import compare_times
 
-        print(compare_reports(*reports))
+        print(compare_times(*reports))
     elif "log" in arguments:
         from yolo_mkd.deploy.time.trtexec import ingest
 
@@ -153,9 +153,9 @@ def pareto(**arguments: Any) -> None:
     yolo-mkd pareto reports=runs/mkd,device/time.json out=pareto
     """
     from yolo_mkd.deploy.pareto import pareto as run
-    from yolo_mkd.deploy.pareto.tables import table
+    from yolo_mkd.deploy.pareto.tables import pareto_text
 
-    print(table(run(**{"out": "pareto", **check_names("pareto", run, arguments)})))
+    print(pareto_text(run(**{"out": "pareto", **check_names("pareto", run, arguments)})))
 
 
 def demo(**arguments: Any) -> None:

@@ -20,13 +20,12 @@ from yolo_mkd.deploy.bundle_samples import make_reference
 from yolo_mkd.deploy.export import export
 from yolo_mkd.deploy.exported_model import existing_file, file_identity, read_exported_model
 from yolo_mkd.deploy.images import MOST_IMAGES, evenly_spaced, find_images
-from yolo_mkd.deploy.numbers import require_number
 from yolo_mkd.edge import bundle as edge_bundle
 from yolo_mkd.edge.boxes import MAX_DET, NMS_IOU
 from yolo_mkd.edge.bundle import SCHEMA, read_bundle
 from yolo_mkd.edge.check import check_samples
 from yolo_mkd.edge.onnx_runtime import ONNXRuntime
-from yolo_mkd.settings import BadInput, Failed
+from yolo_mkd.settings import BadInput, Failed, number
 
 EDGE = Path(edge_bundle.__file__).parent
 ABSOLUTE = re.compile(r"(?<![\w:/\\.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")  # the folders of an absolute path
@@ -124,7 +123,7 @@ def bundle(
         Failed: the export failed, or the bundle's scripts do not detect what the exported model does.
     """
     source, place = existing_file("model", model, ".pt"), Path(str(out))
-    require_number("samples", samples, whole=True, at_least=2, at_most=MOST_IMAGES, example=8)
+    number("samples", samples, whole=True, low=2, high=MOST_IMAGES, example=8)
     refuse_other_folder(place)
     pictures = evenly_spaced(find_images(None, data), samples)
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -60,6 +60,7 @@ def number_argument(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    below: float | None = None,
     whole: bool = False,
     optional: bool = False,
     example: float,
@@ -70,16 +71,22 @@ def number_argument(
         low: the least valid value.
         above: a bound that the value must exceed.
         high: the greatest valid value.
+        below: a bound that the value must stay below.
         whole: only whole numbers.
         optional: none is valid too.
         example: for the error.
     """
-    bounds = Field(ge=low, gt=above, le=high, allow_inf_nan=None if whole else False)
+    bounds = Field(ge=low, gt=above, le=high, lt=below, allow_inf_nan=None if whole else False)
     kind: Any = Annotated[int if whole else float, bounds]
     if low is not None and high is not None:
         in_range = f"between {low} and {high}"
     else:
-        limits = {f"greater than {above}": above, f"at least {low}": low, f"at most {high}": high}
+        limits = {
+            f"greater than {above}": above,
+            f"at least {low}": low,
+            f"at most {high}": high,
+            f"less than {below}": below,
+        }
         in_range = " and ".join(text for text, limit in limits.items() if limit is not None)
     joined = f" of {in_range}" if in_range.startswith("at") else f" {in_range}"
     must_be = ("a whole number" if whole else "a number") + (joined if in_range else "")
@@ -96,6 +103,7 @@ def number(
     low: float | None = ...,
     above: float | None = ...,
     high: float | None = ...,
+    below: float | None = ...,
     whole: Literal[True],
     example: float,
 ) -> int: ...
@@ -109,6 +117,7 @@ def number(
     low: float | None = ...,
     above: float | None = ...,
     high: float | None = ...,
+    below: float | None = ...,
     whole: bool = ...,
     example: float,
 ) -> float: ...
@@ -121,6 +130,7 @@ def number(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    below: float | None = None,
     whole: bool = False,
     example: float,
 ) -> float:
@@ -132,13 +142,16 @@ def number(
         low: the least valid value.
         above: a bound that the value must exceed.
         high: the greatest valid value.
+        below: a bound that the value must stay below.
         whole: only whole numbers, returned as int.
         example: a valid value, for the error.
 
     Raises:
         BadInput: it is not a number, or out of range.
     """
-    return number_argument(low=low, above=above, high=high, whole=whole, example=example).check(argument, value)
+    return number_argument(low=low, above=above, high=high, below=below, whole=whole, example=example).check(
+        argument, value
+    )
 
 
 def switch(argument: str, value: Any) -> bool:

@@ -20,8 +20,7 @@ from yolo_mkd.deploy.exported_model import (
     read_exported_model,
 )
 from yolo_mkd.deploy.images import find_images
-from yolo_mkd.deploy.numbers import require_number
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, number
 
 __all__ = ["CONF", "CheckFigures", "CheckRequest", "Parity", "check", "verify"]
 
@@ -125,7 +124,7 @@ def check(
         )
     source = existing_file("against", against, ".pt")
     trained = host.load_detector("against", str(source))
-    require_number("conf", conf, above=0, below=1, example=0.25)
+    number("conf", conf, above=0, below=1, example=0.25)
     trained_on = trained.args.get("data")
     pictures = find_images(images, data, trained_on)
     labelled = None if images is not None else str(data or trained_on)

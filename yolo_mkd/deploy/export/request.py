@@ -11,8 +11,7 @@ from yolo_mkd.deploy.export.arguments import PRECISIONS, image_size, refuse_unsu
 from yolo_mkd.deploy.export.int8 import CalibrationFacts, calibration_images
 from yolo_mkd.deploy.export.targets import Target, choose_head, choose_opset, load_target
 from yolo_mkd.deploy.images import find_images
-from yolo_mkd.deploy.numbers import require_number
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, number
 
 ENDINGS = {"onnx": ".onnx", "openvino": "_openvino_model", "ncnn": "_ncnn_model", "engine": ".engine"}
 
@@ -98,7 +97,7 @@ def validate_request(given: ExportArguments) -> ExportRequest:
     if given.sensitivity and given.quantize != 8:
         raise BadInput("sensitivity= measures the loss of each block in INT8: use it with quantize=8")
     if given.sensitivity and not isinstance(given.sensitivity, bool):
-        require_number("sensitivity", given.sensitivity, whole=True, at_least=1, example=100)
+        number("sensitivity", given.sensitivity, whole=True, low=1, example=100)
     trained = host.load_detector("model", str(given.source))
     trained_on = trained.args.get("data")
     size = image_size(trained.args.get("imgsz", 640) if given.imgsz is None else given.imgsz, int(max(trained.stride)))
@@ -132,6 +131,6 @@ def choose_calibration(data: str, count: int, seed: int) -> Calibration:
     Raises:
         BadInput: an argument is invalid, or the train split has too few images.
     """
-    require_number("calibration", count, whole=True, at_least=1, example=300)
-    require_number("seed", seed, whole=True, at_least=0, example=0)
+    number("calibration", count, whole=True, low=1, example=300)
+    number("seed", seed, whole=True, low=0, example=0)
     return Calibration(*calibration_images(data, count, seed))

@@ -7,8 +7,7 @@ from typing import Any, TypedDict
 
 import yaml
 
-from yolo_mkd.deploy.numbers import require_number
-from yolo_mkd.settings import BadInput, shipped
+from yolo_mkd.settings import BadInput, number, shipped
 
 HEADS = ("one2one", "one2many")
 
@@ -54,7 +53,7 @@ def choose_opset(target: Target, requested: Any) -> int:
     """
     if requested is None:
         return target.opset
-    require_number("opset", requested, whole=True, at_least=1, example=target.opset)
+    number("opset", requested, whole=True, low=1, example=target.opset)
     if requested > target.opset and target.name != "generic":
         raise BadInput(
             f"opset={requested} is above what target={target.name} supports ({target.about}): use opset={target.opset}"

@@ -16,7 +16,6 @@ import numpy as np
 from yolo_mkd import report
 from yolo_mkd.deploy.exported_model import file_identity
 from yolo_mkd.deploy.images import evenly_spaced, find_images, read_image
-from yolo_mkd.deploy.numbers import require_number
 from yolo_mkd.deploy.runtimes import Runtime, open_runtime
 from yolo_mkd.deploy.time.monitor import MachineMonitor
 from yolo_mkd.deploy.time.synthetic import Picture, synthetic_picture
@@ -25,6 +24,7 @@ from yolo_mkd.edge.health import device_health
 from yolo_mkd.edge.measure import TimedRun, TimeReport
 from yolo_mkd.edge.samples import drift
 from yolo_mkd.edge.time_table import segment_lines, start_lines, threads_text
+from yolo_mkd.settings import number
 
 __all__ = ["LocalTimeReport", "time"]
 
@@ -72,9 +72,9 @@ def time(
         Failed: the runtime uses another device than requested.
     """
     path = Path(model)
-    require_number("duration", duration, above=0, example=60)
+    number("duration", duration, above=0, example=60)
     if threads is not None:
-        require_number("threads", threads, whole=True, at_least=1, example=1)
+        number("threads", threads, whole=True, low=1, example=1)
     timed_images = load_images(images, data)
     runtime = open_runtime(path, threads, device)
     place = "on the GPU" if runtime.threads is None else f"{runtime.threads} thread(s)"
