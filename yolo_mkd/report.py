@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from yolo_mkd.settings import BadInput
 
 PACKAGES = ("yolo-mkd", "ultralytics", "torch", "onnx", "onnxruntime", "numpy")
 PART = ".part"  # ends the name of a file that is being written
+UNUSABLE = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)  # a bad path
 
 
 def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1) -> Path:
@@ -53,23 +55,25 @@ def write_text(path: str | Path, text: str) -> Path:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what was written there takes its place at the end, if all went well.
+    """Give a temporary path beside `path`; the file written there replaces `path` at the end, if nothing failed.
 
     The folder is made where it is missing. A kill leaves the old file as it was, and at most a `.part` file beside it.
+    The temporary name, `NAME.<pid>-<random>.part`, is unique, so several processes may write one file or one folder
+    at the same time; the last to finish wins.
 
     Raises:
         BadInput: something that is no regular file is there, or the folder cannot be written.
     """
     if path.exists() and not path.is_file():
         raise BadInput(f"{path} is not a regular file and cannot be written: name another file")
-    partial = path.with_name(path.name + PART)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with open(partial, "rb") as written:
             os.fsync(written.fileno())  # else a power cut may leave the new name with no content
         os.replace(partial, path)
-    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    except UNUSABLE as error:
         raise BadInput(f"{path} cannot be written ({error.strerror}): name a file in a folder of yours") from error
     finally:
         with contextlib.suppress(OSError):

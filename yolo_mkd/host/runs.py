@@ -89,8 +89,8 @@ def discarding_empty_run(folder: Path) -> Iterator[None]:
 def annotate(file: Path, record: dict[str, Any]) -> None:
     """Store a record of the distillation in a checkpoint, whole or not at all, under `mkd`; Ultralytics ignores it."""
     whole = torch.load(file, map_location="cpu", weights_only=False)
-    with atomic(file) as partial:
-        torch.save({**whole, "mkd": record}, partial)
+    with atomic(file) as partial, partial.open("wb") as opened:  # torch would store a path's name in the archive
+        torch.save({**whole, "mkd": record}, opened)
 
 
 def augmentation(args: Any) -> dict[str, Any]:
