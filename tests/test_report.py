@@ -1,9 +1,12 @@
-"""Whole-file writes, SHA-256 and tables."""
+"""A file is written whole or not at all, also where several processes write the same one."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,79 @@ from yolo_mkd import report
 from yolo_mkd.settings import BadInput, Failed
 
 
-def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
-    file = report.write_text(tmp_path / "new" / "a.txt", "old")
-    with pytest.raises(RuntimeError), report.atomic(file) as partial:
+def test_the_file_appears_at_the_end_and_leaves_no_temporary_one(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "figures.json"
+    with report.atomic(file) as partial:
+        partial.write_text("whole")
+        assert not file.exists() and partial.parent == file.parent
+    assert file.read_text() == "whole"
+    assert [f.name for f in file.parent.iterdir()] == ["figures.json"]
+
+
+def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    file.write_text("old")
+    with pytest.raises(ZeroDivisionError), report.atomic(file) as partial:
         partial.write_text("half")
-        raise RuntimeError
+        raise ZeroDivisionError
     assert file.read_text() == "old"
-    assert os.listdir(file.parent) == ["a.txt"]
+    assert [f.name for f in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_temporary_names_are_unique_and_carry_the_process_and_the_ending(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    with report.atomic(file) as first:
+        first.write_text("first")
+        with report.atomic(file) as second:
+            second.write_text("second")
+        assert file.read_text() == "second"
+    assert file.read_text() == "first"  # the last to finish
+    assert first != second
+    assert all(p.name.startswith(f"figures.json.{os.getpid()}-") and p.suffix == report.PART for p in (first, second))
+
+
+def test_many_processes_may_write_one_file_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom yolo_mkd import report\n"
+        "for _ in range(50):\n    report.write_text(Path(sys.argv[1]), sys.argv[2] * 10**5)\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(file), letter]) for letter in "abc"]
+    assert [w.wait() for w in writers] == [0, 0, 0]
+    text = file.read_text()
+    assert len(text) == 10**5 and len(set(text)) == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"^[^\n]* is not a regular file and cannot be written: name another file$"):
+        report.write_text(tmp_path, "text")
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(BadInput, match=r"^[^\n]* cannot be written \([^\n]*\): name a file in a folder of yours$"):
+        report.write_text(tmp_path / "file" / "below", "text")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_report_has_its_schema_versions_and_machine_before_the_figures(tmp_path: Path) -> None:
+    written = json.loads(report.write(tmp_path / "time.json", "time", {"p50_ms": 1.5}, version=3).read_text())
+    assert list(written) == ["schema", "versions", "machine", "p50_ms"]
+    assert written["schema"] == "yolo-mkd/time/3" and written["p50_ms"] == 1.5
+    assert {"python", "torch"} <= set(written["versions"])
+
+
+def test_the_sha256_of_a_file_is_the_standard_one(tmp_path: Path) -> None:
+    file = tmp_path / "abc"
+    file.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert report.sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_table_keeps_its_cells_as_text() -> None:
+    rows = [["yolo26n", "0.50", "1e3"], ["x", "12.5", ""]]
+    cells = [line.split() for line in report.table(rows, ["model", "mAP", "steps"]).splitlines()]
+    assert cells == [["model", "mAP", "steps"], ["yolo26n", "0.50", "1e3"], ["x", "12.5"]]
+    markdown = report.table(rows, ["model", "mAP", "steps"], markdown=True).splitlines()
+    assert [cell.strip() for cell in markdown[2].strip("|").split("|")] == ["yolo26n", "0.50", "1e3"]
+    assert [line.count("|") for line in markdown] == [4] * 4
 
 
 def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:

@@ -56,9 +56,11 @@ def write_text(path: str | Path, text: str) -> Path:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what was written there takes its place at the end, if all went well.
+    """Give a temporary path beside `path`; the file written there replaces `path` at the end, if nothing failed.
 
     The folder is made where it is missing. A kill leaves the old file as it was, and at most a `.part` file beside it.
+    The temporary name, `NAME.<pid>-<random>.part`, is unique, so several processes may write one file or one folder
+    at the same time; the last to finish wins.
 
     Raises:
         BadInput: something that is no regular file is there, or the folder cannot be written.

@@ -20,7 +20,7 @@ from ultralytics.data.build import InfiniteDataLoader, build_dataloader, build_y
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from yolo_mkd.cache.views import Views, decode, refuse, shown
+from yolo_mkd.cache.views import Views, require_fixed_size, shown, split_code
 from yolo_mkd.settings import BadInput
 
 IMAGES, BATCH, V, EPOCHS, OPEN = 12, 4, 2, 5, 3  # mosaic is open in three of five epochs
@@ -129,7 +129,7 @@ def loaded(views: Views, workers: int, epochs: int, sampler: Any = None) -> list
 
 
 def test_a_code_is_read_back_as_image_and_view() -> None:
-    assert [decode(code, 12) for code in (0, 11, 12, 40)] == [(0, 0), (11, 0), (0, 1), (4, 3)]
+    assert [split_code(code, 12) for code in (0, 11, 12, 40)] == [(0, 0), (11, 0), (0, 1), (4, 3)]
 
 
 @pytest.mark.parametrize("augmentation", [STRONGEST, SOMETIMES], ids=["strongest", "sometimes"])
@@ -165,7 +165,7 @@ def test_a_view_depends_on_the_seed_and_not_on_how_many_views_there_are(root: Pa
     two, four, other = (drawn(viewed(root, views=v, seed=s)) for v, s in ((2, 0), (4, 0), (2, 1)))
     assert two.items() <= four.items()
     assert not set(two.values()) & set(other.values())
-    by_place = [{decode(c, IMAGES)[0]: d for c, d in drawn(closed(root, v), [(3, 1)]).items()} for v in (2, 4)]
+    by_place = [{split_code(c, IMAGES)[0]: d for c, d in drawn(closed(root, v), [(3, 1)]).items()} for v in (2, 4)]
     assert by_place[0] == by_place[1]
 
 
@@ -197,7 +197,7 @@ def test_the_ranks_of_a_ddp_run_share_the_images_of_a_view(root: Path, workers: 
         ranks.append(loaded(dataset, workers, 3, sampler))
     for epoch in range(3):
         found = {**ranks[0][epoch], **ranks[1][epoch]}
-        assert all(decode(code, IMAGES)[1] == epoch % V for code in found)
+        assert all(split_code(code, IMAGES)[1] == epoch % V for code in found)
         assert found.items() <= expected.items()
     assert len({**ranks[0][0], **ranks[1][0]}) == IMAGES
 
@@ -295,9 +295,9 @@ def test_a_transform_with_a_generator_of_its_own_draws_the_same_twice_running(
 @pytest.mark.parametrize("arguments", [{"rect": True}, {"multi_scale": 0.5}])
 def test_batches_of_a_size_of_their_own_are_refused(arguments: dict[str, Any]) -> None:
     name, value = next(iter(arguments.items()))
-    with pytest.raises(BadInput, match=f"{name}={value} gives each batch a size of its own.*: use {name}="):
-        refuse(get_cfg(overrides=arguments))
-    refuse(get_cfg(overrides={"rect": False, "multi_scale": 0.0, "cache": "ram"}))
+    with pytest.raises(BadInput, match=f"{name}={value} gives each batch its own image size.*: use {name}="):
+        require_fixed_size(get_cfg(overrides=arguments))
+    require_fixed_size(get_cfg(overrides={"rect": False, "multi_scale": 0.0, "cache": "ram"}))
 
 
 def test_less_than_one_view_is_refused() -> None:
@@ -392,7 +392,7 @@ def test_images_come_in_the_order_of_a_plain_run(runs: dict[str, Seen], workers:
 
 def test_codes_name_the_images_of_their_batch(runs: dict[str, Seen]) -> None:
     for files, pictures in runs["views"].values():
-        assert [int(Path(f).stem) for f in files] == [decode(code, IMAGES)[0] for code in pictures]
+        assert [int(Path(f).stem) for f in files] == [split_code(code, IMAGES)[0] for code in pictures]
 
 
 def test_the_views_that_a_run_shows_are_counted_once_open_and_closed() -> None:

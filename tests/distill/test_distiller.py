@@ -174,7 +174,7 @@ def test_class_names_in_another_order_change_nothing() -> None:
 def test_without_a_shared_class_the_soft_targets_are_off_by_name() -> None:
     matched = distiller(model("yolo11n"), model("yolo11n", {0: "ship", 1: "car"}))
     assert {t.name for t in matched.acting} == {"attention", "relation", "guidance", "exploration"}
-    assert matched.term("soft").why_not == "the teacher knows no class of this data"
+    assert matched.term("soft").why_not == "the teacher has none of this data's classes"
 
 
 def test_only_equal_strides_are_matched() -> None:

@@ -1,1 +1,1 @@
-"""Recorded knowledge: the teacher speaks once for each view of an image, and every later run reads what it said."""
+"""The teacher cache: outputs computed once for each augmented view and read from disk later; unlabelled images."""

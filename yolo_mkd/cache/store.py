@@ -1,11 +1,10 @@
-"""Records on disk: shards that are written whole or not at all, in a folder that says what they depend on."""
+"""The teacher cache on disk: shards of entries, each written whole or not at all, and a header with their settings."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import logging
 import os
 import time
 import uuid
@@ -16,158 +15,175 @@ from typing import Any
 import numpy as np
 
 from yolo_mkd.cache.codec import Layout
-from yolo_mkd.settings import BadInput
+from yolo_mkd.host import LOGGER
+from yolo_mkd.report import PART, atomic
+from yolo_mkd.settings import BadInput, Failed
 
-LOGGER = logging.getLogger(__name__)
-FORMAT = 1  # raised when a field of a record changes its meaning
+FORMAT = 1  # raised when a field of an entry changes its meaning
 HEADER = "record.json"
-PART = ".part"  # ends the name of a file that is being written
-SHARD = 256  # records in a file, and the most that a kill can lose
-STALE_S = 3600  # age from which such a file is a leftover of a kill
-NAMED = 3  # differences that a refusal names
+SHARD = 256  # entries in a file, and the most that a kill can lose
+STALE_S = 3600  # age from which a .part file counts as left over by a killed process
+NAMED = 3  # differences that an error lists; the others are counted
+SHOWN = 40  # characters of a value in such a list
 
 
 class Store:
-    """Records by the codes of their views. Several runs may write one folder at once; each sees its own and older ones.
+    """Cached entries by the code of their view.
+
+    Several processes may write one folder at once; each reads its own entries and those that were there when it opened
+    the folder.
 
     Attributes:
         full: whether nothing more is stored, because of the limit or the disk.
         bytes_on_disk: size of all shards that were read or written.
+        warnings: the warnings logged so far.
     """
 
     def __init__(self, folder: Path, layout: Layout, limit_bytes: int | None = None):
-        """Read the shards of a folder whose header is known to fit; use `open`.
+        """Read the shards of a folder whose header was compared already; use `open`.
 
         Args:
             folder: where the shards are.
-            layout: of the records.
+            layout: of the entries.
             limit_bytes: largest size of the shards together, or None.
         """
         self.folder, self.layout, self.limit_bytes = folder, layout, limit_bytes
         self.full, self.bytes_on_disk = False, 0
+        self.warnings: list[str] = []
         self._overhead = shard_bytes(layout, 0)
         self._shards: list[np.ndarray] = []
-        self._place: dict[int, tuple[int, int]] = {}  # shard and row of each code; the last shard is the one in hand
-        self._hand = np.empty(SHARD, layout.dtype)
-        self._held = 0
+        self._place: dict[int, tuple[int, int]] = {}  # shard and row of each code; one past the last shard is pending
+        self._pending = np.empty(SHARD, layout.dtype)  # entries that are not on disk yet
+        self._pending_count = 0
         for file in sorted(folder.glob(f"*{PART}")):
             remove_stale(file)
         for file in sorted(folder.glob("*.npy")):
-            self._read(file)
+            self._load_shard(file)
 
     @classmethod
     def open(cls, folder: Path, header: Mapping[str, Any], layout: Layout, limit_bytes: int | None = None) -> Store:
-        """Open a record, or begin one in a new or empty folder.
+        """Open a cache, or create it in a new or empty folder.
 
         Args:
-            folder: the record's.
-            header: all that the records depend on, as JSON can hold it.
-            layout: of the records.
+            folder: the cache's.
+            header: all settings that the entries depend on, as JSON can hold them.
+            layout: of the entries.
             limit_bytes: largest size of the shards together, or None.
 
         Raises:
-            BadInput: the folder is no record, or one of something else.
+            BadInput: the folder holds other files, or a cache that was built with other settings.
         """
         wanted = json.loads(json.dumps({"format": FORMAT, **header}))
         file = folder / HEADER
         if not file.exists():
             if folder.exists() and (not folder.is_dir() or any(f.suffix != PART for f in folder.iterdir())):
-                raise BadInput(f"record={folder} is there and no record of M-KD's: give a new or an empty folder")
+                raise BadInput(f"record={folder} exists but is not a teacher cache: use a new or an empty folder")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_whole(file, (json.dumps(wanted, indent=2) + "\n").encode())
-            except OSError as e:
-                raise BadInput(f"record={folder} cannot be written ({e.strerror}): give another folder") from e
+                with atomic(file) as partial:
+                    partial.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+            except (OSError, BadInput, Failed) as e:
+                raise BadInput(f"record={folder} cannot be written ({write_failure(e)}): use another folder") from e
         try:
-            found = dict(json.loads(file.read_bytes()))  # also just after writing: another run may have written, too
+            found = dict(json.loads(file.read_bytes()))  # also just after writing: another process may have written it
         except (OSError, ValueError, TypeError) as e:
-            raise BadInput(f"record={folder}: its {HEADER} cannot be read: delete the folder, or give another") from e
+            raise BadInput(
+                f"record={folder}: its {HEADER} cannot be read: delete the folder, or use another one"
+            ) from e
         if differing := differences(found, wanted):
             named = "; ".join(differing[:NAMED])
             more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
-            raise BadInput(f"record={folder} is of something else ({named}{more}): use what it has, or another folder")
+            raise BadInput(
+                f"record={folder} was built with other settings ({named}{more}): restore them, or use another folder"
+            )
         return cls(folder, layout, limit_bytes)
 
-    def _read(self, file: Path) -> None:
+    def _load_shard(self, file: Path) -> None:
         try:
-            shard = read_shard(file, self.layout)
+            shard = map_shard(file, self.layout)
         except (OSError, ValueError):
-            LOGGER.warning(f"M-KD: {file} is damaged and left out: its views are recorded again; delete it")
+            self._warn(f"{file} is damaged and was skipped: its views are computed again; delete the file")
             return
         self._place.update((code, (len(self._shards), row)) for row, code in enumerate(shard["code"].tolist()))
         self._shards.append(shard)
         self.bytes_on_disk += file.stat().st_size
 
     def __len__(self) -> int:
-        """How many views are recorded, those in hand included."""
+        """How many views are cached, those included that are not on disk yet."""
         return len(self._place)
 
     def has(self, code: int) -> bool:
-        """Whether a view is recorded."""
+        """Whether a view is cached."""
         return code in self._place
 
     def missing(self, codes: Sequence[int]) -> list[int]:
-        """Positions in `codes` of the views that are not recorded."""
+        """Positions in `codes` of the views that are not cached."""
         return [i for i, code in enumerate(codes) if code not in self._place]
 
     def get(self, codes: Sequence[int]) -> np.ndarray:
-        """The records of some views, in the order asked.
+        """The entries of some views, in the order of `codes`.
 
         Raises:
-            KeyError: one of them is not recorded.
+            KeyError: one of them is not cached.
         """
-        records = np.empty(len(codes), self.layout.dtype)
+        entries = np.empty(len(codes), self.layout.dtype)
         for i, code in enumerate(codes):
             shard, row = self._place[code]
-            records[i] = self._hand[row] if shard == len(self._shards) else self._shards[shard][row]
-        return records
+            entries[i] = self._pending[row] if shard == len(self._shards) else self._shards[shard][row]
+        return entries
 
-    def put(self, records: np.ndarray) -> None:
-        """Keep records, of views already recorded none; beyond the limit nothing more is kept, which is said once."""
-        for record in records:
-            if self.full or int(record["code"]) in self._place:
+    def put(self, entries: np.ndarray) -> None:
+        """Store entries, except those of views that are cached already; none beyond the limit, which is logged once."""
+        for entry in entries:
+            if self.full or int(entry["code"]) in self._place:
                 continue
-            size = self.bytes_on_disk + self._overhead + (self._held + 1) * self.layout.bytes
+            size = self.bytes_on_disk + self._overhead + (self._pending_count + 1) * self.layout.bytes
             if self.limit_bytes is not None and size > self.limit_bytes:
-                self._stop(f"its limit of {self.limit_bytes / 2**30:.3g} GB is reached")
+                self._stop_storing(f"the limit of {self.limit_bytes / 2**30:.3g} GB is reached")
                 continue
-            self._place[int(record["code"])] = (len(self._shards), self._held)
-            self._hand[self._held] = record
-            self._held += 1
-            if self._held == SHARD:
+            self._place[int(entry["code"])] = (len(self._shards), self._pending_count)
+            self._pending[self._pending_count] = entry
+            self._pending_count += 1
+            if self._pending_count == SHARD:
                 self.flush()
 
     def flush(self) -> None:
-        """Write the shard in hand, however short; where the disk cannot take it, it stays in memory."""
-        if not self._held:
+        """Write the pending entries as a shard, however few; if the disk cannot take them, they stay in memory."""
+        if not self._pending_count:
             return
         file = self.folder / f"{uuid.uuid4().hex}.npy"
         try:
-            write_whole(file, shard_header(self.layout, self._held) + self._hand[: self._held].tobytes())
-            shard = read_shard(file, self.layout)
-        except OSError as e:
-            self._stop(f"a shard cannot be written ({e.strerror})")
+            with atomic(file) as partial, partial.open("wb") as f:
+                f.write(shard_header(self.layout, self._pending_count))
+                f.write(self._pending[: self._pending_count].tobytes())
+            shard = map_shard(file, self.layout)
+        except (OSError, BadInput, Failed) as e:
+            self._stop_storing(f"a shard cannot be written ({write_failure(e)})")
             return
         self._shards.append(shard)
         self.bytes_on_disk += file.stat().st_size
-        self._held = 0
+        self._pending_count = 0
 
     def close(self) -> None:
-        """Write what is in hand and let go of the files; the store answers nothing more."""
+        """Write the pending entries and release the files; afterwards the store is empty."""
         self.flush()
-        self._shards, self._place, self._held = [], {}, 0
+        self._shards, self._place, self._pending_count = [], {}, 0
 
-    def _stop(self, reason: str) -> None:
+    def _stop_storing(self, reason: str) -> None:
         if not self.full:
-            LOGGER.warning(f"M-KD: record={self.folder}: {reason}: other views are asked again each time")
+            self._warn(f"record={self.folder}: {reason}: the teacher runs again for each view that is not cached")
         self.full = True
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        LOGGER.warning(f"M-KD: {message}")
 
 
 def estimate(layout: Layout, images: int, views: int) -> int:
-    """Size on disk of a whole record [bytes].
+    """Size on disk of a complete cache [bytes].
 
     Args:
-        layout: of the records.
+        layout: of the entries.
         images: how many there are.
         views: of each image.
     """
@@ -175,44 +191,44 @@ def estimate(layout: Layout, images: int, views: int) -> int:
     return whole * shard_bytes(layout, SHARD) + (shard_bytes(layout, others) if others else 0)
 
 
-def shard_bytes(layout: Layout, records: int) -> int:
+def shard_bytes(layout: Layout, entries: int) -> int:
     """Size of a shard [bytes]."""
-    return len(shard_header(layout, records)) + records * layout.bytes
+    return len(shard_header(layout, entries)) + entries * layout.bytes
 
 
-def shard_header(layout: Layout, records: int) -> bytes:
-    """How the .npy file of a shard begins; numpy pads it to the same length for any number of records."""
+def shard_header(layout: Layout, entries: int) -> bytes:
+    """The first bytes of a shard's .npy file; numpy pads them to the same length for any number of entries."""
     header = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(layout.dtype), "fortran_order": False, "shape": (records,)}
+    described = {"descr": np.lib.format.dtype_to_descr(layout.dtype), "fortran_order": False, "shape": (entries,)}
     np.lib.format.write_array_header_1_0(header, described)
     return header.getvalue()
 
 
-def read_shard(file: Path, layout: Layout) -> np.ndarray:
-    """Map a shard's records into memory.
+def map_shard(file: Path, layout: Layout) -> np.ndarray:
+    """Map a shard's entries into memory.
 
     Its header is compared and not parsed: numpy's parser fails on a damaged one in too many ways.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no whole shard of the layout.
+        ValueError: it is not a complete shard of the layout.
     """
     start = len(shard_header(layout, 0))
     count, odd = divmod(file.stat().st_size - start, layout.bytes)
     with file.open("rb") as f:
         if odd or count < 1 or f.read(start) != shard_header(layout, count):
-            raise ValueError(f"{file} is no shard")
+            raise ValueError(f"{file} is not a shard of this layout")
     return np.memmap(file, layout.dtype, "r", start, (count,))
 
 
 def fingerprint(images: Sequence[Path], labels: Sequence[Path] | None = None) -> str:
     """SHA-256 of a data set: names below the images' common folder, sizes in bytes and labels, in the data's order.
 
-    Views are counted by an image's position, so the order matters. The images themselves are not read.
+    The order matters, since the code of a view contains the image's position. The images themselves are not read.
 
     Args:
         images: the image files.
-        labels: the label file of each image; one that is not there counts as empty. None where no image has any.
+        labels: the label file of each image; a missing one counts as empty. None for images without labels.
     """
     digest = hashlib.sha256()
     root = os.path.commonpath([image.parent for image in images]) if images else ""
@@ -224,40 +240,33 @@ def fingerprint(images: Sequence[Path], labels: Sequence[Path] | None = None) ->
     return digest.hexdigest()
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, even if the process or the machine stops."""
-    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}{PART}")
-    try:
-        with partial.open("wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def remove_stale(file: Path) -> None:
-    """Remove a file that a killed run left half-written; a young one may be in another run's hands."""
+    """Remove a .part file that a killed process left over; a young one may belong to a process that is writing it."""
     try:
         if time.time() - file.stat().st_mtime > STALE_S:
             file.unlink()
     except FileNotFoundError:
-        return  # the other run has finished it
+        return  # the other process has finished it
+
+
+def write_failure(error: OSError | BadInput | Failed) -> str:
+    """Why a file could not be written, in the operating system's words."""
+    return getattr(error.__cause__ or error, "strerror", None) or str(error)
 
 
 def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    """In which values two headers differ, each as `name: that of the record, that of this run`."""
+    """The values in which two headers differ, each as `name: it has ..., this run ...`."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         return [
             line
             for key in {**found, **wanted}
             for line in differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if found == wanted else [f"{name}: it has {short(found)}, this run {short(wanted)}"]
+    return [] if found == wanted else [f"{name}: it has {shortened(found)}, this run {shortened(wanted)}"]
 
 
-def short(value: Any) -> str:
-    """A value in at most 40 characters."""
+def shortened(value: Any) -> str:
+    """A value as JSON, its middle cut out beyond 40 characters."""
     text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
+    end = SHOWN // 2 - 2
+    return text if len(text) <= SHOWN else f"{text[:end]}...{text[-end:]}"

@@ -1,4 +1,4 @@
-"""The cached teacher: its outputs for a view of an image are stored once, and read when the view comes back."""
+"""The cached teacher: its outputs for each view are computed once, stored, and read from disk from then on."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import BadInput
 
 GB = 2**30
-VIEW_PACKAGES = (
-    "ultralytics",
-    "torch",
-    "numpy",
-    "opencv-python",
-    "albumentations",
-)  # versions that decide what a view shows
+# their versions decide which picture a view is
+VIEW_PACKAGES = ("ultralytics", "torch", "numpy", "opencv-python", "albumentations")
 
 
 class CachedTeacher:
-    """A teacher whose outputs are read from disk where its cache has them; others are computed once and stored.
+    """A teacher whose outputs are read from its cache; those that are missing are computed and stored.
 
     Attributes:
         name: of the teacher.
-        teacher: computes what is missing; None once every view is cached, so that its memory is free.
-        computed: for how many images it had to run.
+        teacher: the live teacher that computes missing outputs; None if every view is cached, to free its memory.
+        computed: for how many images the live teacher ran.
+        store: the cache.
+        layout: of the cache's entries.
+        file: the teacher's .pt.
+        spec: the teacher's spec.
     """
 
     def __init__(self, teacher: LiveTeacher, store: Store, layout: Layout, file: str, complete: bool):
@@ -50,7 +49,7 @@ class CachedTeacher:
             store: the cache.
             layout: of the cache's entries.
             file: the teacher's .pt.
-            complete: every view that the run is to show is cached.
+            complete: whether every view that the run will use is cached.
         """
         self.name, self.computed, self.store, self.layout = teacher.name, 0, store, layout
         self.file, self.spec = file, teacher.extractor.spec
@@ -62,9 +61,9 @@ class CachedTeacher:
         codes = [int(code) for code in batch["code"]]
         entries = np.zeros(len(codes), self.layout.dtype)
         missing = self.store.missing(codes)
-        known = sorted(set(range(len(codes))) - set(missing))
-        if known:
-            entries[known] = self.store.get([codes[i] for i in known])
+        cached = sorted(set(range(len(codes))) - set(missing))
+        if cached:
+            entries[cached] = self.store.get([codes[i] for i in cached])
         if missing:
             images = teacher_images(batch)[missing]
             computed = self._live(images.device).infer(images)
@@ -74,14 +73,14 @@ class CachedTeacher:
         return decode(self.layout, entries, batch["img"].device)
 
     def prefetch(self, batch: dict[str, Any]) -> None:
-        """Reading from disk takes no time that would be worth overlapping."""
+        """Does nothing: reading from disk is too fast to be worth overlapping."""
 
     def flush(self) -> None:
         """Write what was computed to the disk."""
         self.store.flush()
 
     def _live(self, device: torch.device) -> LiveTeacher:
-        """The teacher, loaded again where an epoch that Ultralytics repeats shows a view that was not foreseen."""
+        """The live teacher; loaded again if Ultralytics repeats an epoch with a view that is not cached."""
         if self.teacher is None:
             model = host.freeze(host.load_detector("teacher", self.file, transformer=True))
             model.to(device, self._precision)
@@ -90,19 +89,19 @@ class CachedTeacher:
 
 
 class JoinedTeacher:
-    """Two caches of one teacher, of the labelled images and of the unlabelled, as one teacher.
+    """Two caches of one teacher, for labelled and for unlabelled images, used as one teacher.
 
     Attributes:
         name: of the teacher.
-        labelled: gives the outputs for the first images of a batch.
-        unlabelled: gives those for the others.
+        labelled: outputs for the labelled images, the first ones of a batch.
+        unlabelled: outputs for the others.
     """
 
     def __init__(self, labelled: CachedTeacher, unlabelled: CachedTeacher):
         self.name, self.labelled, self.unlabelled = labelled.name, labelled, unlabelled
 
     def __call__(self, batch: dict[str, Any]) -> Knowledge:
-        """The teacher's outputs for a batch, joined or not."""
+        """The teacher's outputs for a batch, with unlabelled images behind the labelled ones or without."""
         if "labelled" not in batch:
             return self.labelled(batch)
         n = batch["labelled"]
@@ -113,7 +112,7 @@ class JoinedTeacher:
         return self.labelled(head).joined_with(self.unlabelled(rest))
 
     def prefetch(self, batch: dict[str, Any]) -> None:
-        """As `CachedTeacher` has it."""
+        """Does nothing, as for one cache."""
 
     def flush(self) -> None:
         """Write what was computed to the disk."""
@@ -122,7 +121,7 @@ class JoinedTeacher:
 
 
 def layout_of(spec: ModelSpec) -> Layout:
-    """The layout of a teacher's cache: all that the terms of any student can read."""
+    """The layout of a teacher's cache: everything that the cacheable terms of any student can read."""
     side = max(layer.rows * stride for layer, stride in zip(necks(spec), spec.strides, strict=True))
     return Layout(
         classes=len(spec.names),
@@ -153,11 +152,11 @@ def open_cache(
         place: True for the usual folder, or the folder that holds caches.
         teacher: the teacher, with hooks on every role of its layout.
         file: its .pt.
-        header: all that decides which pictures the views are: data, image size, views, augmentation.
+        header: all settings that decide which pictures the views are: data, image size, views, augmentation.
         images: how many there are in the training set.
-        keys: numbers of the views that the run will show.
-        limit_gb: largest size of the cache [GB].
-        unlabelled: whether the images are a run's unlabelled ones, whose cache lies beside that of the others.
+        keys: numbers of the views that the run will use.
+        limit_gb: largest size of the cache [GB]; None is no limit.
+        unlabelled: whether the images are unlabelled ones, whose cache is a folder of its own.
 
     Raises:
         BadInput: the cache was built with other settings, or the disk is too small.
@@ -176,23 +175,23 @@ def open_cache(
     store = Store.open(folder, header, layout, limit)
     if min(size, limit or size) - store.bytes_on_disk > free:
         raise BadInput(
-            f"record={place}: the teacher cache takes {size / GB:.1f} GB and {free / GB:.1f} GB are free: "
-            "use fewer views=, a record_limit=, or another folder"
+            f"record={place}: the teacher cache needs {size / GB:.1f} GB and {free / GB:.1f} GB are free: "
+            "use fewer views=, set record_limit=, or use another folder"
         )
     stored = sum(store.has(key * images + i) for key in keys for i in range(images))
     LOGGER.info(
-        f"M-KD: cache of {teacher.name} in {folder}: {stored} of the run's {images * len(keys)} views are stored, "
-        f"{size / 2**20:.0f} MB with all of them"
+        f"M-KD: cache of {teacher.name} in {folder}: {stored} of the run's {images * len(keys)} views are cached, "
+        f"{size / 2**20:.0f} MB once complete"
     )
     return CachedTeacher(teacher, store, layout, file, complete=stored == images * len(keys))
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide what a view shows."""
+    """Versions of the packages that decide which picture a view is."""
     found = {}
     for name in VIEW_PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # not installed, so it decides nothing
+            continue  # not installed, so it has no influence
     return found

@@ -1,12 +1,13 @@
-"""Images without labels: found, filtered, and joined to the labelled batches.
+"""Unlabelled images: find them, filter them, and join them to the labelled batches.
 
-A teacher needs no labels. The detection loss is computed on the labelled images only, so that an unlabelled one is
-never taken for background; the knowledge terms are computed on all.
+A teacher needs no labels. The detection loss is computed on the labelled images only, so an unlabelled image never
+counts as background; the knowledge terms are computed on all images.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,21 +23,21 @@ from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.host.pool import unlabelled_dataset, unlabelled_loader
 from yolo_mkd.settings import BadInput
 
-NAMED = 5  # unreadable files that are named in the log; the others are counted
-EXAMINED = 32  # images on which the teacher's certainty is measured before training
-CERTAIN = 0.25  # a score that Ultralytics' predict shows
-HARDLY = 0.1  # ours: of the images; below it unlabelled images hardly teach
-FRESH = 10**6  # views of an image that is not recorded: never the same one twice
+NAMED = 5  # unreadable files that the log lists; the others are counted
+EXAMINED = 32  # images on which the teacher's confidence is measured before training
+CERTAIN = 0.25  # the lowest score that Ultralytics' predict shows by default
+HARDLY = 0.1  # our choice: share of confident images below which a warning is logged
+FRESH = 10**6  # views of an image without a cache: more than the epochs of any run, so no view repeats
 
 
 @dataclass(frozen=True)
 class FilterReport:
-    """The unlabelled images that can be trained on, and what was left out.
+    """The unlabelled images to train on, and those that were left out.
 
     Attributes:
-        kept: to train on.
-        held_out: those that are in val or test as well, by their bytes or their pixels.
-        unreadable: no images, or damaged ones.
+        kept: the images to train on.
+        held_out: images whose bytes or pixels are in val or test as well.
+        unreadable: files that are damaged or not images.
     """
 
     kept: list[Path]
@@ -58,10 +59,10 @@ def find_images(unlabelled: Any) -> list[Path]:
     """The images that `unlabelled=` names.
 
     Args:
-        unlabelled: a folder, a text file that lists images, or a data set's YAML, whose train split is taken.
+        unlabelled: a folder, a text file that lists images, or a data set's YAML, whose train split is used.
 
     Raises:
-        BadInput: nothing is there.
+        BadInput: the path does not exist or has no images.
     """
     place = Path(str(unlabelled))
     if place.suffix in {".yaml", ".yml"}:
@@ -81,7 +82,7 @@ def held_out(data: dict[str, Any]) -> list[Path]:
     """The images of a data set's val and test splits.
 
     Args:
-        data: as `host.check_data` gives it.
+        data: as `host.check_data` returns it.
     """
     places = [p for split in ("val", "test") if data.get(split) for p in listed(data[split])]
     return [image for p in places for image in host.images_in(Path(p))]
@@ -93,22 +94,22 @@ def listed(places: str | list[str]) -> list[str]:
 
 
 def filter_images(images: Sequence[Path], kept_out: Iterable[Path]) -> FilterReport:
-    """Leave out what cannot be read and what the model is to be measured on.
+    """Leave out images that cannot be read and images of val or test.
 
     Args:
-        images: without labels.
-        kept_out: images of val and test; one with the same bytes or the same pixels is left out.
+        images: the unlabelled images.
+        kept_out: images of val and test; an image with the same bytes or the same pixels is left out.
     """
     known_bytes, known_pixels = set(), defaultdict(set)
     for file in kept_out:
         data = file.read_bytes()
         known_bytes.add(digest(data))
-        if (pixels := decoded(data)) is not None:
+        if (pixels := decode_image(data)) is not None:
             known_pixels[pixels.shape].add(digest(pixels))
     kept, twins, unreadable = [], [], []
     for file in dict.fromkeys(images):
         data = file.read_bytes() if file.is_file() else b""
-        pixels = decoded(data)
+        pixels = decode_image(data)
         if pixels is None:
             unreadable.append(file)
         elif digest(data) in known_bytes or digest(pixels) in known_pixels.get(pixels.shape, ()):
@@ -118,8 +119,8 @@ def filter_images(images: Sequence[Path], kept_out: Iterable[Path]) -> FilterRep
     return FilterReport(kept, twins, unreadable)
 
 
-def decoded(data: bytes) -> np.ndarray | None:
-    """An image's pixels, H W 3; none where the bytes are no whole image."""
+def decode_image(data: bytes) -> np.ndarray | None:
+    """An image's pixels, H W 3; None if the bytes are not a complete image."""
     import cv2
 
     if not data:
@@ -129,28 +130,28 @@ def decoded(data: bytes) -> np.ndarray | None:
 
 
 def digest(content: bytes | np.ndarray) -> bytes:
-    """A fingerprint of bytes or pixels."""
+    """SHA-256 of bytes or pixels."""
     return hashlib.sha256(content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()).digest()
 
 
 def unlabelled_images(unlabelled: Any, data: dict[str, Any], args: Any) -> list[Path]:
-    """The unlabelled images to train on; what was left out is logged.
+    """The unlabelled images to train on; how many were left out is logged.
 
     Args:
         unlabelled: as `find_images` takes it.
-        data: the labelled data set, as `host.check_data` gives it.
+        data: the labelled data set, as `host.check_data` returns it.
         args: Ultralytics' arguments of the run.
 
     Raises:
-        BadInput: no image is left, or batches would have sizes of their own.
+        BadInput: no image is left, or `rect=True` would give each batch its own image size.
     """
     if args.rect:
         raise BadInput(
-            "rect=True gives each batch a size of its own, which unlabelled images cannot follow: rect=False"
+            "rect=True gives each batch its own image size, which unlabelled images cannot follow: use rect=False"
         )
     report = filter_images(find_images(unlabelled), held_out(data))
     if not report.kept:
-        raise BadInput(f"unlabelled={unlabelled}: {report}: give other images")
+        raise BadInput(f"unlabelled={unlabelled}: {report}: no image is left to train on, give others")
     host.LOGGER.info(f"M-KD: {report}")
     return report.kept
 
@@ -159,8 +160,8 @@ class UnlabelledLoader:
     """The unlabelled images of a training, and the batches that they are joined to.
 
     Attributes:
-        views: the data set, whose pictures hang on nothing that the labelled ones hang on.
-        batch: images of it in each batch, on this rank.
+        views: the data set, whose augmentation is independent of the labelled images'.
+        batch: unlabelled images in each batch, on this rank.
     """
 
     def __init__(self, trainer: Any, files: list[Path], options: dict[str, Any], epoch: Callable[[], int]):
@@ -170,40 +171,40 @@ class UnlabelledLoader:
             trainer: an Ultralytics trainer with its loaders built.
             files: the images.
             options: M-KD's arguments, resolved.
-            epoch: tells the epoch when the loader begins anew.
+            epoch: returns the current epoch when the loader starts again.
 
         Raises:
             BadInput: there are fewer images than a batch takes.
         """
-        ratio, recorded = float(options["unlabelled_ratio"]), bool(options["record"])
+        ratio, cached = float(options["unlabelled_ratio"]), bool(options["record"])
         self.batch = max(1, round(ratio * trainer.train_loader.batch_size))
         if len(files) < self.batch:
             raise BadInput(
                 f"unlabelled= has {len(files)} images, fewer than the {self.batch} of a batch: "
-                "use more of them, a smaller unlabelled_ratio= or a smaller batch="
+                "give more images, a smaller unlabelled_ratio= or a smaller batch="
             )
         dataset = unlabelled_dataset(trainer, files, options["teacher_imgsz"] or trainer.args.imgsz)
-        views = options["views"] if recorded else FRESH
-        self.views = Views(dataset, views, seed=0 if recorded else trainer.args.seed)
+        views = options["views"] if cached else FRESH
+        self.views = Views(dataset, views, seed=0 if cached else trainer.args.seed)
         self._loader = unlabelled_loader(trainer, dataset, self.batch)
         self.views.install(self._loader, epoch)
         self._batches = self._endless()
 
     def keys(self, first: int, end: int, closes: int, batches: int) -> list[int]:
-        """The views that a recorded run shows, as `record.views.shown` numbers them.
+        """The keys of the views that a run with a teacher cache uses, numbered as in `cache.views.shown`.
 
         Args:
             first: the first epoch.
-            end: the epoch after the last in which the teacher speaks.
+            end: the epoch after the last with distillation.
             closes: the epoch from which on mosaic is closed.
             batches: of an epoch.
         """
-        passes = len(self._loader)  # batches of a pass over the pool
+        batches_per_pass = len(self._loader)  # over all unlabelled images
         views = self.views.views
-        opened = -(-max(0, min(closes, end) - first) * batches // passes)
-        shut = -(-max(0, end - max(closes, first)) * batches // passes)
-        found = {(first + i) % views for i in range(opened)} | {(closes + i) % views + views for i in range(shut)}
-        return sorted(found)
+        before = math.ceil(max(0, min(closes, end) - first) * batches / batches_per_pass)  # passes with mosaic open
+        after = math.ceil(max(0, end - max(closes, first)) * batches / batches_per_pass)  # and once it is closed
+        keys = {(first + i) % views for i in range(before)} | {(closes + i) % views + views for i in range(after)}
+        return sorted(keys)
 
     def _endless(self) -> Iterator[dict[str, Any]]:
         while True:
@@ -223,7 +224,12 @@ class UnlabelledLoader:
             log(f"M-KD: {text}")
 
     def confident(self, teacher: LiveTeacher, device: torch.device) -> tuple[int, int] | None:
-        """In how many of how many augmented images a teacher scores an object highly; None where it has no scores."""
+        """Measure a teacher's confidence on augmented unlabelled images.
+
+        Returns:
+            The number of images in which the best class score is at least 0.25, and the number of images examined;
+            None if the teacher has no scores at anchors.
+        """
         count = min(EXAMINED, len(self.views))
         shown = [self.views[i * len(self.views) // count, 0]["img"] for i in range(count)]
         found = 0
@@ -235,10 +241,10 @@ class UnlabelledLoader:
         return found, count
 
     def join(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Put the next unlabelled images behind the labelled ones of a batch, before it goes to the device.
+        """Append the next unlabelled images to a batch, before it is moved to the device.
 
         Returns:
-            The batch with all images, the labels of the first `labelled` of them, and the codes of the others as
+            The batch with all images, the labels of the first `labelled` of them, and the view codes of the others as
             `pool_code`.
         """
         more = next(self._batches)
@@ -250,17 +256,17 @@ class UnlabelledLoader:
 
 
 def confidence_text(name: str, confident: tuple[int, int] | None) -> tuple[str, bool]:
-    """A teacher's confidence on the unlabelled images in one line, and whether it is a warning.
+    """A teacher's confidence on the unlabelled images as one line of text, and whether it is a warning.
 
     Args:
         name: the teacher's.
-        confident: as `UnlabelledLoader.confident` gives it.
+        confident: as `UnlabelledLoader.confident` returns it.
     """
     if confident is None:
-        return f"{name} gives no scores at anchors, so unlabelled images count as much as labelled ones", False
+        return f"{name} has no scores at anchors, so unlabelled images count as much as labelled ones", False
     found, count = confident
-    text = f"{name} scores an object {CERTAIN} or more in {found} of {count} unlabelled images"
+    text = f"{name} detects an object with a score of {CERTAIN} or more in {found} of {count} unlabelled images"
     if found >= HARDLY * count:
         return text, False
-    advice = "the teacher is rarely confident on these images: they look unlike its training data or show other classes"
+    advice = "the teacher is rarely confident on them: they look unlike its training data or show other classes"
     return f"{text}: {advice}", True

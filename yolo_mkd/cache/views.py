@@ -1,4 +1,4 @@
-"""Augmented views of images that can be drawn again: each a function of image, view number and seed alone."""
+"""Reproducible augmented views of images: each depends on the image, the view's number and the seed only."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ Place = tuple[int, int]  # index of the image, number of the view
 
 
 class Views:
-    """A data set for training whose pictures, boxes, masks and keypoints are the same to the byte wherever drawn.
+    """A training data set whose pictures, boxes, masks and keypoints are reproducible to the byte.
 
-    `views[index, view]` is a sample as the data set's own, with its `code`; `decode` reads that. All else is passed on
-    to the data set. Once mosaic is closed, an image has other views, of other codes.
+    `views[index, view]` is a sample of the data set, with its `code` (see `split_code`). Every other attribute is the
+    data set's own. Once mosaic is closed, an image has other views, with other codes.
 
     Attributes:
         dataset: Ultralytics' own.
-        views: V, how many views an image has while mosaic is open, and as many once it is closed.
+        views: V, the number of views of an image while mosaic is open; there are V others once it is closed.
         seed: of the views.
         closed: whether mosaic is closed.
     """
 
     def __init__(self, dataset: Any, views: int, seed: int):
-        """Take over a data set, whose mosaics then have partners from all its images.
+        """Wrap a data set; mosaics then combine any of its images.
 
         Args:
             dataset: Ultralytics' data set with augmentation, mosaic open.
             views: V, at least 1.
-            seed: another seed gives other views; of a DDP run, that of all ranks.
+            seed: another seed gives other views; in a DDP run all ranks use the same one.
 
         Raises:
             BadInput: views is below 1.
@@ -43,18 +43,19 @@ class Views:
         if views < 1:
             raise BadInput(f"views={views} is too few: give 1 or more")
         self.dataset, self.views, self.seed, self.closed = dataset, views, seed, False
-        self._take_over()
+        self._prepare_transforms()
 
     def install(self, loader: Any, epoch: Callable[[], int]) -> None:
-        """Let a loader give view `epoch % V` of each image, in its own order, with `code` in each batch.
+        """Make a loader return view `epoch % V` of each image, in its own order, with `code` in each batch.
 
         Args:
-            loader: Ultralytics' for training on this data set, before its first batch.
-            epoch: tells the epoch, from 0, whenever the loader begins anew: at the start and when mosaic is closed.
+            loader: Ultralytics' training loader of this data set, before its first batch.
+            epoch: returns the epoch, from 0, whenever the loader starts again: at first and when mosaic is closed.
         """
-        passes = ViewBatchSampler(loader.batch_sampler.sampler, self.views, epoch)
-        object.__setattr__(loader, "dataset", self)  # torch lets nobody set these two once a loader is made
-        object.__setattr__(loader, "batch_sampler", passes)
+        sampler = ViewBatchSampler(loader.batch_sampler.sampler, self.views, epoch)
+        # torch's DataLoader refuses to set these two attributes after its __init__, so its __setattr__ is bypassed
+        object.__setattr__(loader, "dataset", self)
+        object.__setattr__(loader, "batch_sampler", sampler)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -62,13 +63,13 @@ class Views:
     def __getitem__(self, place: Place) -> dict[str, Any]:
         index, view = place
         with random_states_kept():
-            self._sow(index, view)
+            self._seed_generators(index, view)
             sample: dict[str, Any] = self.dataset[index]
         sample["code"] = (view + self.views * self.closed) * len(self) + index
         return sample
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not there yet while a worker unpickles this
+        if name == "dataset":  # not set yet while a worker unpickles this object
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -80,32 +81,34 @@ class Views:
         """
         self.dataset.close_mosaic(hyp)
         self.closed = True
-        self._take_over()
+        self._prepare_transforms()
 
-    def _take_over(self) -> None:
-        """Make the transforms, which closing mosaic builds anew, depend on the random states alone."""
-        self._sown = []
-        for part in walk(self.dataset.transforms):
-            if hasattr(part, "buffer_enabled"):
-                part.buffer_enabled = False  # else partners are the images that this process has loaded last
-            if hasattr(getattr(part, "transform", None), "set_random_seed"):
-                self._sown.append(part.transform)  # albumentations, which has a generator of its own
+    def _prepare_transforms(self) -> None:
+        """Make the transforms depend on the random states only; closing mosaic builds new ones."""
+        self._seeded_transforms = []
+        for transform in nested_transforms(self.dataset.transforms):
+            if hasattr(transform, "buffer_enabled"):
+                transform.buffer_enabled = False  # else mosaics combine the images that this process loaded last
+            if hasattr(getattr(transform, "transform", None), "set_random_seed"):
+                self._seeded_transforms.append(transform.transform)  # albumentations has its own generator
 
-    def _sow(self, index: int, view: int) -> None:
-        # 32 bits, which all generators take: where two views share a seed, they are still of different images
+    def _seed_generators(self, index: int, view: int) -> None:
+        # 32 bits, which every generator accepts; two views that share a seed are of different images
         seed = int(np.random.SeedSequence([self.seed, index, view, self.closed]).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's generator too
-        for transform in self._sown:
+        for transform in self._seeded_transforms:
             transform.set_random_seed(seed)
 
 
 class ViewBatchSampler:
-    """Batches without end, each index with the view of its epoch, whenever a loader asks for them in advance.
+    """Endless batches of (index, view); the view follows the epoch, also for batches that a loader prefetches.
 
     Attributes:
-        sampler: of one epoch's batches; Ultralytics' loader asks it for their number.
+        sampler: Ultralytics' sampler of one epoch's batches, from which its loader takes their number.
+        views: V, the number of views of an image.
+        epoch: returns the epoch of the next batch whenever the iteration starts again.
     """
 
     def __init__(self, sampler: Any, views: int, epoch: Callable[[], int]):
@@ -117,22 +120,22 @@ class ViewBatchSampler:
                 yield [(index, epoch % self.views) for index in indices]
 
 
-def decode(code: int, images: int) -> tuple[int, int]:
-    """Which picture a code stands for.
+def split_code(code: int, images: int) -> tuple[int, int]:
+    """The image and the view that a sample's code stands for.
 
     Args:
         code: of a sample.
         images: how many the data set has.
 
     Returns:
-        The image's index, and the view's number, plus V if mosaic was closed.
+        The image's index and the view's key: its number, plus V if mosaic was closed.
     """
     key, index = divmod(code, images)
     return index, key
 
 
 def shown(views: int, first: int, end: int, closes: int) -> list[int]:
-    """The keys of all views that some epochs show, each once: 0 to V-1 with mosaic open, V to 2V-1 once it is closed.
+    """The sorted keys of all views that a range of epochs uses: 0 to V-1 with mosaic open, V to 2V-1 once it is closed.
 
     Args:
         views: V.
@@ -140,39 +143,39 @@ def shown(views: int, first: int, end: int, closes: int) -> list[int]:
         end: the epoch after the last.
         closes: the epoch from which on mosaic is closed.
     """
-    return sorted({e % views + views * (e >= closes) for e in range(first, end)})
+    return sorted({epoch % views + (views if epoch >= closes else 0) for epoch in range(first, end)})
 
 
 def require_fixed_size(args: Any) -> None:
-    """Refuse what makes a picture depend on more than image, view and seed.
+    """Refuse arguments that make a picture depend on more than image, view and seed.
 
     Args:
         args: Ultralytics' arguments of the run.
 
     Raises:
-        BadInput: images would have sizes of their batch.
+        BadInput: the image size would differ from batch to batch.
     """
     if args.rect:
-        raise BadInput("rect=True gives each batch a size of its own, so views cannot be drawn again: use rect=False")
+        raise BadInput("rect=True gives each batch its own image size, so views cannot be cached: use rect=False")
     if args.multi_scale:
         raise BadInput(
-            f"multi_scale={args.multi_scale} gives each batch a size of its own, so views cannot be drawn "
-            "again: use multi_scale=0"
+            f"multi_scale={args.multi_scale} gives each batch its own image size, so views cannot be cached: "
+            "use multi_scale=0"
         )
 
 
-def walk(transform: Any) -> Iterator[Any]:
-    """A transform of Ultralytics and all that it is made of; what two parts share comes twice."""
+def nested_transforms(transform: Any) -> Iterator[Any]:
+    """A transform of Ultralytics and all those inside it, depth first; one that is shared comes repeatedly."""
     yield transform
-    parts: Iterable[Any] = [*getattr(transform, "transforms", ()), getattr(transform, "pre_transform", None)]
-    for part in parts:
-        if part is not None:
-            yield from walk(part)
+    inner: Iterable[Any] = [*getattr(transform, "transforms", ()), getattr(transform, "pre_transform", None)]
+    for each in inner:
+        if each is not None:
+            yield from nested_transforms(each)
 
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Give the random states of Python, numpy and torch on the CPU back as they were."""
+    """Restore the random states of Python, numpy and torch on the CPU at the end of the context."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:

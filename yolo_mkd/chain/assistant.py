@@ -1,7 +1,7 @@
-"""Choosing the assistant: the size that lies midway between a student and a far larger teacher.
+"""Choose an assistant: the model size midway between a student and a much larger teacher.
 
-Mirzadeh et al. (AAAI 2020) take the assistant whose accuracy is nearest the mean of the two. Production recipes agree:
-they distil from the adjacent or the next but one size.
+Mirzadeh et al. (AAAI 2020) choose the assistant whose accuracy is nearest the mean of the two. Production recipes are
+similar: they distil from the adjacent size or the one after it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from yolo_mkd import host
 from yolo_mkd.settings import BadInput
 
 SIZES = "nsmlx"
-# COCO val mAP50-95 of YOLO26 by size (Ultralytics documentation); other families are spaced alike
-ACCURACY = dict(zip(SIZES, (40.9, 48.6, 53.1, 55.0, 57.5), strict=True))
+# COCO val mAP50-95 of YOLO26 by size (Ultralytics documentation); the sizes of other families are spaced similarly
+ACCURACY = {"n": 40.9, "s": 48.6, "m": 53.1, "l": 55.0, "x": 57.5}
 ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}  # of a model's name by its task
-LEAST_RATIO = 1.5  # an assistant nearer than this in parameters to either side bridges nothing
-FAR = 8.0  # times the parameters: further apart, a student may follow badly (Mirzadeh et al., AAAI 2020)
+LEAST_RATIO = 1.5  # times the parameters that an assistant must at least be apart from teacher and student
+FAR = 8.0  # times the parameters: further apart, distillation may work badly (Mirzadeh et al., AAAI 2020)
 BRIDGE = "try more epochs first, then a model of a size between them (assistant=)"  # in this order: see RESULTS.md
 
 
 def family_and_size(path: str) -> tuple[str, str]:
-    """Family and size letter of a model file, from the architecture it names: ('yolo26', 'n'); '' where unknown."""
+    """Family and size letter of a model file's architecture, such as ('yolo26', 'n'); '' where unknown."""
     found = re.match(r"(yolov?\d+)(?:([nsmlx])(?:-seg|-pose|-obb)?$)?", host.architecture_name(path))
     return (found.group(1), found.group(2) or "") if found else ("", "")
 
@@ -35,11 +35,11 @@ def choose(student: str, teacher: str) -> tuple[str | None, str]:
         teacher: the teacher's.
 
     Returns:
-        A file name with the student's ending, or None where no size lies between; and the reason, for people.
+        A file name with the student's suffix, or None if no size lies between; and the reason as text.
     """
     (family, small), (other, large) = family_and_size(student), family_and_size(teacher)
     if not family or family != other:
-        return None, "student and teacher are not of one known family: name an assistant if you want one"
+        return None, "student and teacher are not of the same known family: to use an assistant, name one (assistant=)"
     ending = ENDINGS[host.task(student)]
     suffix = ".yaml" if student.endswith(".yaml") else ".pt"
     parameters = {"student": host.parameters(student), "teacher": host.parameters(teacher)}
@@ -48,11 +48,11 @@ def choose(student: str, teacher: str) -> tuple[str | None, str]:
         try:
             count = host.parameters(host.find_model("assistant", f"{family}{size}{ending}.yaml"))
         except BadInput:
-            continue  # the family has no such size
+            continue  # the family does not have this size
         if count / parameters["student"] >= LEAST_RATIO and parameters["teacher"] / count >= LEAST_RATIO:
             between.append((size, count))
     if not between:
-        return None, f"no size of {family} lies clearly between them ({LEAST_RATIO} x in parameters on either side)"
+        return None, f"no size of {family} lies {LEAST_RATIO} x in parameters or more from both of them"
     if small and large:
         middle = (ACCURACY[small] + ACCURACY[large]) / 2
         size = min(between, key=lambda b: abs(ACCURACY[b[0]] - middle))[0]

@@ -1,4 +1,4 @@
-"""Build a teacher cache: the teacher's outputs for every view that a training will show, before any training."""
+"""Build a teacher cache before training: compute the teacher's outputs for every view that a training will use."""
 
 from __future__ import annotations
 
@@ -18,67 +18,73 @@ from yolo_mkd.trainer import TRAINERS
 
 
 def record(**arguments: Any) -> dict[str, Any]:
-    """Fill the cache of a teacher for a training with these arguments; what is stored already is not computed again.
+    """Build the cache of a teacher for a training with these arguments; cached views are not computed again.
 
     Args:
         **arguments: those of train, with `preset=recorded` unless another is given. A chain's assistants are trained
-            later and fill their own caches then. `json` names a file to write the figures to.
+            later, and their caches are built then. `json` is the file to write the figures to.
 
     Returns:
-        folder, views, asked (images for which the teacher ran) and bytes.
+        `folder`, `views` (cached), `asked` (views for which the teacher ran) and `bytes`.
 
     Raises:
-        BadInput: train would refuse these arguments, or the teacher is yet to be trained.
+        BadInput: train would refuse these arguments, or the teacher is not trained yet.
     """
     json = arguments.pop("json", None)
     arguments = {"preset": "recorded", **arguments}
     if arguments.get("teacher_epochs"):
         raise BadInput("teacher_epochs= trains the teacher first: build its cache once it is trained")
     if arguments.get("resume"):
-        raise BadInput("resume= continues a chain: give the arguments of a new one")
+        raise BadInput("resume= continues a chain that has started: give the arguments of a new one")
     if arguments.get("unlabelled"):
         raise BadInput("unlabelled= images are cached while training with them: leave it out here")
     if arguments.get("record") is False:
         raise BadInput("record=false stores nothing: leave it out, or name a folder")
     with tempfile.TemporaryDirectory(prefix="yolo-mkd-record-") as folder:
-        asked = validate({**arguments, "assistant": None}, "record")
+        request = validate({**arguments, "assistant": None}, "record")
         builder = CacheBuilder()
-        student = asked.stages[-1]
-        options = {key: asked.own[key] for key in (*KD_OPTIONS, *TERMS)}
-        options["record"] = asked.own["record"] or True
+        student = request.stages[-1]
+        options = {key: request.own[key] for key in (*KD_OPTIONS, *TERMS)}
+        options["record"] = request.own["record"] or True
         trainer = TRAINERS[host.task(student["model"])].using(student["hears"][0], **options)
-        quiet = {"project": folder, "name": "dry", "plots": False, "verbose": False, "data": asked.data["yaml_file"]}
+        quiet = {"project": folder, "name": "dry", "plots": False, "verbose": False, "data": request.data["yaml_file"]}
         model = host.write_architecture(student["model"], Path(folder))
         with silent():
-            dry_run(trainer, model, {**asked.theirs, **quiet}, builder)
+            dry_run(trainer, model, {**request.theirs, **quiet}, builder)
+    for warning in builder.warnings:  # suppressed above together with Ultralytics' own log
+        host.LOGGER.warning(f"M-KD: {warning}")
+    figures = builder.figures
     host.LOGGER.info(
-        f"M-KD: the teacher ran on {builder.figures['asked']} views, {builder.figures['views']} are cached, "
-        f"{builder.figures['bytes'] / 2**20:.1f} MB in {builder.figures['folder']}"
+        f"M-KD: the teacher ran on {figures['asked']} views, {figures['views']} are cached, "
+        f"{figures['bytes'] / 2**20:.1f} MB in {figures['folder']}"
     )
     if json:
-        report.write(json, "record", builder.figures)
-    return builder.figures
+        report.write(json, "record", figures)
+    return figures
 
 
 class CacheBuilder:
-    """Shows a teacher all views of a run; `host.dry.dry_run` calls it.
+    """Runs a teacher on all views of a training; `host.dry.dry_run` calls it in place of the epochs.
 
     Attributes:
-        figures: folder, views, asked and bytes, once it has run.
+        figures: folder, views, asked and bytes, after the call.
+        warnings: those of the cache, after the call.
     """
 
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {}
+        self.warnings: list[str] = []
 
     def __call__(self, trainer: Any) -> None:
-        """Go through the epochs whose views are new, and leave a checkpoint as a training does."""
+        """Compute the views of each epoch that are not cached, and write a checkpoint as a training does."""
         session: DistillationSession = trainer.kd
         teacher = session.distillers[0].teacher
         assert isinstance(teacher, CachedTeacher)
         views, closes = session.options["views"], trainer.epochs - trainer.args.close_mosaic
-        last = session.schedule.end
-        ahead = [*range(min(views, closes, last)), *range(max(0, closes), min(max(0, closes) + views, last))]
-        for epoch in sorted(set(ahead)):
+        end, closed_from = session.schedule.end, max(0, closes)
+        with_mosaic = range(min(views, closes, end))
+        without_mosaic = range(closed_from, min(closed_from + views, end))
+        for epoch in sorted({*with_mosaic, *without_mosaic}):
             trainer.epoch = epoch
             if epoch >= closes and not trainer.train_loader.dataset.closed:
                 close_mosaic(trainer)
@@ -94,5 +100,6 @@ class CacheBuilder:
             "asked": teacher.computed,
             "bytes": teacher.store.bytes_on_disk,
         }
+        self.warnings = teacher.store.warnings
         session.detach()
         trainer.save_model()

@@ -1,4 +1,4 @@
-"""What two models have in common, whatever their families and sizes: strides, branches, classes, layers."""
+"""What two models of any families and sizes have in common: strides, branches, classes, layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, Outputs
 from yolo_mkd.knowledge.exploration import inheriting
 
-SMALLEST = 2  # rows and columns of a map below which it holds no pattern to compare
+SMALLEST = 2  # rows and columns that a map needs to have a pattern to compare
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Match:
 
     Attributes:
         student: the student's spec.
-        teacher: the teacher's, at the image size that it sees.
-        explores: whether half of the student's neck channels explore and are hidden from the other terms.
+        teacher: the teacher's, at its image size.
+        explores: whether half of the student's neck channels explore; the other terms then use the other half.
         strides: of the head's levels that both have.
         branches: of the head that both have.
         classes: pairs of student's and teacher's class index with the same name.
@@ -45,7 +45,7 @@ class Match:
             r for r in student.layers if r in teacher.layers and patterned(student, r) and patterned(teacher, r)
         )
         neck = tuple(r for r in shared if r.startswith("neck"))
-        # one answer of a smaller map is heard by several anchors, of which one2one must raise no more than one
+        # one output of a coarser map is the target of several anchors, and one2one must have one anchor per object
         coarser = any(teacher.layers[r].rows < student.layers[r].rows for r in neck)
         return cls(
             student,
@@ -60,11 +60,11 @@ class Match:
 
     @property
     def resampled(self) -> bool:
-        """Whether the teacher sees the images at another size than the student."""
+        """Whether the teacher's image size differs from the student's."""
         return any(self.student.layers[r].rows != self.teacher.layers[r].rows for r in self.shared)
 
     def widths(self, role: str) -> tuple[int, int]:
-        """Channels of a layer that follow the teacher, and the teacher's."""
+        """How many of the student's channels of a layer are compared with the teacher's, and the teacher's channels."""
         channels = self.student.layers[role].channels
         inherit = self.explores and role in self.neck
         return inheriting(channels) if inherit else channels, self.teacher.layers[role].channels
@@ -72,7 +72,8 @@ class Match:
     def heads(self, ks: Knowledge, kt: Knowledge) -> list[tuple[Outputs, Outputs, Tensor]]:
         """Student's and teacher's outputs by branch at the shared strides, and the teacher's shared classes' logits."""
         theirs = [t for _, t in self.classes]
-        given, wanted = ({k: levels[k] for k in self.strides} for levels in (kt.levels, ks.levels))
+        given = {stride: kt.levels[stride] for stride in self.strides}
+        wanted = {stride: ks.levels[stride] for stride in self.strides}
         pairs = []
         for branch in self.branches:
             s = at_strides(ks.branches[branch], ks.levels, self.strides)
@@ -83,11 +84,11 @@ class Match:
         return pairs
 
     def inherited(self, ks: Knowledge, role: str) -> Tensor:
-        """The student's features of a role, only the channels that follow the teacher."""
+        """The student's features of a role, only the channels that are compared with the teacher's."""
         return ks.features[role][:, : self.widths(role)[0]]
 
     def side_by_side(self, ks: Knowledge, kt: Knowledge, role: str) -> tuple[Tensor, Tensor]:
-        """What the student inherits at a layer and what the teacher says there, at the student's size."""
+        """The student's inheriting channels of a layer and the teacher's features, at the student's size."""
         fs = self.inherited(ks, role)
         return fs, at_size(kt.features[role], fs.shape[2], fs.shape[3])
 
@@ -97,12 +98,12 @@ class Match:
 
 
 def patterned(model: ModelSpec, role: str) -> bool:
-    """Whether a layer's map is large enough to hold a pattern."""
+    """Whether a layer's map is large enough to have a pattern to compare."""
     return min(model.layers[role].rows, model.layers[role].columns) >= SMALLEST
 
 
 def shared_classes(student: dict[int, str], teacher: dict[int, str]) -> list[tuple[int, int]]:
-    """Pairs of student's and teacher's class index with the same name, whatever its case and outer spaces."""
+    """Pairs of student's and teacher's class index with the same name, ignoring case and surrounding spaces."""
     index = {str(name).strip().lower(): i for i, name in teacher.items()}
     pairs = [(i, index.get(str(name).strip().lower())) for i, name in student.items()]
     return [(i, t) for i, t in pairs if t is not None]

@@ -1,4 +1,4 @@
-"""Bringing a teacher's outputs and features to the student's levels and sizes."""
+"""Resample a teacher's outputs and features to the student's levels and sizes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def anchors_of(x: Tensor, levels: Levels, strides: Sequence[int]) -> Tensor:
     """The anchors of some strides only: ... A in, ... A' out."""
     if list(levels) == list(strides):
         return x
-    parts = dict(zip(levels, x.split([rows * columns for rows, columns in levels.values()], dim=-1), strict=True))
-    return cat([parts[s] for s in strides], dim=-1)
+    counts = [rows * columns for rows, columns in levels.values()]
+    by_stride = dict(zip(levels, x.split(counts, dim=-1), strict=True))
+    return cat([by_stride[s] for s in strides], dim=-1)
 
 
 def at_strides(outputs: Outputs, levels: Levels, strides: Sequence[int]) -> Outputs:
@@ -32,9 +33,9 @@ def at_strides(outputs: Outputs, levels: Levels, strides: Sequence[int]) -> Outp
 def at_levels(outputs: Outputs, levels: Levels, wanted: Levels) -> Outputs:
     """One branch's outputs at the anchors of another image size.
 
-    Each wanted anchor takes what the most certain of the given anchors in its cell says, its box carried over to the
-    other size and hung on the wanted anchor. No given anchor is heard in two cells unless the given map is the smaller
-    one. Box-side distributions cannot be carried over and are dropped.
+    Each wanted anchor takes the outputs of the given anchor with the best score in its cell; the box is scaled to the
+    other size and its sides are measured from the wanted anchor. A given anchor is used in several cells only if the
+    given map is the smaller one. Box-side distributions cannot be resampled and are dropped.
     """
     logits, distances = [], []
     for stride, (rows, columns) in levels.items():
@@ -47,7 +48,7 @@ def at_levels(outputs: Outputs, levels: Levels, wanted: Levels) -> Outputs:
         chosen = candidates.expand(len(z), -1, -1).gather(2, best)[..., 0]  # B A'
         zoom_x, zoom_y = wanted_columns / columns, wanted_rows / rows
         own = torch.arange(wanted_rows * wanted_columns, device=z.device)
-        right = (chosen % columns + 0.5) * zoom_x - (own % wanted_columns + 0.5)  # how far the chosen anchor lies off
+        right = (chosen % columns + 0.5) * zoom_x - (own % wanted_columns + 0.5)  # offset of the chosen anchor
         below = (chosen // columns + 0.5) * zoom_y - (own // wanted_columns + 0.5)
         d = d.gather(2, chosen[:, None].expand(-1, 4, -1))
         left, top, *others = d.unbind(1)
@@ -61,14 +62,15 @@ def at_levels(outputs: Outputs, levels: Levels, wanted: Levels) -> Outputs:
 def inside(count: int, wanted: int) -> list[list[int]]:
     """Which of `count` positions along a side have their centre in each of `wanted` cells.
 
-    A cell that holds no centre has the position that it lies in; the last is repeated where cells hold unequal numbers.
+    A cell without any centre has the position that it lies in. Where the numbers differ, a cell's last position is
+    repeated, so that all rows have equal length.
     """
     cells: list[list[int]] = [[] for _ in range(wanted)]
     for i in range(count):
         cells[(2 * i + 1) * wanted // (2 * count)].append(i)
-    cells = [held or [(2 * j + 1) * count // (2 * wanted)] for j, held in enumerate(cells)]
-    most = max(map(len, cells))
-    return [held + held[-1:] * (most - len(held)) for held in cells]
+    cells = [cell or [(2 * j + 1) * count // (2 * wanted)] for j, cell in enumerate(cells)]
+    longest = max(map(len, cells))
+    return [cell + cell[-1:] * (longest - len(cell)) for cell in cells]
 
 
 def at_size(f: Tensor, rows: int, columns: int) -> Tensor:

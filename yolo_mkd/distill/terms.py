@@ -1,4 +1,4 @@
-"""M-KD's own terms between two matched models: what each reads, why it may be unable to act, and what it compares."""
+"""M-KD's own terms between two matched models: what each compares, when it does not apply, and its loss."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Loss = Callable[[Knowledge, Knowledge, Targets, LossWeights], Tensor]
 
 @dataclass
 class Term:
-    """One kind of knowledge between this teacher and the student.
+    """One loss between this teacher and the student.
 
     Attributes:
-        reads: what it compares, for people.
-        why_not: why it cannot act; empty if it can.
-        loss: the comparison itself, of the student's and the teacher's knowledge and the labels.
-        roles: the hidden layers that it needs.
+        reads: what it compares, as text for tables.
+        why_not: why it does not apply to these models; empty if it applies.
+        loss: computes it from the student's and the teacher's outputs, the labels and the loss weights.
+        roles: the hidden layers that it reads.
         adapters: modules trained beside the student for it, and dropped at the end.
-        cacheable: whether the teacher cache holds all that it reads.
+        cacheable: whether the teacher cache contains everything that it reads.
         head: whether it reads the head's outputs.
-        labels: whether it reads the labels, so that images without any are not for it.
-        branched: whether it weighs the head's branches as the detection loss does.
+        labels: whether it needs labels, so that it is computed on labelled images only.
+        branched: whether it weights the head's branches as the detection loss does.
         name: as in `TERMS`, and as its argument.
-        asked: the share of the detection gradient, or the plain gain, that the user asks for.
+        asked: the share of the detection gradient, or the plain gain, that the user set.
     """
 
     reads: str
@@ -51,21 +51,21 @@ class Term:
 
 
 def mean(losses: Sequence[Tensor]) -> Tensor:
-    """The mean of some scalars."""
+    """The mean of scalars."""
     return sum(losses[1:], losses[0]) / len(losses)
 
 
 # Soft targets
 
 
-def as_detection(losses: Sequence[Tensor], match: Match, weights: LossWeights) -> Tensor:
-    """The sum of the branches' losses, each weighed as the detection loss weighs that branch now."""
+def weighted_by_branch(losses: Sequence[Tensor], match: Match, weights: LossWeights) -> Tensor:
+    """The sum of the branches' losses, each with the detection loss's current weight of its branch."""
     by_branch = [1.0 if weights.branches is None else weights.branches[branch] for branch in match.branches]
     return torch.stack([weight * loss for weight, loss in zip(by_branch, losses, strict=True)]).sum()
 
 
 def class_weights_of(match: Match, weights: LossWeights) -> list[Tensor | None]:
-    """How much each of the classes that both know counts, for each branch; None is 1 each."""
+    """The weight of each class that both models have, C, for each branch; None means 1 each."""
     return [None if weights.classes is None else weights.classes[branch] for branch in match.branches]
 
 
@@ -76,10 +76,10 @@ def soft(match: Match) -> Term:
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
         losses = [class_loss(s.logits[:, ours], zt, w) for (s, _, zt), w in pairs]
-        return as_detection(losses, match, weights)
+        return weighted_by_branch(losses, match, weights)
 
-    classes = f"{len(ours)} of the student's {len(match.student.names)} classes, "
-    return Term(classes + heads_read(match), heads_apart(match), loss, cacheable=True, head=True, branched=True)
+    reads = f"{len(ours)} of the student's {len(match.student.names)} classes, {describe_heads(match)}"
+    return Term(reads, heads_mismatch(match), loss, cacheable=True, head=True, branched=True)
 
 
 def soft_box(match: Match) -> Term:
@@ -88,10 +88,10 @@ def soft_box(match: Match) -> Term:
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
         losses = [box_loss(s.distances, t.distances, zt, w) for (s, t, zt), w in pairs]
-        return as_detection(losses, match, weights)
+        return weighted_by_branch(losses, match, weights)
 
-    why = heads_apart(match) or rotated(match)
-    return Term(heads_read(match), why, loss, cacheable=True, head=True, branched=True)
+    why = heads_mismatch(match) or rotation_mismatch(match)
+    return Term(describe_heads(match), why, loss, cacheable=True, head=True, branched=True)
 
 
 def soft_dfl(match: Match) -> Term:
@@ -101,40 +101,42 @@ def soft_dfl(match: Match) -> Term:
         pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
         bins = [(s.bins, t.bins, zt, w) for (s, t, zt), w in pairs]
         losses = [dfl_loss(s, t, zt, w) for s, t, zt, w in bins if s is not None and t is not None]
-        return as_detection(losses, match, weights)
+        return weighted_by_branch(losses, match, weights)
 
-    why = heads_apart(match) or rotated(match) or bins_apart(match)
-    return Term(heads_read(match), why, loss, head=True, branched=True)
+    why = heads_mismatch(match) or rotation_mismatch(match) or bins_mismatch(match)
+    return Term(describe_heads(match), why, loss, head=True, branched=True)
 
 
-def heads_read(match: Match) -> str:
-    """The branches and strides at which the heads are compared, for people."""
+def describe_heads(match: Match) -> str:
+    """The branches and strides at which the heads are compared, as text for tables."""
     return f"{' + '.join(match.branches)}, strides {' '.join(map(str, match.strides))}"
 
 
-def heads_apart(match: Match) -> str:
+def heads_mismatch(match: Match) -> str:
     """Why two heads' anchors or classes cannot be compared; empty if they can."""
     if not match.branches:
         return "the teacher's head has no anchors (RT-DETR)"
     if not match.strides:
         return "no stride in common"
-    return "" if match.classes else "the teacher knows no class of this data"
+    return "" if match.classes else "the teacher has none of this data's classes"
 
 
-def rotated(match: Match) -> str:
-    """Why box sides cannot be compared where boxes are oriented; empty if they are not."""
-    return "box sides of oriented boxes hang on their angle" if match.student.rotated or match.teacher.rotated else ""
+def rotation_mismatch(match: Match) -> str:
+    """Why box sides cannot be compared if boxes are oriented; empty if they are not."""
+    if match.student.rotated or match.teacher.rotated:
+        return "box sides of oriented boxes depend on the angle, so they cannot be compared"
+    return ""
 
 
-def bins_apart(match: Match) -> str:
+def bins_mismatch(match: Match) -> str:
     """Why two heads' box-side distributions cannot be compared; empty if they can."""
     ours, theirs = match.student.reg_max, match.teacher.reg_max
     if 1 in {ours, theirs}:
-        who = "neither head has" if ours == theirs else "only one head has"
-        return f"{who} box-side distributions (reg_max=1)"
+        which = "neither head has" if ours == theirs else "only one head has"
+        return f"{which} box-side distributions (reg_max=1)"
     if ours != theirs:
-        return f"{ours} and {theirs} bins a box side"
-    return "the teacher sees another image size, to which bins cannot be carried over" if match.resampled else ""
+        return f"the heads have {ours} and {theirs} bins for each box side"
+    return "the teacher has another image size, and bins cannot be resampled" if match.resampled else ""
 
 
 # Hidden layers
@@ -145,14 +147,15 @@ def attention(match: Match) -> Term:
 
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         return mean(
-            [map_loss(attention_map(match.inherited(ks, r)), energy(kt, r), weights.images) for r in match.shared]
+            [map_loss(attention_map(match.inherited(ks, r)), teacher_map(kt, r), weights.images) for r in match.shared]
         )
 
-    return Term(*layers_read(match.shared, 1), loss, match.shared, cacheable=True)
+    roles = match.shared
+    return Term(describe_layers(roles), too_few_layers(roles), loss, roles, cacheable=True)
 
 
-def energy(kt: Knowledge, role: str) -> Tensor:
-    """The teacher's attention map of a role, B H W: as recorded, or of its features."""
+def teacher_map(kt: Knowledge, role: str) -> Tensor:
+    """The teacher's attention map of a role, B H W: from its cache, or computed from its features."""
     return kt.maps[role] if role in kt.maps else attention_map(kt.features[role])
 
 
@@ -163,17 +166,18 @@ def relation(match: Match) -> Term:
         fs = [match.inherited(ks, r) for r in match.shared]
         sizes = [(f.shape[2], f.shape[3]) for f in (*fs, *kt.features.values())]
         grid = grid_for(sizes)
-        return relation_loss(relation_matrix(fs, grid), relations(kt, match.shared, grid), weights.images)
+        return relation_loss(relation_matrix(fs, grid), teacher_relations(kt, match.shared, grid), weights.images)
 
-    return Term(*layers_read(match.shared, 2), loss, match.shared, cacheable=True)
+    roles = match.shared
+    return Term(describe_layers(roles), too_few_layers(roles, least=2), loss, roles, cacheable=True)
 
 
-def relations(kt: Knowledge, roles: Sequence[str], grid: tuple[int, int]) -> Tensor:
-    """The teacher's relation matrix between some roles, B L L: as recorded, or of its features."""
+def teacher_relations(kt: Knowledge, roles: Sequence[str], grid: tuple[int, int]) -> Tensor:
+    """The teacher's relation matrix between some roles, B L L: from its cache, or computed from its features."""
     if kt.relations is None:
         return relation_matrix([kt.features[r] for r in roles], grid)
-    recorded, matrix = kt.relations
-    chosen = torch.tensor([recorded.index(r) for r in roles], device=matrix.device)
+    cached_roles, matrix = kt.relations
+    chosen = torch.tensor([cached_roles.index(r) for r in roles], device=matrix.device)
     return matrix[:, chosen[:, None], chosen]
 
 
@@ -184,19 +188,25 @@ def guidance(match: Match) -> Term:
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         return mean([guides[r](*match.side_by_side(ks, kt, r)) for r in match.neck])
 
-    return Term(*layers_read(match.neck, 1), loss, match.neck, guides)
+    return Term(describe_layers(match.neck), too_few_layers(match.neck), loss, match.neck, guides)
 
 
 def exploration(match: Match) -> Term:
-    """Exploration of what the teacher does not know."""
+    """Exploration: independence of the student's exploring channels from the teacher's."""
 
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         return mean([exploration_loss(match.explored(ks, r), kt.features[r]) for r in match.neck])
 
-    return Term(*layers_read(match.neck, 1), loss, match.neck)
+    return Term(describe_layers(match.neck), too_few_layers(match.neck), loss, match.neck)
 
 
-def layers_read(roles: tuple[str, ...], least: int) -> tuple[str, str]:
-    """The layers that a term compares, for people, and why it cannot if they are fewer than `least`."""
-    few = f"{len(roles)} of at least {least} layers in common at this imgsz"
-    return " ".join(roles), "" if len(roles) >= least else few
+def describe_layers(roles: tuple[str, ...]) -> str:
+    """The layers that a term compares, as text for tables."""
+    return " ".join(roles)
+
+
+def too_few_layers(roles: tuple[str, ...], least: int = 1) -> str:
+    """Why a term cannot be computed on fewer than `least` common layers; empty if there are enough."""
+    if len(roles) >= least:
+        return ""
+    return f"{len(roles)} layers in common at this imgsz, and at least {least} needed"

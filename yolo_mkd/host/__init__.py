@@ -1,4 +1,4 @@
-"""The only door to Ultralytics' internals, read in version 8.4.190; what else the project uses is public API."""
+"""The only package that uses Ultralytics' internals, as of version 8.4.190; all others use its public API."""
 
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer

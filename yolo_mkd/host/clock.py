@@ -1,4 +1,4 @@
-"""What each epoch of a run took and saw: seconds of training without validation, and digests of start and batches."""
+"""Time and data of each epoch: seconds of training without validation, and digests of initial weights and batches."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ COLUMNS = ("epoch", "seconds", "cpu_s", "start", "images", "pixels")
 
 
 class Clock:
-    """Watches the trainings of this process through Ultralytics' callbacks; one row an epoch in `clock.csv`.
+    """Ultralytics callbacks that write one row for each epoch of this process's trainings to `clock.csv`.
 
     `start` is a digest of the student's weights before its first step, `images` of the files in the order of the
-    epoch's batches, `pixels` of what augmentation made of them. Two runs with equal digests were given the same.
-    `seconds` are those of the clock on the wall, `cpu_s` those that this process had of the processors, which other
-    programs on the machine do not lengthen.
+    epoch's batches, `pixels` of their augmented pixels. Two runs with equal digests had the same initial weights and
+    data. `seconds` are wall-clock time; `cpu_s` is this process's CPU time, which other programs do not lengthen.
+
+    Attributes:
+        images: digest of the epoch's files so far.
+        pixels: digest of the epoch's pixels so far.
     """
 
     def __init__(self) -> None:
@@ -30,14 +33,14 @@ class Clock:
 
     @classmethod
     def install(cls) -> Clock:
-        """Let every training that begins in this process from now on write its `clock.csv`."""
+        """Make every training that starts in this process from now on write its `clock.csv`."""
         clock = cls()
         for event in ("on_train_start", "on_train_epoch_start", "on_train_epoch_end"):
             default_callbacks[event].append(getattr(clock, event))
         return clock
 
     def on_train_start(self, trainer: Any) -> None:
-        """Look at the student's weights, and at every batch from here on."""
+        """Compute the digest of the student's weights, and from now on those of every batch."""
         if RANK not in {-1, 0}:
             return
         self.file = Path(trainer.save_dir) / FILE
@@ -46,35 +49,35 @@ class Clock:
         self.start = weights_digest(trainer.model)
         preprocess = trainer.preprocess_batch
 
-        def seen(batch: dict[str, Any]) -> Any:
+        def with_digests(batch: dict[str, Any]) -> Any:
             self.images = zlib.crc32("\n".join(batch["im_file"]).encode(), self.images)
-            some = batch["img"][..., ::8, ::8].contiguous().cpu().numpy()  # enough to tell two augmentations apart
-            self.pixels = zlib.crc32(some.tobytes(), self.pixels)
+            sampled = batch["img"][..., ::8, ::8].contiguous().cpu().numpy()  # enough to distinguish two augmentations
+            self.pixels = zlib.crc32(sampled.tobytes(), self.pixels)
             return preprocess(batch)
 
-        trainer.preprocess_batch = seen
+        trainer.preprocess_batch = with_digests
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         """Start the epoch's clock."""
         self.images = self.pixels = 0
-        self.since = time.perf_counter(), time.process_time()
+        self.wall_started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def on_train_epoch_end(self, trainer: Any) -> None:
         """Write the epoch's row."""
         if RANK not in {-1, 0}:
             return
-        begun = self.file.exists()
+        has_header = self.file.exists()
         with open(self.file, "a", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
-            if not begun:
+            if not has_header:
                 writer.writerow(COLUMNS)
-            took = (time.perf_counter() - self.since[0], time.process_time() - self.since[1])
+            seconds, cpu_s = time.perf_counter() - self.wall_started, time.process_time() - self.cpu_started
             digests = [f"{d:08x}" for d in (self.start, self.images, self.pixels)]
-            writer.writerow([trainer.epoch + 1, *(f"{s:.4f}" for s in took), *digests])
+            writer.writerow([trainer.epoch + 1, f"{seconds:.4f}", f"{cpu_s:.4f}", *digests])
 
 
 def weights_digest(model: Any) -> int:
-    """A digest of a student's weights; Ultralytics' own distillation holds the student beside its teacher."""
+    """A digest of a student's weights; Ultralytics' own distillation wraps the student together with its teacher."""
     model, digest = unwrap_model(model), 0
     for value in getattr(model, "student_model", model).state_dict().values():
         digest = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), digest)
@@ -82,7 +85,7 @@ def weights_digest(model: Any) -> int:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run, a dict of the columns for each; of an epoch that was repeated, the last time."""
+    """The rows of a run's `clock.csv`, a dict of the columns for each epoch; the last row of a repeated epoch."""
     with open(folder / FILE, newline="", encoding="utf-8") as f:
         rows = {int(r["epoch"]): r for r in csv.DictReader(f)}
     return [{**rows[e], "epoch": e, **{k: float(rows[e][k]) for k in ("seconds", "cpu_s")}} for e in sorted(rows)]

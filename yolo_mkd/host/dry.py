@@ -1,4 +1,4 @@
-"""A dry run: all that Ultralytics sets up for a training, handed over to be measured and not trained."""
+"""A dry run: Ultralytics sets up a training, and a function runs in place of its epochs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ PLAIN = {"detect": DetectionTrainer, "segment": SegmentationTrainer, "pose": Pos
 
 
 def dry_run(trainer: type[BaseTrainer], model: str, arguments: dict[str, Any], work: Callable[[Any], None]) -> None:
-    """Set up a training exactly as Ultralytics does, and do some work in the place of its epochs.
+    """Set up a training exactly as Ultralytics does, and call `work` in place of its epochs.
 
     Args:
         trainer: the class to train with.
         model: the .pt or .yaml to start from.
         arguments: of Ultralytics' train; their `project` should be a folder that is removed afterwards.
-        work: is given the trainer once it is set up, and must leave its `last.pt`, as a training does.
+        work: called with the trainer once it is set up; it must write `last.pt`, as a training does.
     """
 
-    def say_nothing(self: Any, event: str) -> None:
-        """Integrations such as Weights & Biases would open a run of their own."""
+    def no_callbacks(self: Any, event: str) -> None:
+        """Run no callbacks: integrations such as Weights & Biases would create a run of their own."""
 
     def train(self: Any) -> None:
         self._setup_train()
@@ -43,7 +43,7 @@ def dry_run(trainer: type[BaseTrainer], model: str, arguments: dict[str, Any], w
             self.train_loader.reset()
         work(self)
 
-    kind = type("DryRun", (trainer,), {"run_callbacks": say_nothing, "train": train})
+    kind = type("DryRun", (trainer,), {"run_callbacks": no_callbacks, "train": train})
     try:
         YOLO(model).train(**arguments, trainer=kind)
     finally:
@@ -52,7 +52,7 @@ def dry_run(trainer: type[BaseTrainer], model: str, arguments: dict[str, Any], w
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Keep back all that Ultralytics logs but errors, and Python's warnings."""
+    """Suppress Ultralytics' log below errors, and Python's warnings."""
     level = LOGGER.level
     LOGGER.setLevel(logging.ERROR)
     try:
@@ -69,7 +69,7 @@ def close_mosaic(trainer: Any) -> None:
 
 
 def precision(trainer: Any) -> Any:
-    """The precision that a trainer's forward passes run in, as a context."""
+    """A context in which forward passes run in the trainer's precision."""
     half = "bf16" if trainer.args.amp == "bf16" else trainer.amp
     if half == "bf16":
         import torch
@@ -79,7 +79,7 @@ def precision(trainer: Any) -> Any:
 
 
 def disk(trainer: Any) -> dict[str, int]:
-    """A run's checkpoint while it trains and at its end, and what M-KD keeps beside it until then [bytes]."""
+    """Sizes on disk [bytes]: a checkpoint during and after training, and M-KD's state file during training."""
     trainer.save_model()
     found = {"while_training": trainer.last.stat().st_size}
     beside = getattr(trainer, "state_file", None)
@@ -89,5 +89,5 @@ def disk(trainer: Any) -> dict[str, int]:
 
 
 def label_of(image: Path) -> Path:
-    """Where the labels of an image are."""
+    """The label file of an image."""
     return Path(img2label_paths([str(image)])[0])

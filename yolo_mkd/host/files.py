@@ -1,4 +1,4 @@
-"""The user's arguments, data and model files, as Ultralytics finds and checks them."""
+"""Find and check the user's arguments, data and model files as Ultralytics does."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def arguments() -> dict[str, Any]:
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Let Ultralytics check its own arguments' types and values.
+    """Check types and values of Ultralytics' own arguments by its own rules.
 
     Raises:
-        BadInput: Ultralytics refuses one; the message is its own.
+        BadInput: Ultralytics refuses one; the message is Ultralytics'.
     """
     try:
         get_cfg(overrides=given)
@@ -37,14 +37,14 @@ def check_arguments(given: dict[str, Any]) -> None:
 
 
 def check_imgsz(imgsz: Any, model: DetectionModel, argument: str, key: str = "imgsz") -> None:
-    """Refuse an image size that a model cannot take; Ultralytics would silently round it.
+    """Refuse an image size that a model cannot process; Ultralytics would round it without an error.
 
     Raises:
-        BadInput: no whole number, or no multiple of the model's largest stride.
+        BadInput: it is not a whole number, or not a multiple of the model's largest stride.
     """
     stride = max(int(model.stride.max()), 32)
     if isinstance(imgsz, bool) or not isinstance(imgsz, int):
-        raise BadInput(f"{key}={imgsz} is no number of pixels: use for example {key}=640")
+        raise BadInput(f"{key}={imgsz} must be a whole number of pixels, for example {key}=640")
     if imgsz % stride or imgsz < stride:
         near = max(stride, round(imgsz / stride) * stride)
         raise BadInput(
@@ -56,9 +56,9 @@ def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[st
     """Find and read a data set.
 
     Args:
-        data: its YAML file, or a name that Ultralytics knows.
-        argument: which argument names it, for the message.
-        fetch: let Ultralytics download a set that it knows.
+        data: its YAML file, or the name of one that Ultralytics ships.
+        argument: the argument that names it, for the message.
+        fetch: let Ultralytics download one that it ships.
 
     Returns:
         Ultralytics' description: `names`, `nc`, `channels`, `train`, `val`, ...
@@ -81,42 +81,43 @@ def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[st
 
 
 def check_labels(data: dict[str, Any], task: str, argument: str = "data") -> None:
-    """Refuse a data set whose labels are of another task; Ultralytics would notice once the run's folder is there.
+    """Refuse a data set whose labels are for another task; Ultralytics would fail only after creating the run's folder.
 
     Args:
-        data: the data set, as `check_data` gives it.
+        data: the data set, as `check_data` returns it.
         task: the task of a model that is to be trained on it.
-        argument: which argument names it, for the message.
+        argument: the argument that names it, for the message.
 
     Raises:
-        BadInput: a pose set without its keypoints' shape, or the first labelled image of a split has rows that this
-            task cannot read.
+        BadInput: a pose set has no valid keypoint shape, or the first labelled image of a split has rows of another
+            task.
     """
-    if task == "detect":  # takes the boxes of every kind of label
+    if task == "detect":  # uses the boxes of every kind of label
         return
-    said, shape = f"{argument}={data['yaml_file']}", data.get("kpt_shape") or []
-    wanted = 5 + math.prod(shape) if shape else 0  # values in a row that has keypoints
+    source, shape = f"{argument}={data['yaml_file']}", data.get("kpt_shape") or []
+    wanted = 5 + math.prod(shape) if shape else 0  # values in a row with keypoints
     if task == "pose":
         if [type(n) for n in shape] != [int, int] or shape[0] < 1 or shape[1] not in {2, 3}:
             raise BadInput(
-                f"{said}: kpt_shape is {shape or 'missing'}: a pose model needs the number of keypoints and of values "
+                f"{source}: kpt_shape is {shape or 'missing'}: pose models need the number of keypoints and of values "
                 "in each, for example kpt_shape: [17, 3]"
             )
         if data.get("flip_idx") and len(data["flip_idx"]) != shape[0]:
-            raise BadInput(f"{said}: flip_idx has {len(data['flip_idx'])} entries, kpt_shape says {shape[0]} keypoints")
+            count = len(data["flip_idx"])
+            raise BadInput(f"{source}: flip_idx has {count} entries, kpt_shape {shape[0]} keypoints: make them equal")
     for split in ("train", "val"):
         file, counts = first_labels(data[split])
         if task == "pose" and (wrong := counts - {wanted}):
-            raise BadInput(f"{said}: {file} has {min(wrong)} values in a row, kpt_shape {shape} needs {wanted}")
+            raise BadInput(f"{source}: {file} has {min(wrong)} values in a row, kpt_shape {shape} needs {wanted}")
         if task != "pose" and counts and (min(counts) < 7 or counts == {wanted}):
             raise BadInput(
-                f"{said}: {file} has no outlines, which a model of the task {task} needs: "
+                f"{source}: {file} has no outlines, which a model of the task {task} needs: "
                 "give a data set of this task, or a detector as model="
             )
 
 
 def first_labels(places: str | list[str]) -> tuple[str, set[int]]:
-    """The first label file of a split that is not empty, and how many values its rows have; nothing if all are."""
+    """The first label file of a split that is not empty and the numbers of values in its rows; ("", {}) without one."""
     for place in [places] if isinstance(places, str) else places:
         for file in img2label_paths(images_in(Path(place))):
             rows = Path(file).read_text(encoding="utf-8-sig").splitlines() if Path(file).is_file() else []
@@ -126,7 +127,7 @@ def first_labels(places: str | list[str]) -> tuple[str, set[int]]:
 
 
 def images_in(place: Path) -> list[Path]:
-    """The images in a folder and below it, or those that a text file lists; sorted, or in the list's order."""
+    """The images in a folder and its subfolders, sorted, or those that a text file lists, in its order."""
     if place.is_file():
         lines = place.read_text(encoding="utf-8").splitlines()
         return [place.parent / line.strip() for line in lines if line.strip()]
@@ -135,7 +136,7 @@ def images_in(place: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Let only Ultralytics' warnings through."""
+    """Suppress Ultralytics' log below warnings."""
     level = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
     try:
@@ -145,22 +146,22 @@ def quiet() -> Iterator[None]:
 
 
 def find_model(argument: str, name: Any) -> str:
-    """Find a model file as Ultralytics would, or among this project's `cfg/models` and `weights`.
+    """Find a model file as Ultralytics would, or in this project's `cfg/models` and `weights`.
 
     Args:
-        argument: which argument names it, for the message.
+        argument: the argument that names it, for the message.
         name: a path, or a name such as yolo26n.pt, yolo26n.yaml or yolo26n-w125.yaml.
 
     Returns:
         The path of an existing .pt file, or of a .yaml that Ultralytics or `architecture` can read.
 
     Raises:
-        BadInput: no such file, and it could not be downloaded.
+        BadInput: there is no such file, and it could not be downloaded.
     """
     name = str(name)
     path = Path(name)
     if path.suffix not in {".pt", ".yaml", ".yml"}:
-        raise BadInput(f"{argument}={name} is neither a .pt nor a .yaml file")
+        raise BadInput(f"{argument}={name} must be a .pt or a .yaml file, for example {argument}=yolo26n.pt")
     for candidate in (path, shipped("cfg") / "models" / name, shipped("weights") / name):
         if candidate.is_file():
             return str(candidate)
@@ -169,17 +170,19 @@ def find_model(argument: str, name: Any) -> str:
     try:
         yaml_model_load(name)
     except (OSError, ValueError) as e:
-        raise BadInput(f"{argument}={name}: no such file here, in Ultralytics' models or in cfg/models") from e
+        places = "here, in Ultralytics' models or in cfg/models"
+        raise BadInput(f"{argument}={name}: no such file {places}: check the name, or give a path") from e
     return name
 
 
 def find_weights(argument: str, name: str) -> str:
-    """Find a .pt file in Ultralytics' weights folder or download it, as `find_model` says."""
+    """Find a .pt file in Ultralytics' weights folder or download it; see `find_model`."""
     path = Path(name)
     places = f"{path.absolute().parent} and {SETTINGS['weights_dir']}"
     if path.name not in GITHUB_ASSETS_NAMES and not name.startswith(("http", "ul:", "gs:")):
         raise BadInput(
-            f"{argument}={name}: no such file; looked in {places}, and Ultralytics publishes none of that name"
+            f"{argument}={name}: no such file; looked in {places}, and Ultralytics publishes none of that name: "
+            "check the path"
         )
     try:
         return str(attempt_download_asset(name, retry=0, progress=True))
@@ -189,6 +192,6 @@ def find_weights(argument: str, name: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message on one line, without decoration."""
+    """An error's message on one line, without colour codes, emoji and surrounding punctuation."""
     text = re.sub(r"\x1b\[[0-9;]*m|[^\x00-\x7f]", "", str(error))
     return " ".join(text.split()).strip(" .:") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Models: architectures, untrained and trained students, frozen teachers."""
+"""Load and build models: architectures, students, frozen teachers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, TypeError
 
 
 def architecture(path: str) -> dict[str, Any]:
-    """The full architecture of a model .yaml, also of this project's, which name a base of Ultralytics' and a width."""
+    """The full architecture of a model .yaml; this project's own name an Ultralytics model as base, and a width."""
     text = YAML.load(path) if Path(path).is_file() else {}
     if "base" not in text:
         return dict(yaml_model_load(path))
@@ -45,7 +45,7 @@ def architecture(path: str) -> dict[str, Any]:
 
 
 def write_architecture(path: str, folder: Path) -> str:
-    """A model file that stock Ultralytics reads: a .yaml of this project's is written out in full into `folder`."""
+    """A model file that stock Ultralytics can read: a .yaml with a base is written out in full to `folder`."""
     if path.endswith(".pt") or not Path(path).is_file() or "base" not in YAML.load(path):
         return path
     target = folder / Path(path).name
@@ -60,17 +60,17 @@ def build(
     keypoints: tuple[int, int] | None = None,
     argument: str = "model",
 ) -> DetectionModel:
-    """An untrained YOLO from a .yaml, or a trained one from a .pt, in eval mode and float32.
+    """Build an untrained YOLO from a .yaml or load a trained one from a .pt, in eval mode and float32.
 
     Args:
         path: the model's file.
         classes: how many classes the data has.
         channels: of the data's images.
         keypoints: number and dimensions of the data's keypoints, for a pose model.
-        argument: which argument names it, for the message.
+        argument: the argument that names it, for the message.
 
     Raises:
-        BadInput: not a detection, segmentation, pose or oriented-box model.
+        BadInput: it is not a detection, segmentation, pose or oriented-box model.
     """
     if path.endswith(".pt"):
         return load_detector(argument, path)
@@ -80,27 +80,29 @@ def build(
 
 
 def load_detector(argument: str, path: str, transformer: bool = False) -> DetectionModel:
-    """A trained model from a .pt, unfused, in eval mode and float32.
+    """Load a trained model from a .pt, unfused, in eval mode and float32.
 
     Args:
-        argument: which argument names it, for the message.
+        argument: the argument that names it, for the message.
         path: its file.
         transformer: accept an RT-DETR too.
 
     Raises:
-        BadInput: unreadable, of another task, or fused for inference (one of its branches is gone).
+        BadInput: it is unreadable, has another task, or is fused for inference, which removes a branch.
     """
     try:
         model, _ = load_checkpoint(path)
     except UNREADABLE as e:
-        raise BadInput(f"{argument}={path} cannot be read as an Ultralytics checkpoint: {one_line(e)[:160]}") from e
+        raise BadInput(
+            f"{argument}={path} cannot be read as an Ultralytics checkpoint ({one_line(e)[:160]}): give another .pt"
+        ) from e
     accepted = {*HEADS, "RTDETRDecoder"} if transformer else HEADS
     if not isinstance(model, DetectionModel) or type(head(model)).__name__ not in accepted:
         kind = f"{type(model).__name__}, task {getattr(model, 'task', None)}"
-        raise BadInput(f"{argument}={path} is no YOLO of the kinds {', '.join(TASKS)} ({kind}): give one of these")
+        raise BadInput(f"{argument}={path} ({kind}) must be a YOLO model of the task {', '.join(TASKS)}")
     if model.is_fused():
         raise BadInput(
-            f"{argument}={path} is fused for inference and has lost layers: give the checkpoint training wrote"
+            f"{argument}={path} is fused for inference, which removes layers: give the checkpoint that training wrote"
         )
     return model
 
@@ -110,24 +112,24 @@ def task(path: str, argument: str = "model") -> str:
 
     Args:
         path: the model's file.
-        argument: which argument names it, for the message.
+        argument: the argument that names it, for the message.
 
     Raises:
-        BadInput: of another task, or no model at all.
+        BadInput: it has another task, or is not a model.
     """
     if path.endswith(".pt"):
         return HEADS[type(head(load_detector(argument, path))).__name__]
     layers = architecture(path).get("head")
     if not layers:
-        raise BadInput(f"{argument}={path} is no model: it has no head; give a model's .yaml or .pt")
+        raise BadInput(f"{argument}={path} has no head, so it is not a model: give a model's .yaml or .pt")
     name = layers[-1][2]
     if name not in HEADS:
-        raise BadInput(f"{argument}={path} ends in {name}: M-KD distils {', '.join(TASKS)} models of YOLO")
+        raise BadInput(f"{argument}={path} has the head {name}: it must be a YOLO model of the task {', '.join(TASKS)}")
     return HEADS[name]
 
 
 def architecture_name(path: str) -> str:
-    """The name of the architecture behind a model file: `yolo26n` for yolo26n.yaml and for a checkpoint of it."""
+    """The name of a model file's architecture: `yolo26n` for yolo26n.yaml and for a checkpoint of it."""
     if path.endswith(".pt"):
         path = str(load_detector("model", path, transformer=True).yaml.get("yaml_file", ""))
     return Path(path).stem
@@ -135,7 +137,7 @@ def architecture_name(path: str) -> str:
 
 @functools.cache
 def parameters(path: str) -> int:
-    """How many parameters the model of a .pt or .yaml has, at its own or 80 classes."""
+    """The number of parameters of a .pt's or .yaml's model, with its own classes or 80."""
     return sum(p.numel() for p in build(path, classes=80).parameters())
 
 
@@ -164,10 +166,10 @@ class RemovedHead(nn.Module):
 
 
 def freeze(model: DetectionModel) -> DetectionModel:
-    """Make a teacher that costs as little as it can: no gradients, fused layers, raw head outputs.
+    """Turn a model into a teacher at the lowest cost: no gradients, fused layers, raw head outputs.
 
-    The head alone is marked as training: then it returns its raw outputs and neither decodes nor sorts boxes that
-    are unused. Its layers stay in eval mode. An RT-DETR's decoder, whose queries match no anchor, is taken out.
+    Only the head is marked as training: it then returns its raw outputs, without decoding and sorting boxes. Its layers
+    stay in eval mode. An RT-DETR's decoder is removed, since its queries do not correspond to anchors.
     """
     model.eval().requires_grad_(False)
     if isinstance(head(model), RTDETRDecoder):
@@ -187,22 +189,22 @@ def remove_head(model: DetectionModel) -> None:
 
 
 def frozen_precision(trainer: BaseTrainer) -> torch.dtype:
-    """The precision for a frozen model beside a trainer's own.
+    """The precision of a frozen teacher beside a trainer's student.
 
-    On a GPU it is the one that Ultralytics trains in. A processor trains in float32 unless told otherwise, and there a
-    model without gradients still takes half the time where bfloat16 is native. `amp=False` keeps float32 everywhere.
+    On a GPU it is the one that Ultralytics trains in. On a CPU Ultralytics trains in float32 by default; a teacher in
+    bfloat16 takes half the time there if the processor supports it natively. `amp=False` keeps float32 everywhere.
 
     Args:
-        trainer: one that is set up.
+        trainer: an Ultralytics trainer that is set up.
     """
     wanted = trainer.args.amp
     if trainer.amp:
         return torch.bfloat16 if wanted == "bf16" else torch.float16
-    gains = trainer.device.type == "cpu" and native_bfloat16()
-    return torch.bfloat16 if gains and wanted not in {False, "fp32"} else torch.float32
+    is_faster = trainer.device.type == "cpu" and native_bfloat16()
+    return torch.bfloat16 if is_faster and wanted not in {False, "fp32"} else torch.float32
 
 
 def native_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16 itself (AVX-512 BF16, AMX); no where torch cannot tell."""
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    """Whether this CPU has bfloat16 instructions (AVX-512 BF16, AMX); False if torch cannot determine it."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""Images without labels as Ultralytics loads and augments its own, apart from the labelled ones."""
+"""Load and augment unlabelled images with Ultralytics' own data set and loader, separately from the labelled ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ KEYPOINT = 3  # x, y and visibility
 
 
 class Unlabelled(YOLODataset):
-    """Ultralytics' data set of images that have no labels: nothing is read or written beside them.
+    """Ultralytics' data set for images without labels: no label files or caches are read or written.
 
-    A mosaic of it has partners of its own images only.
+    Mosaics combine images of this data set only.
     """
 
     def get_img_files(self, img_path: Any) -> list[str]:
-        """The files as they are given; `fraction` is of the labelled images."""
+        """The files as given; `fraction` applies to the labelled images only."""
         return list(img_path)
 
     def get_labels(self) -> list[dict[str, Any]]:
-        """No object in any image; their shapes are found out when they are loaded."""
+        """Empty labels for every image; the images' shapes are read when they are loaded."""
         points = (0, *self.data.get("kpt_shape", (0, KEYPOINT))) if self.use_keypoints else None
         return [
             {
@@ -42,10 +42,10 @@ class Unlabelled(YOLODataset):
 
 
 def unlabelled_dataset(trainer: Any, files: list[Path], imgsz: int) -> Unlabelled:
-    """The data set of a trainer's unlabelled images, with the augmentation of its labelled ones.
+    """The data set of a trainer's unlabelled images, with the same augmentation as the labelled ones.
 
     Args:
-        trainer: an Ultralytics trainer whose data set is known.
+        trainer: an Ultralytics trainer with its data set loaded.
         files: the images.
         imgsz: image size [pixels].
     """
@@ -65,7 +65,7 @@ def unlabelled_dataset(trainer: Any, files: list[Path], imgsz: int) -> Unlabelle
 
 
 def unlabelled_loader(trainer: Any, dataset: Any, batch: int) -> Any:
-    """A loader without end, as Ultralytics builds its own, each batch of the same size.
+    """An endless loader, built as Ultralytics builds its own, whose batches all have the same size.
 
     Args:
         trainer: an Ultralytics trainer.

@@ -1,4 +1,4 @@
-"""Reading a model: its layers by role, its head's raw outputs, and the weights that every term shares."""
+"""Read a model: its layers by role, its head's raw outputs, and the weights on which gradients are measured."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def model_spec(model: DetectionModel, imgsz: int, classes: int | Sequence[int] |
     """Find a detector's layers by role, with one forward pass over an empty image.
 
     Args:
-        model: a YOLO detector; its weights and statistics are not touched.
-        imgsz: image size that the shapes are for [pixels], rounded up to the model's stride as Ultralytics does.
-        classes: indices of those that the user trains for (Ultralytics' `classes=`); None for all.
+        model: a YOLO detector; its weights and statistics do not change.
+        imgsz: image size of the shapes [pixels], rounded up to the model's stride as Ultralytics does.
+        classes: indices of the classes to train (Ultralytics' `classes=`); None for all.
     """
     kept = {*model.names} if classes is None else {classes} if isinstance(classes, int) else {*classes}
     shapes: dict[int, torch.Size] = {}
@@ -36,7 +36,7 @@ def model_spec(model: DetectionModel, imgsz: int, classes: int | Sequence[int] |
 
     handles = [m.register_forward_hook(keep(i)) for i, m in enumerate(model.model[:-1])]
     end, layers = head(model), model.model
-    layers[-1] = RemovedHead(end)  # the head's own shapes are not asked for, and RT-DETR's takes no small image
+    layers[-1] = RemovedHead(end)  # the head's shapes are not needed, and RT-DETR's fails on small images
     modes = {m: m.training for m in model.modules()}
     channels = int(model.yaml.get("channels", 3))
     try:
@@ -70,37 +70,37 @@ def model_spec(model: DetectionModel, imgsz: int, classes: int | Sequence[int] |
 
 
 def branches_of(end: nn.Module) -> tuple[str, ...]:
-    """A head's branches that predict at anchors: none for RT-DETR's decoder."""
+    """The branches of a head that predict at anchors; none for RT-DETR's decoder."""
     if not isinstance(end, Detect):
         return ()
     return ("one2many", "one2one") if getattr(end, "one2one_cv2", None) is not None else ("one2many",)
 
 
 def outputs(raw: Any, strides: tuple[int, ...], reg_max: int) -> tuple[dict[str, Outputs], dict[int, tuple[int, int]]]:
-    """Read a detection head's raw outputs.
+    """Convert a detection head's raw outputs to `Outputs`.
 
     Args:
-        raw: what the model returned, in training or in eval mode.
+        raw: the model's return value, in training or in eval mode.
         strides: of the head's levels.
         reg_max: bins of a box side's distribution, 1 for none.
 
     Returns:
-        The outputs by branch, and rows and columns of each level by stride; nothing of a silenced head.
+        The outputs by branch, and rows and columns of each level by stride; both empty if the head was removed.
     """
     raw = raw[1] if isinstance(raw, tuple) else raw
-    if not raw:  # a silenced head
+    if not raw:  # a removed head
         return {}, {}
     branches = raw if "one2many" in raw else {"one2many": raw}
     feats = branches["one2many"]["feats"]
     levels = {s: (f.shape[2], f.shape[3]) for s, f in zip(strides, feats, strict=True)}
-    read = {}
+    by_branch = {}
     for name, branch in branches.items():
         boxes, bins = branch["boxes"].float(), None  # B 4K A
         if reg_max > 1:
             bins = boxes.unflatten(1, (4, reg_max))  # B 4 K A, side-major
             boxes = torch.einsum("bska,k->bsa", bins.softmax(2), torch.arange(reg_max).to(bins))
-        read[name] = Outputs(branch["scores"].float(), boxes, bins)
-    return read, levels
+        by_branch[name] = Outputs(branch["scores"].float(), boxes, bins)
+    return by_branch, levels
 
 
 def of_first(raw: Any, count: int) -> Any:
@@ -113,38 +113,37 @@ def of_first(raw: Any, count: int) -> Any:
 
 
 def shared_weights(model: DetectionModel, spec: ModelSpec) -> list[nn.Parameter]:
-    """The weights on which the terms' gradients are measured: those of the layers that end the backbone's stages.
+    """The weights on which the terms' gradients are measured: those of the last layer of each backbone stage.
 
-    Every term and the task reach them, at half the cost of the whole trunk and with the same picture (yolo26 at width
-    0.125 on bccd: the six terms' shares within 0.8 to 1.5 of the trunk's). At the very last of them alone, attention
-    and guidance, which tap that layer or hang right on it, look 2.4 to 3.5 times as strong. Where the user has frozen
-    the backbone, all trainable weights before the head.
+    The gradients of every term and of the task reach them. They cost half as much as the whole trunk and give similar
+    shares (yolo26 at width 0.125 on bccd: 0.8 to 1.5 times the trunk's for the six terms). On the last layer alone,
+    attention and guidance, which read that layer or the one after it, seem 2.4 to 3.5 times as strong. If the user
+    froze the backbone, all trainable weights before the head.
     """
-    ends = [
-        p for role, place in spec.layers.items() if "backbone" in role for p in model.model[place.layer].parameters()
-    ]
+    roles = [role for role in spec.layers if "backbone" in role]
+    ends = [p for role in roles for p in model.model[spec.layers[role].layer].parameters()]
     trunk = [p for layer in model.model[:-1] for p in layer.parameters()]
     groups = ([p for p in group if p.requires_grad] for group in (ends, trunk, model.parameters()))
     return next(group for group in groups if group)
 
 
 def branch_weights(detection: Any) -> dict[str, float]:
-    """How much a detection loss weighs each branch of the head now; 1 together."""
+    """The current weight of each branch of the head in the detection loss; their sum is 1."""
     if isinstance(detection, E2ELoss):
         return {"one2many": detection.o2m, "one2one": detection.o2o}
     return {"one2many": 1.0}
 
 
 def remaining(detection: Any) -> float:
-    """What is left of the detection loss's first weight on the trunk, in (0, 1].
+    """The detection loss's current weight on the trunk as a share of its initial weight, in (0, 1].
 
-    Dual heads shift their loss from one2many (0.8 to 0.1 over the run) to one2one, which is cut off from the trunk.
+    Dual heads shift the loss from one2many (0.8 to 0.1 over the run) to one2one, whose gradient stops at the trunk.
     """
     return detection.o2m / detection.o2m_copy if isinstance(detection, E2ELoss) else 1.0
 
 
 def keep_graphs() -> None:
-    """Let compiled graphs be used for more than one backward pass, as measuring gradients needs."""
+    """Allow several backward passes through compiled graphs, which measuring gradients needs."""
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False

@@ -1,4 +1,4 @@
-"""Run folders: where a run goes, whether it can go on, and what came out of it."""
+"""Run folders: their location, whether a run can be resumed, and the results in its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,15 +17,44 @@ from ultralytics.utils.torch_utils import get_flops
 from yolo_mkd.report import atomic
 from yolo_mkd.settings import BadInput
 
+# Ultralytics' arguments that decide which picture a view of an image is, in the order of the cache's header
 AUGMENTATION = (
-    *("mosaic", "mixup", "cutmix", "copy_paste", "copy_paste_mode", "degrees", "translate", "scale", "shear"),
-    *("perspective", "flipud", "fliplr", "bgr", "hsv_h", "hsv_s", "hsv_v", "augmentations"),
-    *("single_cls", "classes", "fraction", "task"),
+    "mosaic",
+    "mixup",
+    "cutmix",
+    "copy_paste",
+    "copy_paste_mode",
+    "degrees",
+    "translate",
+    "scale",
+    "shear",
+    "perspective",
+    "flipud",
+    "fliplr",
+    "bgr",
+    "hsv_h",
+    "hsv_s",
+    "hsv_v",
+    "augmentations",
+    "single_cls",
+    "classes",
+    "fraction",
+    "task",
 )
+METRICS = {
+    "map50_95": "mAP50-95(B)",
+    "map50": "mAP50(B)",
+    "precision": "precision(B)",
+    "recall": "recall(B)",
+    "mask_map50_95": "mAP50-95(M)",
+    "mask_map50": "mAP50(M)",
+    "pose_map50_95": "mAP50-95(P)",
+    "pose_map50": "mAP50(P)",
+}
 
 
 def run_folder(project: str | None, name: str | None, exist_ok: bool) -> Path:
-    """The folder of a new chain, by Ultralytics' rules for `project=` and `name=`: runs/mkd/train, train2, ..."""
+    """The folder of a new chain by Ultralytics' rules for `project=` and `name=`: runs/mkd/train, train2, ..."""
     args = SimpleNamespace(project=project, name=name, task="mkd", mode="train", exist_ok=exist_ok)
     return Path(ultralytics_save_dir(args))
 
@@ -37,19 +66,12 @@ def newest_chain() -> Path | None:
 
 
 def caches_folder() -> Path:
-    """Where teacher caches are kept for every chain: runs/mkd/records."""
+    """The default folder of teacher caches, shared by all chains: runs/mkd/records."""
     return Path(SETTINGS["runs_dir"]) / "mkd" / "records"
 
 
-METRICS = {
-    **{"map50_95": "mAP50-95(B)", "map50": "mAP50(B)", "precision": "precision(B)", "recall": "recall(B)"},
-    **{"mask_map50_95": "mAP50-95(M)", "mask_map50": "mAP50(M)"},
-    **{"pose_map50_95": "mAP50-95(P)", "pose_map50": "mAP50(P)"},
-}
-
-
 def metrics(best: Path) -> dict[str, float]:
-    """The accuracy stored in a finished run's checkpoint: of boxes and, where the task has them, masks or keypoints."""
+    """The accuracy stored in a finished run's checkpoint: for boxes and, if the task has them, masks or keypoints."""
     found = load_checkpoint(best)[1]["train_metrics"]
     scores = {ours: found.get(f"metrics/{theirs}") for ours, theirs in METRICS.items()}
     return {name: round(float(score), 5) for name, score in scores.items() if score is not None}
@@ -63,30 +85,30 @@ def size(path: Path, imgsz: int) -> dict[str, float]:
 
 @contextlib.contextmanager
 def discarding_empty_run(folder: Path) -> Iterator[None]:
-    """Remove the folder of a run that is refused before it trained, if it holds no more than its arguments."""
+    """Remove a run's folder on BadInput if it contains nothing but its arguments."""
     try:
         yield
     except BadInput:
-        with contextlib.suppress(OSError):  # anything else in there is somebody's work, and stays
+        with contextlib.suppress(OSError):  # a folder with any other file is kept
             (folder / "weights").rmdir()
             (folder / "args.yaml").unlink(missing_ok=True)
             folder.rmdir()
         raise
 
 
-def annotate(file: Path, record: dict[str, Any]) -> None:
-    """Store a record of the distillation in a checkpoint, whole or not at all, under `mkd`; Ultralytics ignores it."""
-    whole = torch.load(file, map_location="cpu", weights_only=False)
-    with atomic(file) as partial:
-        torch.save({**whole, "mkd": record}, partial)
+def annotate(file: Path, summary: dict[str, Any]) -> None:
+    """Add a summary of the distillation to a checkpoint, atomically, under the key `mkd`, which Ultralytics ignores."""
+    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    with atomic(file) as partial, partial.open("wb") as opened:  # torch would store a path's name in the archive
+        torch.save({**checkpoint, "mkd": summary}, opened)
 
 
 def augmentation(args: Any) -> dict[str, Any]:
-    """Those of Ultralytics' arguments that decide which picture a view of an image is."""
+    """The values of those of Ultralytics' arguments that decide which picture a view of an image is."""
     return {name: getattr(args, name) for name in AUGMENTATION if hasattr(args, name)}
 
 
 def progress(items: Any, meaning: str) -> Iterable[Any]:
-    """The items, with Ultralytics' progress bar, however quiet its log is."""
+    """The items with Ultralytics' progress bar, shown at any log level."""
     bar: Iterable[Any] = TQDM(items, total=len(items), desc=meaning, disable=False)
     return bar

@@ -1,4 +1,4 @@
-"""Ultralytics' validator, letterbox and exporter as the export and its checks use them, read in version 8.4.190."""
+"""Ultralytics' validator, letterbox and exporter for the export and its checks, as of version 8.4.190."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ from ultralytics.utils.ops import scale_boxes
 
 from yolo_mkd.host.files import quiet
 
-TELL_EVERY_S = 10.0
+PROGRESS_EVERY_S = 10.0
 
 
 class Scorer(DetectionValidator):
-    """Ultralytics' detection validator at any height and width; it also scores every image by itself."""
+    """Ultralytics' detection validator at any height and width, which also computes the AP of each image.
+
+    Attributes:
+        size: height and width [pixels].
+        by_image: AP50-95 of each image that has labels, by its file.
+    """
 
     def __init__(self, *args: Any, size: tuple[int, int], **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -34,12 +39,12 @@ class Scorer(DetectionValidator):
         self.by_image: dict[str, float] = {}
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
-        """Letterbox to the exported file's size; Ultralytics would make a checkpoint's square."""
+        """Letterbox to the exported file's size; for a checkpoint Ultralytics would use a square."""
         self.args.imgsz = list(self.size)
         return super().build_dataset(img_path, mode, batch)
 
     def get_stats(self) -> dict[str, Any]:
-        """Keep AP50-95 of each image that has labels, over its own classes, before the statistics are pooled."""
+        """Compute AP50-95 of each image that has labels, over its own classes, before the statistics are pooled."""
         stats = self.metrics.stats
         columns = zip(*(stats[key] for key in ("tp", "conf", "pred_cls", "target_cls")), strict=True)
         for file, (tp, conf, found, target) in zip(self.dataloader.dataset.im_files, columns, strict=True):
@@ -64,29 +69,39 @@ def score(
         path: the .pt or the exported file.
         data: the data set's YAML.
         size: height and width [pixels].
-        one2one: ask a checkpoint with two heads for the NMS-free one.
+        one2one: use the NMS-free head of a checkpoint with two heads.
         nms_iou: threshold of NMS.
-        max_det: detections kept of an image.
-        tell: called now and then with the number of images done and of all.
+        max_det: largest number of detections in an image.
+        tell: called every 10 s with the number of images done and of all images.
 
     Returns:
         map50_95, map50, `classes` {index: AP50-95} of those that have labels, `images` {file: AP50-95}.
     """
-    started = [time.monotonic()]
+    reported_at = time.monotonic()
 
-    def heartbeat(validator: Any) -> None:
-        if time.monotonic() - started[0] > TELL_EVERY_S:
-            started[0] = time.monotonic()
+    def report_progress(validator: Any) -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at > PROGRESS_EVERY_S:
+            reported_at = time.monotonic()
             tell(validator.batch_i + 1, len(validator.dataloader))
 
     with quiet(), exact_openvino(), no_installs(), tempfile.TemporaryDirectory() as folder:
         yolo = YOLO(str(path), task="detect")
-        yolo.add_callback("on_val_batch_end", heartbeat)
+        yolo.add_callback("on_val_batch_end", report_progress)
+        protocol = {"rect": False, "batch": 1, "conf": 0.001, "iou": nms_iou, "max_det": max_det, "workers": 0}
+        nothing_else = {"plots": False, "verbose": False, "save_json": False, "val": False}
         metrics = yolo.val(
-            validator=functools.partial(Scorer, size=size), data=data, imgsz=max(size), rect=False, batch=1,
-            conf=0.001, iou=nms_iou, max_det=max_det, nms=False if one2one else None, device="cpu", workers=0,
-            plots=False, verbose=False, save_json=False, val=False, project=folder, name="val", exist_ok=True,
-        )  # fmt: skip
+            validator=functools.partial(Scorer, size=size),
+            data=data,
+            imgsz=max(size),
+            nms=False if one2one else None,
+            device="cpu",
+            project=folder,
+            name="val",
+            exist_ok=True,
+            **protocol,
+            **nothing_else,
+        )
     box = metrics.box
     return {
         "map50_95": float(box.map),
@@ -99,13 +114,21 @@ def score(
 def letterbox(
     picture: NDArray[np.uint8], size: tuple[int, int], grey: int = 114, centred: bool = True, stretched: bool = False
 ) -> NDArray[np.uint8]:
-    """Ultralytics' letterbox: H W 3 to the height and width given, or a fault of it, to compare with."""
+    """Ultralytics' letterbox of a picture, H W 3, to the height and width given.
+
+    Args:
+        picture: H W 3.
+        size: height and width [pixels].
+        grey: value of the padding.
+        centred: pad both sides equally; False imitates a faulty letterbox, to compare with.
+        stretched: ignore the aspect ratio; True imitates a faulty letterbox.
+    """
     box = LetterBox(size, auto=False, scale_fill=stretched, center=centred, padding_value=grey)
     return np.asarray(box(image=picture), dtype=np.uint8)
 
 
 def out_of_letterbox(boxes: NDArray[np.float64], size: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Boxes N 4 in a letterbox of `size`, in pixels of the picture of `shape`, as Ultralytics' predict gives them."""
+    """Boxes N 4 of a letterbox of `size`, in pixels of the picture of `shape`, as in Ultralytics' predict."""
     return np.asarray(scale_boxes(size, boxes.copy(), shape), dtype=np.float64)
 
 
@@ -116,7 +139,7 @@ def formats() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def no_installs() -> Iterator[None]:
-    """Let Ultralytics install no package by itself, as its exporters and runtimes would."""
+    """Stop Ultralytics' exporters and runtimes from installing packages."""
     before = checks.AUTOINSTALL
     checks.AUTOINSTALL = False
     try:
@@ -127,10 +150,10 @@ def no_installs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exact_openvino() -> Iterator[None]:
-    """Let OpenVINO compute in float32: by itself it takes bfloat16 where the processor has it, which moves scores."""
+    """Make OpenVINO compute in float32; its default on processors with bfloat16 is bfloat16, which changes scores."""
     try:
         import openvino
-    except ImportError:  # then nothing runs on it
+    except ImportError:  # not installed, so nothing runs on it
         yield
         return
     before = openvino.Core.compile_model

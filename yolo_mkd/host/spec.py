@@ -1,4 +1,4 @@
-"""The parts of a detector that matter to distillation, read before training."""
+"""Specification of a detector for distillation: classes, head and layers by role."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The layer that has a role in one model: its index, and its output's channels, rows and columns."""
+    """The layer of a role in one model: its index, and its output's channels, rows and columns."""
 
     layer: int
     channels: int
@@ -20,17 +20,17 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The parts of a detector that matter to distillation, read before training.
+    """The properties of a detector that distillation depends on, read before training.
 
     Attributes:
         names: class names by index.
         strides: of the head's levels, in pixels.
-        branches: the head's branches, `one2many` and, on dual heads, `one2one`; none where it has no anchors.
-        reg_max: bins of each box side's distribution; 1 where the head gives the side itself.
+        branches: the head's branches, `one2many` and, on dual heads, `one2one`; none if it has no anchors.
+        reg_max: bins of each box side's distribution; 1 if the head outputs the side itself.
         rotated: whether its boxes are oriented.
         layers: by role: `backbone_p3` is the last backbone layer of stride 8, `neck_p3` the head's input of stride 8.
-        channels: of the images it sees.
-        parameters: how many the model has.
+        channels: of its input images.
+        parameters: their number.
     """
 
     names: dict[int, str]

@@ -1,6 +1,6 @@
-"""What is transferred: the outputs and features of a model for one batch are a value, and each term compares two such.
+"""What is transferred: `Knowledge`, a model's outputs and features for one batch, and the losses that compare two.
 
-Every term is a pure function of tensors: no hooks, no devices, no schedule. It returns a mean over the batch's images
+Every loss is a pure function of tensors: no hooks, no devices, no schedule. It returns a mean over the batch's images
 (the trainer multiplies by the batch size, as Ultralytics does for its own losses).
 """
 
@@ -28,14 +28,14 @@ class Outputs:
 
 @dataclass
 class Knowledge:
-    """All that one model outputs for one batch: what the terms compare.
+    """The outputs and features of one model for one batch, which the terms compare.
 
     Attributes:
         branches: the head's outputs by branch, `one2many` and, on dual heads, `one2one`.
         features: feature maps by role (`backbone_p3` ... `neck_p5`), each B C H W.
         levels: anchors of each level as {stride: (rows, columns)}, in the order of the A axis.
-        maps: attention maps by role, each B H W, where the features themselves were not kept.
-        relations: in the same case the relation matrix, B L L, and the L roles that it is of.
+        maps: attention maps by role, each B H W, where the features are not available (teacher cache).
+        relations: in the same case the names of L roles and their relation matrix, B L L.
     """
 
     branches: dict[str, Outputs]
@@ -45,7 +45,7 @@ class Knowledge:
     relations: tuple[tuple[str, ...], Tensor] | None = None
 
     def detached(self) -> Knowledge:
-        """The same, with features through which no gradient passes."""
+        """A copy whose features are detached, so that no gradient passes through them."""
         return Knowledge(self.branches, {role: f.detach() for role, f in self.features.items()}, self.levels)
 
     def best_scores(self) -> Tensor:
@@ -53,7 +53,7 @@ class Knowledge:
         return next(iter(self.branches.values())).logits.sigmoid().amax((1, 2))
 
     def of_first(self, count: int) -> Knowledge:
-        """The same for the first images of the batch alone."""
+        """A copy for the first `count` images of the batch."""
         branches = {
             name: Outputs(o.logits[:count], o.distances[:count], None if o.bins is None else o.bins[:count])
             for name, o in self.branches.items()
@@ -63,12 +63,12 @@ class Knowledge:
         return Knowledge(branches, features, self.levels, maps, relations)
 
     def joined_with(self, other: Knowledge) -> Knowledge:
-        """The outputs of one model for two batches, as for one batch: this one's images first."""
+        """The outputs of one model for two batches, concatenated: this one's images first."""
         branches = {}
-        for name, ours in self.branches.items():
-            theirs = other.branches[name]
-            bins = None if ours.bins is None or theirs.bins is None else cat([ours.bins, theirs.bins])
-            logits, distances = cat([ours.logits, theirs.logits]), cat([ours.distances, theirs.distances])
+        for name, first in self.branches.items():
+            second = other.branches[name]
+            bins = None if first.bins is None or second.bins is None else cat([first.bins, second.bins])
+            logits, distances = cat([first.logits, second.logits]), cat([first.distances, second.distances])
             branches[name] = Outputs(logits, distances, bins)
         relations = None
         if self.relations is not None and other.relations is not None:
@@ -84,12 +84,12 @@ class Knowledge:
 
 @dataclass
 class Targets:
-    """The labels of a batch, for terms that look where the objects are.
+    """The labels of a batch, for terms that depend on where the objects are.
 
     Attributes:
         boxes: N 4, centre x, centre y, width and height as shares of the image.
-        image: N, which image of the batch each box belongs to.
-        labelled: how many of the images have labels, the first ones; None is all.
+        image: N, the index in the batch of the image that each box belongs to.
+        labelled: how many of the images have labels, the first ones; None means all.
     """
 
     boxes: Tensor
@@ -99,12 +99,12 @@ class Targets:
 
 @dataclass
 class LossWeights:
-    """How much images, branches of the head and classes count in a batch.
+    """The weights of images, branches of the head and classes in a batch's losses.
 
     Attributes:
-        images: B, the weight of each image in a mean over images; None is 1 each.
-        branches: the detection loss's weight of each branch of the head; None is 1 each.
-        classes: by branch, the weight in soft targets of each class that both models have, C; None is 1 each.
+        images: B, the weight of each image in a mean over images; None means 1 each.
+        branches: the detection loss's weight of each branch of the head; None means 1 each.
+        classes: by branch, the weight in soft targets of each class that both models have, C; None means 1 each.
     """
 
     images: Tensor | None = None
@@ -113,5 +113,5 @@ class LossWeights:
 
 
 def mean_over_images(values: Tensor, weight: Tensor | None) -> Tensor:
-    """The mean of B values, each weighted if weights are given: B and B in, a scalar out."""
+    """The mean of B values, weighted where weights are given: B and B in, a scalar out."""
     return values.mean() if weight is None else (values * weight).sum() / weight.sum()

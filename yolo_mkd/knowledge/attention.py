@@ -1,7 +1,7 @@
-"""Attention maps: where a hidden layer is active, whatever its width.
+"""Attention maps: where a hidden layer is active, comparable between layers of any width.
 
-After Zagoruyko and Komodakis (ICLR 2017), with p = 2, but centred: two maps share their mean for no good reason, and
-without it the loss is one minus the correlation of the two maps.
+After Zagoruyko and Komodakis (ICLR 2017), with p = 2, but centred: every map has a positive mean, which carries no
+information, and without it the loss is one minus the correlation of the two maps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from yolo_mkd.knowledge import mean_over_images
 
-FLOOR = 0.05  # share of a map's own energy below which its contrast counts as noise; keeps flat maps' gradients small
+FLOOR = 0.05  # share of a map's energy below which its contrast counts as noise; keeps the gradients of flat maps small
 EPS = 1e-12
 
 
@@ -21,21 +21,21 @@ def attention_map(f: Tensor) -> Tensor:
 
 
 def normalise(energy: Tensor) -> Tensor:
-    """Centre each map and scale it to unit length: B N in, B N out; a flat map becomes 0 and not noise."""
+    """Centre each map and scale it to unit length: B N in, B N out; a flat map becomes 0, not amplified noise."""
     centred = energy - energy.mean(1, keepdim=True)
     floor = FLOOR * energy.norm(dim=1, keepdim=True)
     return centred / (centred.square().sum(1, keepdim=True) + floor.square() + EPS).sqrt()
 
 
 def attention_loss(fs: Tensor, ft: Tensor) -> Tensor:
-    """Compare where two layers are active.
+    """Loss between the attention maps of two layers.
 
     Args:
         fs: the student's features, B Cs H W.
-        ft: the teacher's at the same place, B Ct H' W'; the larger of the two maps is pooled.
+        ft: the teacher's features of the same role, B Ct H' W'; the larger of the two maps is pooled.
 
     Returns:
-        A scalar as `map_loss` has it; unchanged by any scale, order or number of channels.
+        A scalar, see `map_loss`; invariant to the scale, order and number of channels.
     """
     return map_loss(attention_map(fs), attention_map(ft))
 
@@ -46,7 +46,7 @@ def map_loss(es: Tensor, et: Tensor, weight: Tensor | None = None) -> Tensor:
     Args:
         es: the student's attention maps, B H W.
         et: the teacher's, B H' W'.
-        weight: how much each image counts, B; 1 each if None.
+        weight: of each image, B; 1 each if None.
 
     Returns:
         A scalar, the mean over images.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def standardise(f: Tensor) -> Tensor:
-    """Zero mean and unit variance of each channel over batch and positions: batch norm without affine or memory."""
+    """Features with zero mean and unit variance in each channel: batch norm without affine or running statistics."""
     return F.batch_norm(f.float(), None, None, training=True, eps=1e-5)
 
 

@@ -1,11 +1,14 @@
-"""Exploration: part of the student's neck channels is to find what the teacher does not know.
+"""Exploration: half of the student's neck channels are trained to be independent of the teacher's features.
 
 The split into an inheriting and an exploring part follows IE-KD (Huang et al., CVPR 2021). Its negative distance
-rewards an anti-copy of the teacher, which tells nothing new; here the exploring channels are pushed towards zero linear
-CKA with the teacher's, so that the optimum is independence. The other terms see the inheriting channels only.
+rewards the negated features of the teacher, which carry no new information; here the exploring channels are pushed
+towards zero linear CKA with the teacher's, so that the optimum is independence. The other terms use the inheriting
+channels only.
 """
 
 from __future__ import annotations
+
+import math
 
 from torch import Tensor
 
@@ -13,12 +16,12 @@ from yolo_mkd.knowledge.relation import pool
 
 SHARE = 0.5  # inheriting share of the channels: IE-KD, public code
 GRID = 8  # positions a side
-FLOOR = 1e-4  # share of a feature's energy below which its variation counts as none
+FLOOR = 1e-4  # share of a feature's energy below which its variation counts as zero
 
 
 def inheriting(channels: int) -> int:
-    """How many of a tap's channels, the first ones, inherit from the teacher; the rest explore."""
-    return -int(-channels * SHARE // 1)
+    """How many of a layer's channels, the first ones, inherit from the teacher; the others explore."""
+    return math.ceil(channels * SHARE)
 
 
 def exploration_loss(fs: Tensor, ft: Tensor) -> Tensor:
@@ -26,7 +29,7 @@ def exploration_loss(fs: Tensor, ft: Tensor) -> Tensor:
 
     Args:
         fs: the student's exploring channels, B Cs H W.
-        ft: the teacher's features at the same place, B Ct H W.
+        ft: the teacher's features of the same role, B Ct H W.
 
     Returns:
         A scalar in [0, 1], 0 where the two are linearly independent.
@@ -38,7 +41,7 @@ def exploration_loss(fs: Tensor, ft: Tensor) -> Tensor:
 def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
     """Linear CKA of N samples of Cx and Cy features from unbiased HSIC (Song et al., JMLR 2012), at least 0.
 
-    Costs N C^2, with no N x N matrix, so large batches are no trouble.
+    Costs N C^2 operations and builds no N x N matrix, so large batches fit in memory.
     """
     xx, yy, xy = hsic(x, x), hsic(y, y), hsic(x, y)
     floor = (FLOOR * x.square().sum()) * (FLOOR * y.square().sum())

@@ -1,12 +1,12 @@
-"""Guidance: student and teacher meet in a layer of a width between theirs, where their neck features are compared.
+"""Guidance: compares neck features of student and teacher in a guidance layer whose width lies between theirs.
 
 The hint of FitNets (Romero et al., ICLR 2015) between unequal widths, in the form of PKD (Cao et al., NeurIPS 2022).
-The student's side of the guidance layer is trained with the student and then dropped. The teacher's side is a fixed
-orthonormal projection: two trained sides would agree on something easy, and in the end on nothing.
+The student's adapter is trained with the student and dropped at the end. The teacher's side is a fixed orthonormal
+projection: with two trained sides the loss could fall without the student learning from the teacher.
 
-All positions count alike. Weighted by the teacher's score, as Ultralytics weights its own feature loss, the term's
-gradient on the trunk was 40 times as large while the adapters were fresh and 2.6 times once they had fitted (bccd,
-yolo26 at width 0.125 from yolo26n): at its nominal gain it drowned the detection loss.
+All positions have the same weight. Weighted by the teacher's score, as Ultralytics weights its own feature loss, the
+term's gradient on the trunk was 40 times as large with new adapters and 2.6 times with fitted ones (bccd, yolo26 at
+width 0.125 from yolo26n): at its nominal gain it exceeded the detection loss's by far.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class Guide(nn.Module):
         self.register_buffer("projection", orthonormal(width, teacher_channels)[..., None, None])
 
     def forward(self, fs: Tensor, ft: Tensor) -> Tensor:
-        """Compare B Cs H W with B Ct H W: the mean over the layer's channels of 1 - correlation, in [0, 2]."""
+        """The mean over the layer's channels of 1 - correlation, in [0, 2]: B Cs H W and B Ct H W in, a scalar out."""
         return pearson_loss(self.adapter(fs.float()), F.conv2d(ft.float(), self.projection))
 
 
 def middle(student_channels: int, teacher_channels: int) -> int:
-    """The width between two: their geometric mean, as a multiple of 8, and no more than the teacher's."""
+    """The guidance layer's width: the geometric mean of two, as a multiple of 8, and at most the teacher's."""
     return min(8 * max(1, round(math.sqrt(student_channels * teacher_channels) / 8)), teacher_channels)
 
 
 def orthonormal(rows: int, columns: int) -> Tensor:
-    """Rows of unit length at right angles to each other, always the same for a size: R C, R <= C."""
+    """A matrix with orthonormal rows, always the same for a size: R C, R <= C."""
     random = torch.randn(columns, rows, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(random)[0].t()

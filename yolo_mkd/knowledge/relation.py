@@ -1,8 +1,8 @@
-"""Relation matrix between layers: how alike two layers of one model see the positions of an image.
+"""Relation matrix between layers: how similarly two layers of one model represent the positions of an image.
 
-The flow matrix of FSP (Yim et al., CVPR 2017), F1' F2, ties a model to its own widths. Its energy is the inner product
-of the layers' position Grams, |F1' F2|^2 = <F1 F1', F2 F2'>, whose size is free of channels. Debiased (U-centred) and
-normalised, that is linear CKA, and the L x L matrix of it can be compared between any two models.
+The shape of the flow matrix of FSP (Yim et al., CVPR 2017), F1' F2, depends on a model's widths. Its energy is the
+inner product of the layers' position Grams, |F1' F2|^2 = <F1 F1', F2 F2'>, whose shapes do not. Debiased (U-centred)
+and normalised, that is linear CKA, and its L x L matrix can be compared between any two models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from yolo_mkd.knowledge import mean_over_images
 
 GRID = 10  # positions a side; more cost time, fewer cost precision (noise 0.013 at 100 positions, 0.040 at 36)
 FLOOR = 2e-3  # share of a layer's energy below which its Gram counts as flat, as where a single position is active
-QUIET = 1e-4  # mean square below which a layer counts as silent; keeps the gradient of a dead layer small
+INACTIVE = 1e-4  # mean square below which a layer counts as inactive; keeps the gradient of a dead layer small
 
 
 def grid_for(sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def relation_matrix(features: list[Tensor], grid: tuple[int, int]) -> Tensor:
     # two U-centred Grams follows from the plain one
     inner = grams @ grams.transpose(1, 2) - (p / (p - 2)) * (diagonals @ diagonals.transpose(1, 2))
     inner = inner + sums.unsqueeze(2) * sums.unsqueeze(1) / ((p - 1) * (p - 2))  # B L L
-    energy = torch.stack([(x.square().mean((1, 2)) + QUIET) * x[0].numel() for x in pooled], 1)  # B L
+    energy = torch.stack([(x.square().mean((1, 2)) + INACTIVE) * x[0].numel() for x in pooled], 1)  # B L
     size = (inner.diagonal(dim1=1, dim2=2).clamp(min=0) + (FLOOR * energy).square()).sqrt()
     return inner / (size.unsqueeze(2) * size.unsqueeze(1))
 
@@ -72,7 +72,10 @@ def relation_loss(rs: Tensor, rt: Tensor, weight: Tensor | None = None) -> Tenso
     Args:
         rs: the student's, B L L.
         rt: the teacher's, B L L.
-        weight: how much each image counts, B; 1 each if None.
+        weight: of each image, B; 1 each if None.
+
+    Returns:
+        A scalar, the mean over images.
     """
     layers = rs.shape[1]
     off = ~torch.eye(layers, dtype=torch.bool, device=rs.device)

@@ -1,13 +1,13 @@
 """Soft targets: the teacher's class scores, boxes and box-side distributions, anchor by anchor.
 
-Temperature stays 1 for class scores: with sigmoid outputs a higher one lets the background outweigh the objects by
+The temperature of class scores is 1: with sigmoid outputs a higher one lets the background outweigh the objects by
 three orders of magnitude. Every sum is divided by the teacher's mass N = max(1, sum over anchors of its best score),
-so that images without objects stay quiet.
+so that images without objects contribute little.
 
-A sum over anchors hears little of a class that is rare, small or uncertain, and the student then gives it up for the
-others. So anchors can be weighted by what the teacher sees there, with one number w a class: u = 1 + the sum over
-classes of q (w - 1), over the sum of q where that is above 1. Where it sees nothing, u is 1; N is then the sum of u
-times the best score.
+A class that is rare, small or uncertain contributes few anchors to a sum, so the student loses accuracy on it. Anchors
+can therefore be weighted by the teacher's scores, with one weight w a class: u = 1 + the sum over classes of q (w - 1),
+divided by the sum of q where that is above 1. Where the teacher scores nothing, u is 1; N is then the sum of u times
+the best score.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TEMPERATURE = 10.0  # of the box-side distributions: LD, Zheng et al., CVPR 2022
-DOUBT = 0.05  # a score below which the teacher sees nothing
+DOUBT = 0.05  # scores up to this one count as no detection
 EPS = 1e-7
 
 
@@ -33,7 +33,7 @@ def class_loss(zs: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
     Args:
         zs: the student's class logits, B C A.
         zt: the teacher's.
-        weights: how much each class counts, C; None is 1 each.
+        weights: of each class, C; None means 1 each.
 
     Returns:
         A scalar; 0 where both agree.
@@ -44,11 +44,11 @@ def class_loss(zs: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 class FocusedEntropy(torch.autograd.Function):
-    """Sum of u |p - q| BCE(p, q), whose gradient is taken along: one tensor is kept for it in the place of seven."""
+    """Sum of u |p - q| BCE(p, q); forward computes the gradient too, so one tensor is saved instead of seven."""
 
     @staticmethod
     def forward(ctx: Any, zs: Tensor, zt: Tensor, weights: Tensor | None) -> Tensor:
-        """The sum over all elements, of logits of equal shape and weights that spread to it."""
+        """The sum over all elements: logits of equal shape and weights that broadcast to it in, a scalar out."""
         p, q = zs.sigmoid(), zt.sigmoid()
         gap, entropy = p - q, F.binary_cross_entropy_with_logits(zs, q, weights, reduction="none")
         focus = gap.abs()
@@ -60,7 +60,7 @@ class FocusedEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient with respect to the student's logits; the teacher's and the weights get none."""
+        """The gradient with respect to the student's logits; none for the teacher's logits and the weights."""
         (slope,) = ctx.saved_tensors
         return slope * up, None, None
 
@@ -68,13 +68,13 @@ class FocusedEntropy(torch.autograd.Function):
 def box_loss(ds: Tensor, dt: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean of 1 - GIoU between the two boxes of an anchor, weighted by the teacher's best score there.
 
-    Both boxes hang on the same anchor, and GIoU does not change when both are moved or scaled alike, so distances do.
+    Both boxes share an anchor and GIoU is invariant to moving and scaling both, so box sides replace coordinates.
 
     Args:
         ds: the student's box sides left, top, right, bottom, B 4 A, in stride units.
         dt: the teacher's.
         zt: the teacher's class logits, B C A.
-        weights: how much each class counts, C; None is 1 each.
+        weights: of each class, C; None means 1 each.
     """
     return ((1 - giou(ds, dt)) * best_score(zt, weights)).sum() / mass(zt, weights)
 
@@ -88,7 +88,7 @@ def dfl_loss(bs: Tensor, bt: Tensor, zt: Tensor, weights: Tensor | None = None) 
         bs: the student's logits of the box-side distributions, B 4 K A.
         bt: the teacher's, with the same K.
         zt: the teacher's class logits, B C A.
-        weights: how much each class counts, C; None is 1 each.
+        weights: of each class, C; None means 1 each.
     """
     target = (bt / TEMPERATURE).log_softmax(2)
     guess = (bs / TEMPERATURE).log_softmax(2)
@@ -97,9 +97,9 @@ def dfl_loss(bs: Tensor, bt: Tensor, zt: Tensor, weights: Tensor | None = None) 
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of boxes that hang on the same anchor: B 4 A and B 4 A of sides in, B A in [-1, 1] out.
+    """Generalised IoU of two boxes at the same anchor: B 4 A and B 4 A of sides in, B A in [-1, 1] out.
 
-    Heads without distributions can give negative sides early on; widths and heights are then taken as 0.
+    Heads without distributions can output negative sides early in training; negative widths and heights count as 0.
     """
 
     def area(sides: Tensor) -> Tensor:
@@ -118,17 +118,17 @@ def best_score(zt: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def emphasis(zt: Tensor, weights: Tensor) -> Tensor:
-    """u: how much each anchor counts by what the teacher sees there, B C A of logits and C weights in, B A out."""
+    """u: the weight of each anchor by the teacher's scores there, B C A of logits and C class weights in, B A out."""
     q = zt.sigmoid()
     return 1 + (q * (weights[:, None] - 1)).sum(1) / q.sum(1).clamp(min=1)  # scores of several classes can exceed 1
 
 
 def class_mass(zt: Tensor) -> Tensor:
-    """How much score the teacher gives to each class in the batch, B C A of logits in, C out; without its doubts."""
+    """The sum of the teacher's scores above 0.05 for each class in the batch, B C A of logits in, C out."""
     q = zt.sigmoid()
     return (q * (q > DOUBT)).sum((0, 2))
 
 
 def mass(zt: Tensor, weights: Tensor | None = None) -> Tensor:
-    """N: how many objects' worth of score the teacher sees in the batch, at least 1."""
+    """N: the sum over anchors of the teacher's best score, weighted by u, at least 1; B C A of logits in."""
     return best_score(zt, weights).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Published strategies of others, each by its own definition, to be measured against M-KD's terms on equal footing.
+"""Published distillation methods, each by its own definition, for comparison with M-KD's terms under equal conditions.
 
-The published weights stand in the docstrings and are not applied, except inside a strategy's own sum of parts.
+The docstrings give the published loss weights; they are applied only inside a method's own sum of parts.
 """

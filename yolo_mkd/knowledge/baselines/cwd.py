@@ -1,4 +1,4 @@
-"""Channel-wise: each channel is a distribution over positions (CWD, Shu et al., ICCV 2021).
+"""Channel-wise distillation: each channel is a distribution over positions (CWD, Shu et al., ICCV 2021).
 
 L = T^2 / (B C) * sum over images and channels of KL(softmax(t / T) || softmax(s / T)), softmax over the positions.
 After RTMDet and DAMO-YOLO: a 1x1 connector on the student, and both sides standardised before the softmax (the paper
@@ -18,7 +18,7 @@ def connector(student_channels: int, teacher_channels: int) -> nn.Conv2d:
 
 
 def channel_wise_loss(fs: Tensor, ft: Tensor, temperature: float = 1.0) -> Tensor:
-    """Divergence of the channels' distributions over positions.
+    """KL divergence of the channels' distributions over positions.
 
     Args:
         fs: the student's features after the connector, B C H W.

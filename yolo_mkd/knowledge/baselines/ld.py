@@ -1,4 +1,4 @@
-"""Localisation distillation: box-side distributions, where boxes are decided (LD, Zheng et al., CVPR 2022).
+"""Localisation distillation: box-side distributions in two regions around the labels (LD, Zheng et al., CVPR 2022).
 
 L = 1 / B * sum over anchors of (m q + v / 4) d, with d = T^2 / K * KL(softmax(t / T) || softmax(s / T)), the mean of
 the four sides over K bins, T = 10. m is 1 in the main region, q the student's best class score there; v is the IoU of
@@ -6,12 +6,12 @@ anchor box and label in the valuable localisation region, else 0. Published weig
 
 Both regions come from the labels as in ATSS (Zhang et al., CVPR 2020): each anchor carries a square of 8 strides, and
 a label's threshold tau is the mean plus the standard deviation of the IoUs of the 9 nearest anchors of every level.
-Main: those of the nearest with IoU >= tau and their centre inside the label. Valuable: tau / 4 <= DIoU < tau, wherever
-it is; an anchor can be in both.
+Main region: those of the nearest anchors with IoU >= tau and their centre inside the label. Valuable region: all
+anchors with tau / 4 <= DIoU < tau; an anchor can be in both.
 
 The weights m q and v / 4 are those of the public code, whose sum over the batch is a mean over images here. Its DIoU
-divides the overlap by the anchor's area; here the definition is followed, by the union. Anchors are centred on their
-cell, as YOLO's are, where GFL's stand on its corner.
+divides the overlap by the anchor's area; here it is divided by the union, as defined. Anchors are centred on their
+cell, as in YOLO; in GFL they are at its corner.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from yolo_mkd.knowledge import Targets
 
 TEMPERATURE = 10.0
-NEAREST = 9  # anchors of each level that stand for a label
+NEAREST = 9  # anchors of each level that are candidates for a label
 SQUARE = 8  # side of an anchor box, in strides
 LOWEST = 0.25  # share of a label's threshold at which the valuable region starts
 INSIDE = 0.01  # pixels from a label's side to a main anchor's centre, at least
@@ -31,7 +31,7 @@ INSIDE = 0.01  # pixels from a label's side to a main anchor's centre, at least
 def localization_loss(
     bs: Tensor, bt: Tensor, zs: Tensor, targets: Targets, levels: dict[int, tuple[int, int]]
 ) -> Tensor:
-    """Divergence of the box sides' distributions in the two regions.
+    """KL divergence of the box sides' distributions in the two regions.
 
     Args:
         bs: the student's logits of the box-side distributions, B 4 K A.
@@ -60,8 +60,8 @@ def regions(targets: Targets, levels: dict[int, tuple[int, int]], batch: int) ->
         batch: number of images.
 
     Returns:
-        Two times B A: 1 where an anchor stands for an object, else 0; and the IoU of the anchor's box with the label in
-        the valuable region, else 0.
+        Two tensors B A: 1 in the main region, else 0; and the IoU of the anchor's box with the label in the valuable
+        region, else 0.
     """
     boxes = corners(targets.boxes.float(), levels)
     anchors = anchor_boxes(levels, boxes.device)
@@ -123,7 +123,7 @@ def iou(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def offset(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Squared distance of the centres of each pair over the squared diagonal of their hull: N A."""
+    """Squared distance of the centres of each pair, divided by the squared diagonal of their hull: N A."""
     low = torch.minimum(boxes[:, None, :2], anchors[:, :2])
     high = torch.maximum(boxes[:, None, 2:], anchors[:, 2:])
     between = (centres(boxes)[:, None] - centres(anchors)).square().sum(2)

@@ -1,4 +1,4 @@
-"""Masked generation: the student's features with holes are to restore the teacher's (MGD, Yang et al., ECCV 2022).
+"""Masked generation: the teacher's features are generated from the student's masked ones (MGD, Yang et al., ECCV 2022).
 
 L = 1 / B * sum of (G(keep * align(s)) - t)^2, with G a 3x3 convolution, ReLU and another 3x3, and one random mask an
 image, the same for all its channels. Published for one-stage detectors: weight 2e-5 a level, 65 % of the positions
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 class Generator(nn.Module):
-    """Restores the teacher's features from the student's masked ones."""
+    """Generates the teacher's features from the student's masked ones."""
 
     def __init__(self, student_channels: int, teacher_channels: int):
         """Set up the layers.
 
         Args:
             student_channels: width of the student's features.
-            teacher_channels: width of the teacher's; where it is another, a 1x1 convolution comes first.
+            teacher_channels: width of the teacher's; where the two differ, a 1x1 convolution comes first.
         """
         super().__init__()
         same = student_channels == teacher_channels
@@ -31,17 +31,17 @@ class Generator(nn.Module):
         )
 
     def forward(self, fs: Tensor, keep: Tensor) -> Tensor:
-        """Restore: features B Cs H W and mask B 1 H W in, B Ct H W out."""
+        """The generated features: B Cs H W and the mask B 1 H W in, B Ct H W out."""
         return self.generation(self.align(fs.float()) * keep)  # masked after the 1x1, so that its bias is masked too
 
 
 def random_mask(f: Tensor, share: float = 0.65, generator: torch.Generator | None = None) -> Tensor:
-    """Which positions the student keeps, drawn one by one.
+    """A random mask of positions, each drawn independently.
 
     Args:
         f: features, B C H W.
-        share: chance of a position to be masked.
-        generator: source of the draws, so that no other randomness in training shifts; the global one if None.
+        share: probability that a position is masked.
+        generator: its own source of random numbers leaves all others in training as they are; the global one if None.
 
     Returns:
         B 1 H W: 0 where masked, 1 where kept.
@@ -52,10 +52,10 @@ def random_mask(f: Tensor, share: float = 0.65, generator: torch.Generator | Non
 
 
 def masked_generation_loss(generated: Tensor, ft: Tensor) -> Tensor:
-    """Squared distance of what was restored, everywhere: masked and kept positions count alike.
+    """Squared distance of generated and teacher's features; masked and kept positions have the same weight.
 
     Args:
-        generated: what the generator restored, B C H W.
+        generated: the generator's output, B C H W.
         ft: the teacher's features, B C H W.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Score-weighted squared difference of neck features: Ultralytics' own `distill_model=`, as version 8.4.190 has it.
+"""Score-weighted squared difference of neck features: Ultralytics' own `distill_model=`, as in version 8.4.190.
 
 L = sum over levels of sum_a q_a |P(s)_a - t_a|^2 / (C sum_a q_a), over the batch's anchors a of a level, with q the
 teacher's score there and P a projector, two 1x1 convolutions with a ReLU between. Ultralytics' weight: dis = 6.
@@ -20,19 +20,19 @@ def projector(student_channels: int, teacher_channels: int) -> nn.Sequential:
 
 
 def teacher_score(logits: list[Tensor]) -> Tensor:
-    """How sure the teacher is of an object at each anchor.
+    """The teacher's best class score at each anchor.
 
     Args:
         logits: class logits of each branch of its head, B C A.
 
     Returns:
-        B A: the best class's sigmoid of the branches' mean logit.
+        B A: the best class's score, the sigmoid of its mean logit over the branches.
     """
     return torch.stack([z.float() for z in logits]).mean(0).sigmoid().amax(1)
 
 
 def score_l2_loss(projected: list[Tensor], ft: list[Tensor], scores: Tensor) -> Tensor:
-    """Squared differences, weighted by the teacher's score.
+    """Squared differences of neck features, weighted by the teacher's score.
 
     Args:
         projected: the student's neck features of each level after the projector, B C H W.
