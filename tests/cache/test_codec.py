@@ -1,4 +1,4 @@
-"""A record of fixed size teaches as the teacher itself does."""
+"""Losses from an entry of fixed size are those from the teacher's own outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def layout(classes: int = 20, levels: dict[int, tuple[int, int]] = LEVELS, **oth
 
 
 def pair(of: Layout, images: int, seed: int = 0) -> tuple[Knowledge, Knowledge]:
-    """A student that is on its way to its teacher: a few sure objects on a background of logits -6 to -12."""
+    """A student that is on its way to its teacher: a few high-scoring objects on a background of logits -6 to -12."""
     g = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -35,7 +35,7 @@ def pair(of: Layout, images: int, seed: int = 0) -> tuple[Knowledge, Knowledge]:
     branches = []
     for _ in of.branches:
         z = -6 - 6 * torch.rand(images, of.classes, of.anchors, generator=g)
-        for i in range(images):  # eight objects, each seen by up to five neighbours
+        for i in range(images):  # eight objects, each on up to five neighbouring anchors
             for a in torch.randint(of.anchors, (8,), generator=g).tolist():
                 c = int(torch.randint(of.classes, (1,), generator=g))
                 near = slice(a, a + 5)
@@ -54,35 +54,35 @@ def map_loss(es: Tensor, et: Tensor) -> Tensor:
     return 0.5 * (normalise(es.flatten(1)) - normalise(et.flatten(1))).square().sum(1).mean()
 
 
-def one(said: Outputs, i: int) -> Outputs:
-    return Outputs(said.logits[i : i + 1], said.distances[i : i + 1])
+def one(outputs: Outputs, i: int) -> Outputs:
+    return Outputs(outputs.logits[i : i + 1], outputs.distances[i : i + 1])
 
 
-def errors(of: Layout, s: Knowledge, t: Knowledge, replayed: Knowledge) -> dict[str, list[float]]:
+def errors(of: Layout, s: Knowledge, t: Knowledge, decoded: Knowledge) -> dict[str, list[float]]:
     """By how much of itself each image's loss changes, by term."""
     found: dict[str, list[float]] = {"class": [], "box": [], "attention": [], "relation": []}
-    assert replayed.relations is not None and replayed.relations[0] == tuple(of.roles)
+    assert decoded.relations is not None and decoded.relations[0] == tuple(of.roles)
     grid = grid_for(list(of.roles.values()))
     rs, rt = (relation_matrix(list(k.features.values()), grid) for k in (s, t))
     for i in range(len(rs)):
         for branch in of.branches:
-            said, live, kept = (one(k.branches[branch], i) for k in (s, t, replayed))
-            losses = [class_loss(said.logits, o.logits) for o in (live, kept)]
+            ours, live, kept = (one(k.branches[branch], i) for k in (s, t, decoded))
+            losses = [class_loss(ours.logits, o.logits) for o in (live, kept)]
             found["class"].append(float((losses[1] / losses[0] - 1).abs()))
-            losses = [box_loss(said.distances, o.distances, o.logits) for o in (live, kept)]
+            losses = [box_loss(ours.distances, o.distances, o.logits) for o in (live, kept)]
             found["box"].append(float((losses[1] / losses[0] - 1).abs()))
         maps = [
-            (*(attention_map(k.features[r][i : i + 1]) for k in (s, t)), replayed.maps[r][i : i + 1]) for r in of.roles
+            (*(attention_map(k.features[r][i : i + 1]) for k in (s, t)), decoded.maps[r][i : i + 1]) for r in of.roles
         ]
         losses = [sum(map_loss(es, m[which]) for es, *m in maps) for which in (0, 1)]  # the term is a mean over layers
         found["attention"].append(float((losses[1] / losses[0] - 1).abs()))
-        losses = [relation_loss(rs[i : i + 1], r[i : i + 1]) for r in (rt, replayed.relations[1])]
+        losses = [relation_loss(rs[i : i + 1], r[i : i + 1]) for r in (rt, decoded.relations[1])]
         found["relation"].append(float((losses[1] / losses[0] - 1).abs()))
     return found
 
 
 @pytest.mark.parametrize("classes", [1, 20])
-def test_every_loss_of_a_replayed_image_is_within_one_percent(classes: int) -> None:
+def test_every_loss_of_a_decoded_image_is_within_one_percent(classes: int) -> None:
     of = layout(classes)
     s, t = pair(of, images=100)
     found = errors(of, s, t, decode(of, encode(of, range(100), t), "cpu"))
@@ -129,14 +129,14 @@ def test_the_best_class_of_an_anchor_stays_the_best() -> None:
 def test_indices_are_anchors_and_scores_are_probabilities() -> None:
     of = layout(3)
     _, t = pair(of, images=4)
-    t.branches["one2many"].logits[:, 0, :3] = torch.tensor([60.0, -90.0, 0.0])  # certain both ways
-    records = encode(of, range(4), t)
+    t.branches["one2many"].logits[:, 0, :3] = torch.tensor([60.0, -90.0, 0.0])  # high and low beyond the format's range
+    entries = encode(of, range(4), t)
     for branch in of.branches:
-        assert records[branch]["index"].max() < of.anchors
-        assert all(len(set(index)) == of.kept for index in records[branch]["index"].tolist())
-        assert records[branch]["score"].min() >= 0 and records[branch]["score"].max() <= 1
-        assert records[branch]["label"].max() < 3
-    logits = decode(of, records, "cpu").branches["one2many"].logits
+        assert entries[branch]["index"].max() < of.anchors
+        assert all(len(set(index)) == of.kept for index in entries[branch]["index"].tolist())
+        assert entries[branch]["score"].min() >= 0 and entries[branch]["score"].max() <= 1
+        assert entries[branch]["label"].max() < 3
+    logits = decode(of, entries, "cpu").branches["one2many"].logits
     assert logits.isfinite().all()
     assert (logits[:, 0, 0].sigmoid() > 0.999).all()
     assert (logits[:, :, 1].sigmoid().amin(1) < 1e-3).all()
@@ -149,9 +149,9 @@ def test_the_last_of_many_anchors_is_found_again(anchors: int, index: type) -> N
     z[0, 0, -1] = 2.0
     d = torch.ones(1, 4, anchors)
     d[..., -1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    records = encode(of, [5], Knowledge({"one2many": Outputs(z, d)}, {}, of.levels))
-    kept = decode(of, records, "cpu").branches["one2many"]
-    assert records["one2many"]["index"].dtype == index
+    entries = encode(of, [5], Knowledge({"one2many": Outputs(z, d)}, {}, of.levels))
+    kept = decode(of, entries, "cpu").branches["one2many"]
+    assert entries["one2many"]["index"].dtype == index
     assert kept.logits[0, 0, -1] == pytest.approx(2.0, abs=0.01)
     assert kept.logits[0, 0, :-1].max() < -8.9
     assert kept.distances[0, :, -1].tolist() == [1, 2, 3, 4]
@@ -175,7 +175,7 @@ def test_class_numbers_above_255_come_back() -> None:
     assert kept.branches["one2many"].logits.argmax(1)[0, 7:].tolist() == [299, 256] + [280] * 391
 
 
-def test_silent_layers_and_a_teacher_without_anchors_are_no_trouble() -> None:
+def test_layers_of_zeros_and_a_teacher_without_anchors_give_finite_entries() -> None:
     of = Layout(3, {}, (), {"neck_p3": (8, 8), "neck_p4": (4, 4)})
     t = Knowledge({}, {"neck_p3": torch.zeros(2, 5, 8, 8), "neck_p4": torch.ones(2, 5, 4, 4)})
     kept = decode(of, encode(of, [1, 2], t), "cpu")
@@ -192,7 +192,7 @@ def test_relations_are_those_of_the_features() -> None:
     torch.testing.assert_close(matrix, live, rtol=1e-3, atol=1e-4)
 
 
-def test_half_precision_knowledge_is_recorded_as_well() -> None:
+def test_half_precision_outputs_are_encoded_as_well() -> None:
     of = layout(3)
     _, t = pair(of, images=1)
     half = Knowledge(
@@ -222,7 +222,7 @@ def test_a_layout_comes_back_from_json_in_the_same_order() -> None:
     assert list(again.levels) == [32, 8]
 
 
-def test_a_record_at_640_pixels_has_the_size_that_is_promised() -> None:
+def test_an_entry_at_640_pixels_has_the_documented_size() -> None:
     roles = {f"{part}_p{p}": (640 >> p, 640 >> p) for part in ("backbone", "neck") for p in (3, 4, 5)}
     of = Layout(80, {s: (640 // s, 640 // s) for s in (8, 16, 32)}, ("one2many",), roles)
     inner, outer = 300 * (2 + 2 * (1 + 2) + 4 * 2 + 2), 8400 * 6 + 4 + 2 * 4 + 4

@@ -1,4 +1,4 @@
-"""Records on disk survive kills and damage, and are refused where they are of something else."""
+"""Stores on disk survive kills and damage, and are refused where they are of something else."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ HEADER = {
 }
 
 
-def records(codes: range | list[int]) -> np.ndarray:
-    """Records whose every byte but the code's follows from the code."""
+def entries(codes: range | list[int]) -> np.ndarray:
+    """Entries whose every byte but the code's follows from the code."""
     made = np.zeros(len(codes), LAYOUT.dtype)
-    for record, code in zip(made, codes, strict=True):
-        record["maps"]["neck_p3"] = code % 251
-        record["one2many"]["score"] = code % 2048
+    for entry, code in zip(made, codes, strict=True):
+        entry["maps"]["neck_p3"] = code % 251
+        entry["one2many"]["score"] = code % 2048
     made["code"] = codes
     return made
 
@@ -46,7 +46,7 @@ def reopen(folder: Path) -> Store:
 
 def filled(folder: Path, codes: range) -> Store:
     store = reopen(folder)
-    store.put(records(codes))
+    store.put(entries(codes))
     store.close()
     return reopen(folder)
 
@@ -61,31 +61,31 @@ def test_an_empty_store_has_nothing(tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["record.json"]
 
 
-def test_records_come_back_in_the_order_asked(tmp_path: Path) -> None:
+def test_entries_come_back_in_the_order_of_the_codes(tmp_path: Path) -> None:
     store = filled(tmp_path, range(2 * SHARD + 10))
-    asked = [SHARD, 0, 2 * SHARD + 9, 7, 7]
-    assert store.get(asked).tobytes() == records(asked).tobytes()
+    codes = [SHARD, 0, 2 * SHARD + 9, 7, 7]
+    assert store.get(codes).tobytes() == entries(codes).tobytes()
     assert len(store) == 2 * SHARD + 10
     assert store.missing([5, 2 * SHARD + 10, SHARD]) == [1]
     assert store.has(5) and not store.has(2 * SHARD + 10)
 
 
-def test_records_in_hand_can_be_read_before_and_after_they_are_written(tmp_path: Path) -> None:
+def test_entries_in_memory_can_be_read_before_and_after_they_are_written(tmp_path: Path) -> None:
     store = reopen(tmp_path)
     codes = [2**64 - 1, 5, 2**53 + 1]
-    store.put(records(codes))
+    store.put(entries(codes))
     assert len(store) == 3 and not list(tmp_path.glob("*.npy"))
-    assert store.get(codes[::-1]).tobytes() == records(codes[::-1]).tobytes()
+    assert store.get(codes[::-1]).tobytes() == entries(codes[::-1]).tobytes()
     store.flush()
     assert len(list(tmp_path.glob("*.npy"))) == 1
-    assert store.get(codes).tobytes() == records(codes).tobytes()
-    store.put(records([9]))
-    assert store.get([9, 5]).tobytes() == records([9, 5]).tobytes()
+    assert store.get(codes).tobytes() == entries(codes).tobytes()
+    store.put(entries([9]))
+    assert store.get([9, 5]).tobytes() == entries([9, 5]).tobytes()
 
 
-def test_what_is_handed_out_is_a_copy(tmp_path: Path) -> None:
+def test_returned_entries_are_copies(tmp_path: Path) -> None:
     store = reopen(tmp_path)
-    given = records([1])
+    given = entries([1])
     store.put(given)
     given["peaks"] = 7
     store.get([1])["peaks"] = 8
@@ -97,14 +97,14 @@ def test_a_shard_is_a_plain_numpy_file(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*.npy")
     loaded = np.load(file, allow_pickle=False)
     assert loaded.dtype == LAYOUT.dtype
-    assert loaded.tobytes() == records(range(7)).tobytes()
+    assert loaded.tobytes() == entries(range(7)).tobytes()
 
 
 def test_a_view_put_twice_is_stored_once(tmp_path: Path) -> None:
     store = reopen(tmp_path)
-    store.put(records([1, 1, 2]))
+    store.put(entries([1, 1, 2]))
     store.flush()
-    store.put(records([1, 2]))
+    store.put(entries([1, 2]))
     store.close()
     assert [len(np.load(f)) for f in tmp_path.glob("*.npy")] == [2]
 
@@ -117,7 +117,7 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("inner", "change", "said"),
+    ("inner", "change", "difference"),
     [
         ("augmentation", {"mosaic": 0.5}, "augmentation.mosaic: it has 1.0, this run 0.5"),
         ("augmentation", {"mixup": 0.1}, "augmentation.mixup: it has null, this run 0.1"),
@@ -125,12 +125,14 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path, name: str) -> None
         ("layout", {"top": 30}, "layout.top: it has 20, this run 30"),
     ],
 )
-def test_a_refusal_names_the_inner_value(tmp_path: Path, inner: str, change: dict[str, object], said: str) -> None:
+def test_a_refusal_names_the_inner_value(
+    tmp_path: Path, inner: str, change: dict[str, object], difference: str
+) -> None:
     reopen(tmp_path)
     header = {**HEADER, inner: {**HEADER[inner], **change}}  # type: ignore[dict-item]
     with pytest.raises(BadInput) as refusal:
         Store.open(tmp_path, header, LAYOUT)
-    assert f"({said})" in str(refusal.value)
+    assert f"({difference})" in str(refusal.value)
 
 
 def test_a_value_missing_in_this_run_is_a_difference_too(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def spoil(file: Path, how: str) -> None:
     ["truncated", "only half a header", "empty", "noise", "a header of noise", "another type", "another shape",
      "pickled", "a byte too long", "a folder"],
 )  # fmt: skip
-def test_a_damaged_shard_is_left_out_and_said(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_shard_is_left_out_with_a_warning(tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
     filled(tmp_path, range(SHARD + 5)).close()
     small, large = sorted(tmp_path.glob("*.npy"), key=lambda f: f.stat().st_size)
     spoil(large, how)
@@ -206,8 +208,8 @@ def test_a_damaged_shard_is_left_out_and_said(tmp_path: Path, how: str, caplog: 
     assert [large.name in r.getMessage() for r in caplog.records] == [True]
     assert len(store) == 5 and store.bytes_on_disk == small.stat().st_size
     assert store.missing(range(SHARD + 5)) == list(range(SHARD))
-    store.put(records(range(SHARD)))
-    assert store.get(range(SHARD + 5)).tobytes() == records(range(SHARD + 5)).tobytes()
+    store.put(entries(range(SHARD)))
+    assert store.get(range(SHARD + 5)).tobytes() == entries(range(SHARD + 5)).tobytes()
 
 
 def test_leftovers_of_a_kill_go_and_what_another_run_is_writing_stays(tmp_path: Path) -> None:
@@ -224,11 +226,11 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_store import SHARD, records, reopen
+from test_store import SHARD, entries, reopen
 store = reopen(Path({folder!r}))
 print("ready", flush=True)
 for first in range({first}, {last}, 16):
-    store.put(records(range(first, first + 16)))
+    store.put(entries(range(first, first + 16)))
     print(first + 16, flush=True)
 store.close()
 """
@@ -239,22 +241,24 @@ def writer(folder: Path, first: int, last: int) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 17, 40])
-def test_a_kill_loses_at_most_the_shard_in_hand(tmp_path: Path, lines: int) -> None:
+def test_a_kill_loses_at_most_the_shard_in_memory(tmp_path: Path, lines: int) -> None:
     process = writer(tmp_path, 0, 10**9)
     assert process.stdout is not None
-    said = [process.stdout.readline() for _ in range(lines)]
+    lines_read = [process.stdout.readline() for _ in range(lines)]
     process.send_signal(signal.SIGKILL)
-    said += process.stdout.read().splitlines(keepends=True)
+    lines_read += process.stdout.read().splitlines(keepends=True)
     process.wait()
     process.stdout.close()
-    done = max([0, *(int(line) for line in said if line.endswith("\n") and line.strip().isdigit())])
+    done = max([0, *(int(line) for line in lines_read if line.endswith("\n") and line.strip().isdigit())])
     store = reopen(tmp_path)
     assert len(store) >= done - SHARD
     assert len(store) % SHARD == 0
-    assert store.get(range(len(store))).tobytes() == records(range(len(store))).tobytes()
+    assert store.get(range(len(store))).tobytes() == entries(range(len(store))).tobytes()
 
 
+@pytest.mark.slow
 def test_two_runs_may_write_one_folder_at_once(tmp_path: Path) -> None:
     both = [writer(tmp_path, 0, 1600), writer(tmp_path, 800, 2400)]  # half of their views are the same
     for process in both:
@@ -262,30 +266,28 @@ def test_two_runs_may_write_one_folder_at_once(tmp_path: Path) -> None:
     assert [p.returncode for p in both] == [0, 0]
     store = reopen(tmp_path)
     assert len(store) == 2400
-    assert store.get(range(2400)).tobytes() == records(range(2400)).tobytes()
+    assert store.get(range(2400)).tobytes() == entries(range(2400)).tobytes()
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_nothing_is_stored_beyond_the_limit_and_that_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_is_stored_beyond_the_limit_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     limit = estimate(LAYOUT, 300, 1)
     store = Store.open(tmp_path, HEADER, LAYOUT, limit)
     with caplog.at_level(logging.WARNING):
         for first in range(0, 320, 8):
-            store.put(records(range(first, first + 8)))
+            store.put(entries(range(first, first + 8)))
     assert store.full and len(store) == 300
     assert ["limit" in r.getMessage() for r in caplog.records] == [True]
     store.close()
     assert sum(f.stat().st_size for f in tmp_path.glob("*.npy")) == limit
     again = Store.open(tmp_path, HEADER, LAYOUT, limit)
     assert not again.full and again.bytes_on_disk == limit
-    again.put(records([999]))
+    again.put(entries([999]))
     assert again.full and again.missing([999, 299]) == [0]
-    assert again.get([299, 0]).tobytes() == records([299, 0]).tobytes()
+    assert again.get([299, 0]).tobytes() == entries([299, 0]).tobytes()
 
 
-def test_a_disk_that_takes_no_more_ends_the_recording_and_not_the_run(
+def test_a_full_disk_ends_the_storing_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = filled(tmp_path, range(10))
@@ -295,9 +297,9 @@ def test_a_disk_that_takes_no_more_ends_the_recording_and_not_the_run(
 
     monkeypatch.setattr(os, "fsync", no_space)
     with caplog.at_level(logging.WARNING):
-        store.put(records(range(10, SHARD + 20)))
+        store.put(entries(range(10, SHARD + 20)))
     assert store.full and ["No space left" in r.getMessage() for r in caplog.records] == [True]
-    assert store.get([3, SHARD + 9]).tobytes() == records([3, SHARD + 9]).tobytes()  # in hand, and to be read
+    assert store.get([3, SHARD + 9]).tobytes() == entries([3, SHARD + 9]).tobytes()  # in memory, and readable
     assert store.missing([SHARD + 9, SHARD + 10]) == [1]
     assert len(list(tmp_path.iterdir())) == 2  # no half-written file
 
@@ -347,4 +349,4 @@ def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert len(store.get(range(first, first + 16))) == 16
     read = time.perf_counter()
     with capsys.disabled():
-        print(f"\n  {4 * SHARD} records of {LAYOUT.bytes} B: put {written - started:.2f} s, get {read - written:.2f} s")
+        print(f"\n  {4 * SHARD} entries of {LAYOUT.bytes} B: put {written - started:.2f} s, get {read - written:.2f} s")
