@@ -222,7 +222,7 @@ def test_every_baseline_takes_joined_batches(train: Any, pool: Path, name: str) 
 @pytest.mark.slow
 def test_the_cache_stores_unlabelled_views_too(train: Any, pool: Path, tmp_path: Path, inferred: list[int]) -> None:
     cache = {"record": str(tmp_path / "r"), "views": 1, "unlabelled": str(pool)}
-    options = {"until": 1, **preset("recorded"), **cache}
+    options = {**preset("recorded"), "until": 1, **cache}
     first = train(options, name="first", epochs=4)
     assert sum(inferred) == 20 + 24 + 20  # for the teacher's confidence, then each view once
     inferred.clear()
@@ -238,12 +238,12 @@ def test_with_an_assistant_each_teachers_caches_count_the_views_of_their_own_ima
 ) -> None:
     assistant = Path(shutil.copy(tiny_detector.pt, tmp_path / "assistant.pt"))
     cache = {"record": str(tmp_path / "r"), "views": 8, "unlabelled": str(pool)}
-    trainer_class = MKDTrainer.using(tiny_detector.pt, assistant, until=1, **preset("recorded"), **cache)
+    distilling = MKDTrainer.using(tiny_detector.pt, assistant, **{**preset("recorded"), "until": 1, **cache})
     run = {"data": tiny_detector.data, "imgsz": 64, "epochs": 4, "batch": 8, "fraction": 0.25, "close_mosaic": 2}
     quiet = {"device": "cpu", "plots": False, "project": str(tmp_path), "verbose": False}
     logged: list[str] = []
     monkeypatch.setattr(host.LOGGER, "info", logged.append)
-    trainer = trainer_class(overrides={"model": str(tiny_detector.student), **run, **quiet})
+    trainer = distilling(overrides={"model": str(tiny_detector.student), **run, **quiet})
     trainer._setup_train()
     found = [re.search(r"cache of (\S+) in \S+: 0 of the run's (\d+) views", line) for line in logged]
     # distilled for two epochs: 2 views of 24 labelled images; the 20 unlabelled ones come round three times in them

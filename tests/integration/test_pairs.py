@@ -213,6 +213,7 @@ def distil_from_all(name: str, teachers: list[str], stored: dict[str, StoredTeac
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ENDS)
 def test_every_family_is_distilled_from_every_other_at_its_smallest_and_largest_size(
     student: str, stored: dict[str, StoredTeacher]

@@ -6,8 +6,6 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,33 +31,41 @@ ACTING = ["soft", "soft_box", "attention", "relation", "guidance", "exploration"
 
 
 @dataclass(frozen=True)
-class PlainRun:
-    trainer: Any  # stock Ultralytics', finished
-    images: list[torch.Tensor]  # of each batch, B C H W
-
-
-@contextmanager
-def images_kept() -> Iterator[dict[str, list[torch.Tensor]]]:
-    """The images of each batch after Ultralytics' preprocessing, by the run's folder."""
-    kept: dict[str, list[torch.Tensor]] = {}
-    original = host.DetectionTrainer.preprocess_batch
-
-    def keep(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = original(self, batch)
-        kept.setdefault(self.save_dir.name, []).append(batch["img"].clone())
-        return batch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host.DetectionTrainer, "preprocess_batch", keep)
-        yield kept
+class Run:
+    trainer: Any  # finished
+    images: list[torch.Tensor]  # of each batch as the model takes them, B C H W
 
 
 @pytest.fixture(scope="module")
-def plain(train_into: Any, tmp_path_factory: pytest.TempPathFactory) -> PlainRun:
+def observed_run(train_into: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function that trains with the given options of M-KD, None for stock Ultralytics, and keeps the images."""
+    preprocess = host.DetectionTrainer.preprocess_batch
+
+    def run(options: dict[str, Any] | None) -> Run:
+        images: list[torch.Tensor] = []
+
+        def keep(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+            batch = preprocess(self, batch)
+            images.append(batch["img"].clone())
+            return batch
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host.DetectionTrainer, "preprocess_batch", keep)
+            return Run(train_into(tmp_path_factory.mktemp("observed"), options, val=True), images)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(observed_run: Any) -> Run:
     """A run of stock Ultralytics."""
-    with images_kept() as kept:
-        trainer = train_into(tmp_path_factory.mktemp("plain"), name="plain", val=True)
-    return PlainRun(trainer, kept["plain"])
+    return observed_run(None)
+
+
+@pytest.fixture(scope="module")
+def distilled(observed_run: Any) -> Run:
+    """The same run, distilled with the default options."""
+    return observed_run({})
 
 
 def rows(trainer: Any) -> list[dict[str, str]]:
@@ -73,7 +79,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_zero_gains_train_bit_for_bit_as_stock_and_never_run_the_teacher(
-    train: Any, plain: PlainRun, monkeypatch: pytest.MonkeyPatch
+    train: Any, plain: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: pytest.fail("the teacher ran"))
     zero = train(OFF, name="zero", val=True)
@@ -83,11 +89,9 @@ def test_zero_gains_train_bit_for_bit_as_stock_and_never_run_the_teacher(
 
 
 @pytest.mark.slow
-def test_a_distilled_run_sees_the_same_data_and_start_as_a_plain_one(train: Any, plain: PlainRun) -> None:
-    with images_kept() as kept:
-        train({}, name="distilled", val=True)
-    assert len(plain.images) == len(kept["distilled"]) == 6
-    assert all(torch.equal(a, b) for a, b in zip(plain.images, kept["distilled"], strict=True))
+def test_a_distilled_run_takes_the_same_images_as_a_plain_one(plain: Run, distilled: Run) -> None:
+    assert len(plain.images) == len(distilled.images) == 6
+    assert all(torch.equal(a, b) for a, b in zip(plain.images, distilled.images, strict=True))
 
 
 @pytest.mark.slow
@@ -225,15 +229,14 @@ def test_adapters_are_trained_and_dropped_and_the_teacher_is_untouched(train: An
 
 
 @pytest.mark.slow
-def test_the_checkpoint_is_the_plain_students(train: Any, plain: PlainRun) -> None:
-    distilled = train({}, name="distilled")
-    shapes = [{k: v.shape for k, v in weights(t.best).items()} for t in (plain.trainer, distilled)]
+def test_the_checkpoint_is_the_plain_students(plain: Run, distilled: Run) -> None:
+    shapes = [{k: v.shape for k, v in weights(run.trainer.best).items()} for run in (plain, distilled)]
     assert list(shapes[0]) == list(shapes[1])
     assert shapes[0] == shapes[1]
     program = (
         "import sys; sys.modules['yolo_mkd'] = None\n"  # as if it were not installed
         "import numpy; from ultralytics import YOLO\n"
-        f"YOLO({str(distilled.best)!r}).predict(numpy.zeros((64, 64, 3), 'uint8'), imgsz=64, verbose=False)"
+        f"YOLO({str(distilled.trainer.best)!r}).predict(numpy.zeros((64, 64, 3), 'uint8'), imgsz=64, verbose=False)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
