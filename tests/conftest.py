@@ -1,10 +1,13 @@
-"""A small detector that really detects, trained once a session: red, green and blue rectangles on noise."""
+"""What the tests share: a small detector that works, trained once a session, its exports, and short trainings."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +17,28 @@ COLOURS = {"red": (40, 40, 230), "green": (40, 230, 40), "blue": (230, 40, 40)} 
 IMGSZ = 96
 
 
+SHORT_RUN: dict[str, Any] = {  # two epochs of three batches, from scratch
+    "imgsz": 64, "epochs": 2, "batch": 8, "nbs": 8, "fraction": 0.25, "optimizer": "AdamW", "lr0": 0.002,
+    "close_mosaic": 0, "warmup_epochs": 0.5, "val": False, "plots": False, "device": "cpu", "exist_ok": True,
+    "verbose": False,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TinyDetector:
     pt: Path  # plain Ultralytics checkpoint, yolo26 at width 0.1, both heads
     data: Path  # 96 pictures to train on, 16 others as val
     images: list[Path]  # those of val, 96 x 128
+    student: Path  # the architecture of a student of the same size
     imgsz: int = IMGSZ
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that needs the trained detector as slow."""
+    for item in items:
+        if "tiny_detector" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 def draw(rng: np.random.Generator, height: int = 96, width: int = 128) -> tuple[np.ndarray, list[str]]:
@@ -34,7 +53,8 @@ def draw(rng: np.random.Generator, height: int = 96, width: int = 128) -> tuple[
 
 
 @pytest.fixture(scope="session")
-def tiny_detector(tmp_path_factory: pytest.TempPathFactory) -> TinyDetector:
+def untrained_detector(tmp_path_factory: pytest.TempPathFactory) -> TinyDetector:
+    """The data, the architecture, and a checkpoint of it that has the classes' names but was never trained."""
     import cv2
     import ultralytics
     from ultralytics import YOLO
@@ -57,12 +77,27 @@ def tiny_detector(tmp_path_factory: pytest.TempPathFactory) -> TinyDetector:
     stock = Path(ultralytics.__file__).parent / "cfg/models/26/yolo26.yaml"
     model = {**yaml.safe_load(stock.read_text(encoding="utf-8")), "scales": {"n": [0.5, 0.1, 1024]}}
     (root / "yolo26n.yaml").write_text(yaml.safe_dump(model, sort_keys=False))
-    YOLO(root / "yolo26n.yaml", task="detect").train(
-        data=data, imgsz=IMGSZ, epochs=6, batch=4, nbs=4, optimizer="MuSGD", lr0=0.01, lrf=1.0, warmup_epochs=0,
-        mosaic=0, close_mosaic=0, scale=0.1, translate=0.05, hsv_h=0, hsv_s=0, hsv_v=0, device="cpu", amp=False,
-        workers=0, plots=False, val=False, project=str(root), name="run", verbose=False, seed=0,
+    pt = root / "untrained" / "weights" / "last.pt"
+    pt.parent.mkdir(parents=True)
+    (pt.parent / "yolo26n.yaml").write_text(yaml.safe_dump({**model, "nc": len(names)}, sort_keys=False))
+    untrained = YOLO(pt.parent / "yolo26n.yaml", task="detect")
+    untrained.model.names = names
+    untrained.save(pt)
+    return TinyDetector(pt, data, images[96:], root / "yolo26n.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny_detector(untrained_detector: TinyDetector) -> TinyDetector:
+    """A detector that finds most rectangles, trained for six epochs by stock Ultralytics."""
+    from ultralytics import YOLO
+
+    root = untrained_detector.data.parent
+    YOLO(untrained_detector.student, task="detect").train(
+        data=untrained_detector.data, imgsz=IMGSZ, epochs=6, batch=4, nbs=4, optimizer="MuSGD", lr0=0.01, lrf=1.0,
+        warmup_epochs=0, mosaic=0, close_mosaic=0, scale=0.1, translate=0.05, hsv_h=0, hsv_s=0, hsv_v=0, device="cpu",
+        amp=False, workers=0, plots=False, val=False, project=str(root), name="run", verbose=False, seed=0,
     )  # fmt: skip
-    return TinyDetector(root / "run/weights/last.pt", data, images[96:])
+    return replace(untrained_detector, pt=root / "run/weights/last.pt")
 
 
 @pytest.fixture(scope="session")
@@ -77,12 +112,58 @@ def exported(tiny_detector: TinyDetector, tmp_path_factory: pytest.TempPathFacto
     return files
 
 
+@pytest.fixture(scope="session")
+def train_into(tiny_detector: TinyDetector) -> Callable[..., Any]:
+    """A function that trains the tiny student shortly in a folder and returns its trainer."""
+    from ultralytics import YOLO
+
+    from yolo_mkd.trainer import MKDTrainer
+
+    def run(
+        folder: Path,
+        options: dict[str, Any] | None = None,
+        name: str = "run",
+        trainer: Any = None,
+        model: Path | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Train for the epochs of `SHORT_RUN`.
+
+        Args:
+            folder: the parent of the run's folder.
+            options: M-KD's arguments, to distil from the tiny detector; None trains as stock Ultralytics does.
+            name: of the run's folder.
+            trainer: a trainer class in place of the one that the options give.
+            model: what to train; the tiny detector's architecture by default.
+            arguments: Ultralytics' that differ from `SHORT_RUN`.
+        """
+        if options is not None:
+            trainer = MKDTrainer.using(tiny_detector.pt, **options)
+        student = YOLO(model or tiny_detector.student)
+        own = {"data": tiny_detector.data, "project": str(folder), "name": name}
+        student.train(trainer=trainer, **{**SHORT_RUN, **own, **arguments})
+        return student.trainer
+
+    return run
+
+
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images a teacher was asked about, call by call."""
+def train(train_into: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """As `train_into`, in the test's own folder: `train(options, name=..., trainer=..., model=..., **arguments)`."""
+    return partial(train_into, tmp_path)
+
+
+@pytest.fixture
+def inferred(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images teachers computed their outputs for, call by call."""
     from yolo_mkd.distill.teachers import LiveTeacher
 
     counts: list[int] = []
     infer = LiveTeacher.infer
-    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: (counts.append(len(images)), infer(self, images))[1])
+
+    def counted(teacher: LiveTeacher, images: Any) -> Any:
+        counts.append(len(images))
+        return infer(teacher, images)
+
+    monkeypatch.setattr(LiveTeacher, "infer", counted)
     return counts

@@ -26,7 +26,7 @@ def layout(classes: int = 20, levels: dict[int, tuple[int, int]] = LEVELS, **oth
 
 
 def pair(of: Layout, images: int, seed: int = 0) -> tuple[Knowledge, Knowledge]:
-    """A student that is on its way to its teacher: a few sure objects on a background of logits -6 to -12."""
+    """A student that is on its way to its teacher: a few high-scoring objects on a background of logits -6 to -12."""
     g = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -35,7 +35,7 @@ def pair(of: Layout, images: int, seed: int = 0) -> tuple[Knowledge, Knowledge]:
     branches = []
     for _ in of.branches:
         z = -6 - 6 * torch.rand(images, of.classes, of.anchors, generator=g)
-        for i in range(images):  # eight objects, each seen by up to five neighbours
+        for i in range(images):  # eight objects, each on up to five neighbouring anchors
             for a in torch.randint(of.anchors, (8,), generator=g).tolist():
                 c = int(torch.randint(of.classes, (1,), generator=g))
                 near = slice(a, a + 5)

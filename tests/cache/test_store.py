@@ -89,7 +89,7 @@ def test_pending_entries_can_be_read_before_and_after_they_are_written(tmp_path:
     assert store.get([9, 5]).tobytes() == entries([9, 5]).tobytes()
 
 
-def test_what_is_handed_out_is_a_copy(tmp_path: Path) -> None:
+def test_returned_entries_are_copies(tmp_path: Path) -> None:
     store = reopen(tmp_path)
     given = entries([1])
     store.put(given)
@@ -245,6 +245,7 @@ def writer(folder: Path, first: int, last: int) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 17, 40])
 def test_a_kill_loses_at_most_the_pending_shard(tmp_path: Path, lines: int) -> None:
     process = writer(tmp_path, 0, 10**9)
@@ -261,6 +262,7 @@ def test_a_kill_loses_at_most_the_pending_shard(tmp_path: Path, lines: int) -> N
     assert store.get(range(len(store))).tobytes() == entries(range(len(store))).tobytes()
 
 
+@pytest.mark.slow
 def test_two_runs_may_write_one_folder_at_once(tmp_path: Path) -> None:
     both = [writer(tmp_path, 0, 1600), writer(tmp_path, 800, 2400)]  # half of their views are the same
     for process in both:

@@ -108,7 +108,7 @@ def drawn(views: Views, places: list[tuple[int, int]] | None = None) -> dict[int
 
 
 def loaded(views: Views, workers: int, epochs: int, sampler: Any = None) -> list[dict[int, str]]:
-    """Pictures of each epoch through Ultralytics' loader, which asks for later epochs' batches in advance."""
+    """Pictures of each epoch through Ultralytics' loader, which fetches later epochs' batches in advance."""
     torch.manual_seed(0)
     if sampler is None:
         loader = build_dataloader(views.dataset, BATCH, workers, shuffle=True, device="cpu")
@@ -202,6 +202,7 @@ def test_the_ranks_of_a_ddp_run_share_the_images_of_a_view(root: Path, workers: 
     assert len({**ranks[0][0], **ranks[1][0]}) == IMAGES
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same(root: Path) -> None:
     code = f"import json, pathlib, test_views as t; print(json.dumps(t.drawn(t.viewed(pathlib.Path({str(root)!r})))))"
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -325,7 +326,7 @@ class Trainer(DetectionTrainer):
         pictures.update(digests(batch) if self.views else {})
         return super().preprocess_batch(batch)
 
-    def final_eval(self) -> None: ...  # sees nothing of the training data
+    def final_eval(self) -> None: ...  # takes nothing of the training data
 
 
 Seen = dict[int, tuple[list[str], dict[int, str]]]
@@ -367,6 +368,7 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "epochs"),
     [("views", [0, 1, 2, 3, 4]), ("views, workers", [0, 1, 2, 3, 4]), ("cut off", [0, 1]), ("resumed", [2, 3, 4])],
@@ -383,6 +385,7 @@ def test_epoch_e_of_a_run_sees_view_e_modulo_v_of_every_image(
         assert pictures.items() <= expected.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["", ", workers"])
 def test_images_come_in_the_order_of_a_plain_run(runs: dict[str, Seen], workers: str) -> None:
     orders = [[files for files, _ in runs[name + workers].values()] for name in ("plain", "views")]
@@ -390,6 +393,7 @@ def test_images_come_in_the_order_of_a_plain_run(runs: dict[str, Seen], workers:
     assert len(set(map(tuple, orders[0]))) == EPOCHS
 
 
+@pytest.mark.slow
 def test_codes_name_the_images_of_their_batch(runs: dict[str, Seen]) -> None:
     for files, pictures in runs["views"].values():
         assert [int(Path(f).stem) for f in files] == [split_code(code, IMAGES)[0] for code in pictures]

@@ -1,4 +1,4 @@
-"""The chain end to end on tiny models: stages, records, going on after a cut, and refusals that leave nothing."""
+"""The chain end to end on tiny models: stages, chain.yaml, resuming, and refusals that leave nothing."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from ultralytics import YOLO
 
 from yolo_mkd import MKD, chain, host
 from yolo_mkd.chain import assistant
+from yolo_mkd.chain.stages import build_stages
 from yolo_mkd.settings import BadInput, defaults, shipped
 from yolo_mkd.trainer import MKDTrainer
 
 
 @pytest.fixture
-def arguments(tiny_detector: Any, tmp_path: Path) -> dict[str, Any]:
+def arguments(untrained_detector: Any, tmp_path: Path) -> dict[str, Any]:
     """A chain of one epoch a stage, from a tiny teacher through an assistant to a narrower student."""
-    architecture = yaml.safe_load((tiny_detector.pt.parents[2] / "yolo26n.yaml").read_text())
+    architecture = yaml.safe_load(untrained_detector.student.read_text())
     for name, width in (("student", 0.0625), ("assistant", 0.08)):
         architecture["scales"] = {"n": [0.5, width, 1024]}
         (tmp_path / f"{name}n.yaml").write_text(yaml.safe_dump(architecture, sort_keys=False))
     return {
-        "model": str(tmp_path / "studentn.yaml"), "teacher": str(tiny_detector.pt),
-        "assistant": str(tmp_path / "assistantn.yaml"), "data": str(tiny_detector.data), "imgsz": 64, "epochs": 1,
+        "model": str(tmp_path / "studentn.yaml"), "teacher": str(untrained_detector.pt),
+        "assistant": str(tmp_path / "assistantn.yaml"), "data": str(untrained_detector.data), "imgsz": 64, "epochs": 1,
         "batch": 8, "fraction": 0.25, "plots": False, "device": "cpu", "project": str(tmp_path / "runs"),
     }  # fmt: skip
 
 
-def test_a_chain_trains_each_stage_and_records_it(
-    arguments: dict[str, Any], tiny_detector: Any, tmp_path: Path
+@pytest.mark.slow
+def test_a_chain_trains_each_stage_and_writes_chain_yaml(
+    arguments: dict[str, Any], untrained_detector: Any, tmp_path: Path
 ) -> None:
     mkd = MKD(arguments.pop("model"), teacher=arguments.pop("teacher"), assistant=arguments.pop("assistant"))
     student = mkd.train(**arguments, json=tmp_path / "copy.json")
@@ -43,10 +45,10 @@ def test_a_chain_trains_each_stage_and_records_it(
     for stage in ("assistant", "student"):
         assert {"args.yaml", "results.csv", "weights"} <= {p.name for p in (folder / stage).iterdir()}
     record = yaml.safe_load((folder / "chain.yaml").read_text())
-    assert record["teacher"]["sha256"] == hashlib.sha256(tiny_detector.pt.read_bytes()).hexdigest()
+    assert record["teacher"]["sha256"] == hashlib.sha256(untrained_detector.pt.read_bytes()).hexdigest()
     assert [(s["name"], s["hears"], s["status"]) for s in record["stages"]] == [
-        ("assistant", [str(tiny_detector.pt)], "done"),
-        ("student", [str(tiny_detector.pt), "assistant"], "done"),
+        ("assistant", [str(untrained_detector.pt)], "done"),
+        ("student", [str(untrained_detector.pt), "assistant"], "done"),
     ]
     for s in record["stages"]:
         assert s["sha256"] == hashlib.sha256(Path(s["weights"]).read_bytes()).hexdigest()
@@ -57,7 +59,8 @@ def test_a_chain_trains_each_stage_and_records_it(
     assert json.loads((tmp_path / "copy.json").read_text()) == written
 
 
-def test_an_interrupted_chain_goes_on_at_its_stage(
+@pytest.mark.slow
+def test_an_interrupted_chain_is_resumed_at_its_stage(
     arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
@@ -83,18 +86,21 @@ def test_an_interrupted_chain_goes_on_at_its_stage(
     assert (folder / "assistant" / "weights" / "best.pt").read_bytes() == assistant_before
 
 
-def test_weights_that_lie_in_the_folder_are_not_taken_for_the_chains_own(
-    arguments: dict[str, Any], tiny_detector: Any, tmp_path: Path
+@pytest.mark.slow
+def test_weights_that_lie_in_the_folder_are_not_mistaken_for_the_chains_own(
+    arguments: dict[str, Any], untrained_detector: Any, tmp_path: Path
 ) -> None:
     stray = tmp_path / "runs" / "train" / "student" / "weights" / "best.pt"
     stray.parent.mkdir(parents=True)
-    stray.write_bytes(tiny_detector.pt.read_bytes())
+    stray.write_bytes(untrained_detector.pt.read_bytes())
     _, record = chain.train(**{**arguments, "assistant": None, "exist_ok": True})
     assert record["stages"][0]["sha256"] != record["teacher"]["sha256"]
     assert Path(record["stages"][0]["weights"]) == stray
 
 
-def test_a_chain_goes_on_only_with_the_teacher_it_began_with(arguments: dict[str, Any], tmp_path: Path) -> None:
+def test_a_chain_is_resumed_only_with_the_teacher_that_it_was_begun_with(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
     record = {
         "schema": chain.SCHEMA, "stages": [], "arguments": {},
         "teacher": {"file": arguments["teacher"], "sha256": "another"},
@@ -104,19 +110,20 @@ def test_a_chain_goes_on_only_with_the_teacher_it_began_with(arguments: dict[str
         chain.train(resume=str(tmp_path))
 
 
-def test_a_teacher_is_trained_first_when_asked(arguments: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_with_teacher_epochs_the_teacher_is_trained_first(arguments: dict[str, Any], tmp_path: Path) -> None:
     arguments |= {"teacher": str(tmp_path / "assistantn.yaml"), "assistant": None, "teacher_epochs": 1}
     _, record = chain.train(**arguments)
     assert [(s["name"], s["hears"]) for s in record["stages"]] == [("teacher", []), ("student", ["teacher"])]
 
 
-def test_two_assistants_make_a_longer_chain_in_which_all_larger_ones_are_heard(
-    arguments: dict[str, Any], tiny_detector: Any
+def test_two_assistants_make_a_longer_chain_in_which_all_larger_models_are_teachers(
+    arguments: dict[str, Any], untrained_detector: Any
 ) -> None:
     own = {**defaults(), "model": arguments["model"], "teacher": arguments["teacher"]}
     own["assistant"] = f"{arguments['assistant']},yolo26n-w125.yaml"
-    stages = chain.plan(own, {"nc": 3, "channels": 3, "names": {0: "red", 1: "green", 2: "blue"}}, imgsz=64)
-    teacher = str(tiny_detector.pt)
+    stages = build_stages(own, {"nc": 3, "channels": 3, "names": {0: "red", 1: "green", 2: "blue"}}, imgsz=64)
+    teacher = str(untrained_detector.pt)
     assert [(s["name"], s["hears"]) for s in stages] == [
         ("assistant1", [teacher]),
         ("assistant2", [teacher, "assistant1"]),
@@ -142,15 +149,15 @@ REFUSED = [
     ({"epochs": "many"}, "epochs"),
     ({"optimzer": "SGD"}, "did you mean optimizer="),
     ({"guidence": 1}, "did you mean guidance="),
-    ({"attention": -1}, "attention=-1 is no gain"),
+    ({"attention": -1}, "attention=-1 must be a number of 0 or more"),
     (
         {"imgsz": 32, **dict.fromkeys(("soft", "soft_box", "attention", "relation", "guidance", "exploration"), 0)},
-        "can teach this student nothing",
+        "no distillation term applies to teacher=.* and this student: soft_dfl: ",
     ),
     ({"teacher_epochs": -2}, "teacher_epochs=-2"),
     ({"distill_model": "yolo26s.pt"}, "Ultralytics' own distillation"),
     ({"task": "segment"}, "task=segment"),
-    ({"resume": "nowhere"}, "cannot change while a chain goes on"),
+    ({"resume": "nowhere"}, "cannot change when a chain is resumed"),
 ]
 
 
@@ -169,7 +176,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_without_a_chain_is_no_place_to_go_on(tmp_path: Path) -> None:
+def test_a_folder_without_a_chain_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no chain\.yaml there"):
         chain.train(resume=str(tmp_path))
 
@@ -192,21 +199,21 @@ def test_the_assistant_lies_midway(student: str, teacher: str, chosen: str | Non
     assert reason
 
 
-def test_a_checkpoints_family_and_size_are_its_architectures(tiny_detector: Any) -> None:
-    assert assistant.family_and_size(str(tiny_detector.pt)) == ("yolo26", "n")
+def test_a_checkpoints_family_and_size_are_its_architectures(untrained_detector: Any) -> None:
+    assert assistant.family_and_size(str(untrained_detector.pt)) == ("yolo26", "n")
     assert assistant.family_and_size("yolov8x.yaml") == ("yolov8", "x")
     assert assistant.family_and_size("cfg/models/yolo26n-w125.yaml") == ("yolo26", "")
 
 
 @pytest.mark.parametrize("path", sorted((shipped("cfg") / "models").glob("*.yaml")), ids=lambda p: p.stem)
-def test_a_narrow_model_is_what_its_head_says_and_stock_ultralytics_builds_it(
+def test_a_narrow_model_has_the_size_in_its_first_comment_and_stock_ultralytics_builds_it(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = int(re.search(r"80 classes: ([\d,]+) parameters", path.read_text()).group(1).replace(",", ""))
+    documented = int(re.search(r"80 classes: ([\d,]+) parameters", path.read_text()).group(1).replace(",", ""))
     assert host.find_model("model", path.name) == str(path)
     written = host.write_architecture(str(path), tmp_path)
-    assert sum(p.numel() for p in YOLO(written).model.parameters()) == said
-    assert host.parameters(str(path)) == said
+    assert sum(p.numel() for p in YOLO(written).model.parameters()) == documented
+    assert host.parameters(str(path)) == documented
     assert "no model scale passed" not in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""`yolo-mkd record` asks the teacher about all that a training will show, so that training asks it about nothing."""
+"""`yolo-mkd record` runs the teacher on all views that a training will show, so that training never runs it."""
 
 from __future__ import annotations
 
@@ -14,35 +14,28 @@ from yolo_mkd.settings import BadInput
 
 
 @pytest.fixture
-def arguments(tiny_detector: Any, tmp_path: Path) -> dict[str, Any]:
-    student = str(tiny_detector.pt.parents[2] / "yolo26n.yaml")
-    return {
-        **{"data": str(tiny_detector.data), "model": student, "teacher": str(tiny_detector.pt), "imgsz": 64},
-        **{
-            "epochs": 4,
-            "batch": 8,
-            "fraction": 0.25,
-            "close_mosaic": 3,
-            "device": "cpu",
-            "record": str(tmp_path / "r"),
-        },
-    }
+def arguments(untrained_detector: Any, tmp_path: Path) -> dict[str, Any]:
+    models = {"model": str(untrained_detector.student), "teacher": str(untrained_detector.pt)}
+    run = {"imgsz": 64, "epochs": 4, "batch": 8, "fraction": 0.25, "close_mosaic": 3, "device": "cpu"}
+    return {"data": str(untrained_detector.data), **models, **run, "record": str(tmp_path / "r")}
 
 
-def test_training_finds_every_view_on_record(arguments: dict[str, Any], asked: list[int], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_training_finds_every_view_in_the_cache(arguments: dict[str, Any], inferred: list[int], tmp_path: Path) -> None:
     found = record(**arguments, views=1, json=tmp_path / "record.json")
-    # the knowledge is on for two of four epochs: one with mosaic, one after it has closed
-    assert sum(asked) == found["asked"] == found["views"] == 24 * 2
+    # distillation is on for two of four epochs: one with mosaic, one after it has closed
+    assert sum(inferred) == found["asked"] == found["views"] == 24 * 2
     assert json.loads((tmp_path / "record.json").read_text())["bytes"] == found["bytes"] > 0
-    asked.clear()
+    inferred.clear()
     again = record(**arguments, views=1)
-    assert again["asked"] == 0 and again["bytes"] == found["bytes"] and asked == []
+    assert again["asked"] == 0 and again["bytes"] == found["bytes"] and inferred == []
     run = {"project": str(tmp_path), "name": "run", "plots": False, "val": False, "assistant": None}
     chain.train(**arguments, **run, views=1, preset="recorded")
-    assert asked == []
+    assert inferred == []
 
 
-def test_a_record_leaves_no_run_behind(
+@pytest.mark.slow
+def test_building_a_cache_leaves_no_run_behind(
     arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -53,21 +46,22 @@ def test_a_record_leaves_no_run_behind(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"teacher_epochs": 5}, "record it once it is trained"),
-        ({"record": False}, "record=false keeps nothing"),
+        ({"teacher_epochs": 5}, "build its cache once it is trained"),
+        ({"record": False}, "record=false stores nothing"),
         ({"preset": "mkd"}, "guidance"),
-        ({"unlabelled": "frames"}, "recorded while training"),
+        ({"unlabelled": "frames"}, "images are cached while training"),
         ({"resume": "somewhere"}, "resume="),
         ({"viewss": 2}, "did you mean views="),
     ],
 )
-def test_what_cannot_be_recorded_is_refused(arguments: dict[str, Any], changed: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_cached_is_refused(arguments: dict[str, Any], changed: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         record(**{**arguments, **changed})
     assert not Path(arguments["record"]).exists()
 
 
-def test_the_verb_takes_words(arguments: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_command_takes_words(arguments: dict[str, Any], tmp_path: Path) -> None:
     words = [f"{k}={v}" for k, v in arguments.items()]
     assert cli.run(["record", *words, "views=1"]) == 0
     assert list((tmp_path / "r").rglob("*.npy"))

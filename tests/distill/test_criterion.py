@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,9 +19,9 @@ from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.knowledge import LossWeights, Targets
-from yolo_mkd.settings import preset
 
-GAINS = {name: float(gain) for name, gain in preset("nominal").items() if name in TERMS}
+MKD = ("soft", "soft_box", "soft_dfl", "attention", "relation", "guidance", "exploration")
+GAINS = {name: TERMS[name].gain for name in MKD}
 
 
 class Bench:
@@ -47,7 +49,7 @@ class Bench:
         self.criterion = Criterion(detection, extractor, distillers, schedule, self.progress, shared, seed=0)
 
     @property
-    def balance(self) -> GradientBalancer:
+    def balancer(self) -> GradientBalancer:
         return self.criterion.distillers[0].balancer
 
     def batch(self, images: int = 2) -> dict[str, Tensor]:
@@ -62,7 +64,8 @@ class Bench:
         return loss, items
 
 
-def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: Any) -> None:
+@pytest.mark.slow
+def test_no_term_dominates_the_detection_loss_at_its_nominal_gain(tiny_detector: Any) -> None:
     """Adapters are random at the start, and a term weighted carelessly can be twenty times the task there."""
     import cv2
     import numpy as np
@@ -95,14 +98,14 @@ def test_no_term_drowns_the_detection_loss_at_its_nominal_gain(tiny_detector: An
 
 
 def test_at_weight_zero_the_loss_is_the_detection_loss_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: pytest.fail("the teacher was asked"))
+    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: pytest.fail("the teacher ran"))
     bench = Bench(weight=0)
     batch = bench.batch()
     preds = bench.student(batch["img"])
     assert torch.equal(bench.criterion(preds, batch)[0], bench.criterion.detection(preds, batch)[0])
 
 
-def test_the_knowledge_is_added_with_gain_weight_and_batch_size() -> None:
+def test_the_terms_are_added_with_gain_weight_and_batch_size() -> None:
     bench = Bench(weight=0.5)
     loss, items = bench.loss(images=3)
     expected = sum(GAINS[n] * items[f"kd/{n}"] for n in TERMS if f"kd/{n}" in items) * 0.5 * 3
@@ -124,7 +127,7 @@ def test_a_doubled_batch_doubles_the_loss_so_that_an_image_counts_the_same(name:
 
 
 def broken(bench: Bench, name: str, value: float) -> None:
-    term = bench.criterion.distillers[0].distiller.term(name)
+    term = bench.criterion.distillers[0].term(name)
     sound = term.loss
     term.loss = lambda ks, kt, *labels: sound(ks, kt, *labels) * value
 
@@ -161,15 +164,15 @@ def test_a_good_batch_in_between_starts_the_count_anew() -> None:
         bench.criterion._finite(bad)
 
 
-def test_with_two_teachers_each_batch_hears_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[str] = []
+def test_with_two_teachers_each_batch_uses_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
     infer = LiveTeacher.infer
-    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: (heard.append(self.name), infer(self, images))[1])
+    monkeypatch.setattr(LiveTeacher, "infer", lambda self, images: (used.append(self.name), infer(self, images))[1])
     bench = Bench(teachers=2)
     for _ in range(8):
         bench.loss()
-    assert len(heard) == 8
-    assert set(heard) == {"t0", "t1"}
+    assert len(used) == 8
+    assert set(used) == {"t0", "t1"}
 
 
 def test_the_dual_heads_epoch_counter_is_reached_through_it() -> None:
@@ -188,26 +191,26 @@ def of_the_trunk(bench: Bench, loss: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in found if g is not None])
 
 
-def test_while_guidance_layers_are_fitted_they_learn_at_full_gain_and_the_student_does_not_hear_them() -> None:
+def test_while_guidance_layers_are_fitted_they_learn_at_full_gain_and_the_student_gets_no_gradient() -> None:
     only = {**dict.fromkeys(TERMS, 0.0), "guidance": 6.0}
     for fitted in (1, 20):
         bench = Bench(weight=0.5, fitted=fitted, **only)
         loss, items = bench.loss()
-        heard = 1.0 if fitted > 1 else 0.5  # the schedule holds back the student, not the layers
-        assert loss[3].item() == pytest.approx(6 * heard * 2 * float(items["kd/guidance"]), rel=1e-5)
+        weight = 1.0 if fitted > 1 else 0.5  # the schedule scales the student's gradient, not that of the layers
+        assert loss[3].item() == pytest.approx(6 * weight * 2 * float(items["kd/guidance"]), rel=1e-5)
         loss[3].backward()
-        parts = list(bench.criterion.distillers[0].distiller.adapters.parameters())
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parts)
+        adapters = list(bench.criterion.distillers[0].adapters.parameters())
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters)
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trunk(bench)) == (fitted == 1)
 
 
-def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() -> None:
+def test_calibrated_terms_have_the_requested_share_of_the_gradient() -> None:
     bench = Bench(calibrate=True)
     bench.criterion.weights = trunk(bench)
     loss, _ = bench.loss()  # measures this batch
-    balance = bench.balance
+    balancer = bench.balancer
     task = of_the_trunk(bench, loss[:3].sum()).norm()
-    distiller = bench.criterion.distillers[0].distiller
+    distiller = bench.criterion.distillers[0]
     batch = bench.batch()
     preds = bench.student(batch["img"])
     kt = bench.criterion.distillers[0].teacher.infer(batch["img"])
@@ -215,13 +218,13 @@ def test_calibrated_terms_have_the_share_of_the_gradient_that_was_asked_for() ->
         bench.criterion.student.collect(preds), kt, *bench.criterion.weigh(bench.criterion.distiller, kt, batch)
     )
     for name, value in losses.items():
-        share = balance.gains[name] * of_the_trunk(bench, value).norm() * 2 / task  # losses are per image
-        if name not in balance.limited():
+        share = balancer.gains[name] * of_the_trunk(bench, value).norm() * 2 / task  # losses are per image
+        if name not in balancer.limited():
             assert float(share) == pytest.approx(GAINS[name], rel=0.02), name
 
 
 def test_a_term_a_thousand_times_as_large_ends_with_the_same_contribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolo_mkd.distill.balancer.LIMITS", (0.0, float("inf")))
+    monkeypatch.setattr("yolo_mkd.distill.balance.LIMITS", (0.0, float("inf")))
     sizes = []
     for factor in (1.0, 1000.0):
         bench = Bench(calibrate=True, **{**dict.fromkeys(TERMS, 0.0), "attention": 0.25})
@@ -230,7 +233,7 @@ def test_a_term_a_thousand_times_as_large_ends_with_the_same_contribution(monkey
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
 
 
-def test_what_hidden_layers_are_taught_falls_with_the_dual_heads_loss_on_the_trunk() -> None:
+def test_the_terms_of_hidden_layers_fall_with_the_dual_heads_loss_on_the_trunk() -> None:
     bench = Bench(**{**dict.fromkeys(TERMS, 0.0), "attention": 1.0, "relation": 1.0})
     first, _ = bench.loss()
     detection: Any = bench.criterion.detection
@@ -257,19 +260,19 @@ def test_soft_targets_keep_their_share_in_each_branch_while_the_detection_loss_m
     assert shares[1] == pytest.approx(shares[0], rel=0.02)
 
 
-def test_at_the_end_of_a_dual_heads_run_the_measured_share_is_still_the_one_asked_for() -> None:
+def test_at_the_end_of_a_dual_heads_run_the_measured_share_is_still_the_requested_one() -> None:
     bench = Bench(calibrate=True)
     detection: Any = bench.criterion.detection
     detection.o2m, detection.o2o = 0.1, 0.9
     bench.loss()
-    found = bench.balance.close_epoch()
-    for name in set(found) - set(bench.balance.limited()):
+    found = bench.balancer.close_epoch()
+    for name in set(found) - set(bench.balancer.limited()):
         assert found[name].strength == pytest.approx(GAINS[name], rel=1e-3), name
 
 
-def test_the_gate_leaves_out_a_term_that_pulls_against_the_task_and_lets_it_back_in() -> None:
+def test_the_gate_leaves_out_a_term_that_opposes_the_task_and_lets_it_back_in() -> None:
     bench = Bench(gate=True, **{**dict.fromkeys(TERMS, 0.0), "attention": 1.0, "soft": 1.0})
-    term = bench.criterion.distillers[0].distiller.term("attention")
+    term = bench.criterion.distillers[0].term("attention")
     sound, sign = term.loss, [-1.0]
 
     def task(ks: Any, kt: Any, targets: Any, weights: Any) -> Tensor:
@@ -278,11 +281,11 @@ def test_the_gate_leaves_out_a_term_that_pulls_against_the_task_and_lets_it_back
 
     term.loss = task  # most anchors are background, so the task agrees with the positive sign
     _, items = bench.loss()
-    assert bench.balance.gated == {"attention"}
+    assert bench.balancer.gated == {"attention"}
     bench.criterion.step = 50  # measured again
     sign[0] = 1.0
     loss, items = bench.loss()
-    assert bench.balance.gated == set()
+    assert bench.balancer.gated == set()
     assert loss[3].item() == pytest.approx(2 * float(items["kd/soft"] + items["kd/attention"]), rel=1e-4)
     assert sound is not term.loss
 
@@ -291,32 +294,53 @@ def test_gradients_are_measured_evenly_and_more_often_until_the_gains_are_frozen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured: list[int] = []
-    hear = GradientBalancer.update
+    update = GradientBalancer.update
     monkeypatch.setattr(
-        GradientBalancer, "update", lambda self, *a: (measured.append(bench.progress.batch), hear(self, *a))
+        GradientBalancer, "update", lambda self, *a: (measured.append(bench.progress.batch), update(self, *a))
     )
     bench = Bench(calibrate=True, fitted=95, **{**dict.fromkeys(TERMS, 0.0), "soft": 1.0})
     bench.progress.batches = 120
     bench.criterion.schedule = Schedule(warmup=0, fitted=3, end=90, epochs=100)
     for bench.progress.batch in range(120):
-        pass_by(bench)
+        next_batch(bench)
     assert measured == [0, 30, 60, 90]  # 12 in three epochs
-    bench.balance.close_epoch()
-    assert bench.balance.freeze()
+    bench.balancer.close_epoch()
+    assert bench.balancer.freeze()
     measured.clear()
     for bench.progress.batch in range(120):
-        pass_by(bench)
+        next_batch(bench)
     assert measured == [20, 70]  # 50 apart, from one epoch to the next
     bench.progress.batches = 1200
     measured.clear()
     for bench.progress.batch in range(400):
-        pass_by(bench)
+        next_batch(bench)
     assert measured == [100, 250]  # 150 apart: eight in a long epoch
 
 
-def pass_by(bench: Bench) -> None:
-    """Let the criterion see a batch, which takes time only where gradients are measured."""
-    if bench.criterion._due(bench.criterion.distillers[0]):
+def next_batch(bench: Bench) -> None:
+    """One batch of the criterion; its loss is computed only where gradients are measured."""
+    if bench.criterion.due(bench.criterion.distillers[0]):
         bench.loss()
     else:
         bench.criterion.step += 1
+
+
+def test_a_probe_decides_when_gradients_are_measured_and_times_the_parts_of_a_step() -> None:
+    bench = Bench(calibrate=True, **{**dict.fromkeys(TERMS, 0.0), "soft": 1.0})
+    parts: list[str] = []
+
+    @contextmanager
+    def section(name: str) -> Iterator[None]:
+        parts.append(f"{name} begins")
+        yield
+        parts.append(f"{name} ends")
+
+    bench.criterion.section = section
+    wanted = [False, True, False]
+    bench.criterion.due = lambda distiller: distiller is bench.criterion.distillers[0] and wanted[bench.criterion.step]
+    counts = []
+    for _ in wanted:
+        bench.loss()
+        counts.append(bench.balancer.measured)
+    assert counts == [0, 1, 1]
+    assert parts == ["teacher begins", "teacher ends", "terms begins", "terms ends"] * 3

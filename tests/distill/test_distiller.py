@@ -20,7 +20,7 @@ from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
 from yolo_mkd.settings import defaults
 
 GAINS = {name: float(defaults()[name]) for name in TERMS}
-TRUTH = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0])), LossWeights()
+LABELS = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0])), LossWeights()
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
 LAYERS = {  # the last of each backbone stage, and the head's inputs
     "yolov8n": ((4, 6, 9), (15, 18, 21)),
@@ -43,13 +43,13 @@ def distiller(student: nn.Module, teacher: nn.Module, imgsz: int = 64, **gains: 
     return Distiller(host.model_spec(student, imgsz), host.model_spec(teacher, imgsz), {**GAINS, **gains})
 
 
-def taught(by: nn.Module, matched: Distiller, images: torch.Tensor) -> Knowledge:
-    return LiveTeacher("t", host.freeze(by), matched.match.teacher, matched.roles).infer(images)
+def teacher_outputs(teacher: nn.Module, matched: Distiller, images: torch.Tensor) -> Knowledge:
+    return LiveTeacher("t", host.freeze(teacher), matched.match.teacher, matched.roles).infer(images)
 
 
-def knowledge(of: nn.Module, matched: Distiller, images: torch.Tensor) -> Knowledge:
-    extractor = FeatureExtractor(of, matched.match.student, matched.roles)
-    found = extractor.collect(of(images))
+def student_outputs(student: nn.Module, matched: Distiller, images: torch.Tensor) -> Knowledge:
+    extractor = FeatureExtractor(student, matched.match.student, matched.roles)
+    found = extractor.collect(student(images))
     extractor.hooks.remove()
     return found
 
@@ -70,7 +70,7 @@ def test_an_image_size_between_strides_is_rounded_up_as_ultralytics_does() -> No
     assert (odd.layers["neck_p3"].rows, odd.layers["neck_p5"].rows) == (8, 2)
 
 
-def test_reading_the_spec_changes_nothing_in_the_model() -> None:
+def test_model_spec_changes_nothing_in_the_model() -> None:
     student = model("yolo26n").train()
     before = {k: v.clone() for k, v in student.state_dict().items()}
     host.model_spec(student, 64)
@@ -97,7 +97,7 @@ def test_terms_that_act_give_gradients_and_a_value(student: str, teacher: str, a
     matched = distiller(s, t)
     assert {term.name for term in matched.acting} == acting
     images = torch.rand(2, 3, 64, 64)
-    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), *TRUTH)
+    losses = matched.losses(student_outputs(s, matched, images), teacher_outputs(t, matched, images), *LABELS)
     for name, loss in losses.items():
         s.zero_grad()
         loss.backward(retain_graph=True)
@@ -111,33 +111,35 @@ def test_each_branch_has_class_weights_of_its_own_and_they_follow_the_names() ->
     s, t = model("yolo26n").train(), model("yolo26n", {0: "cow", 1: "cat"})
     matched = distiller(s, t)
     images = torch.rand(2, 3, 64, 64)
-    ks, kt = knowledge(s, matched, images), taught(t, matched, images)
+    ks, kt = student_outputs(s, matched, images), teacher_outputs(t, matched, images)
     classes = {"one2many": torch.tensor([0.2, 3.0]), "one2one": torch.tensor([5.0, 0.5])}  # of cat and cow
-    found = matched.losses(ks, kt, TRUTH[0], LossWeights(classes=classes))["soft"]
+    found = matched.losses(ks, kt, LABELS[0], LossWeights(classes=classes))["soft"]
     expected = [
         class_loss(ks.branches[b].logits[:, [0, 2]], o.logits[:, [1, 0]], classes[b]) for b, o in kt.branches.items()
     ]
     assert found.item() == pytest.approx(sum(e.item() for e in expected), rel=1e-5)
     for o in kt.branches.values():
-        o.logits[:, 0] += 8  # a teacher that sees cows, its first class and the second of those that both know
+        o.logits[:, 0] += 8  # a teacher that detects cows, its first class and the second shared one
     masses = matched.class_masses(kt)
     assert set(masses) == {"one2many", "one2one"}
     assert all(m[0] == 0 and m[1] == class_mass(kt.branches[b].logits)[0] > 1 for b, m in masses.items())
     assert distiller(s, t, soft=0, soft_box=0).class_masses(kt) == {}
     ours = [s for s, _ in matched.match.classes]
-    labels = torch.tensor([[ours[1]], [ours[1]], [max(ours) + 1]]).float()  # the last is of a class that only one knows
+    labels = torch.tensor(
+        [[ours[1]], [ours[1]], [max(ours) + 1]]
+    ).float()  # the last is of a class that only the student has
     assert matched.label_counts(labels).tolist() == [2 * (c == ours[1]) for c in ours]
 
 
 def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
     s, t = model("yolo26n").train(), model("yolo26n")
     images = torch.rand(2, 3, 64, 64)
-    kt = taught(t, distiller(s, t), images)
+    kt = teacher_outputs(t, distiller(s, t), images)
 
     def trunk_gradient(branches: tuple[str, ...]) -> float:
         matched = Distiller(replace(host.model_spec(s, 64), branches=branches), host.model_spec(t, 64), GAINS)
         s.zero_grad()
-        matched.losses(knowledge(s, matched, images), kt, *TRUTH)["soft"].backward()
+        matched.losses(student_outputs(s, matched, images), kt, *LABELS)["soft"].backward()
         grads = [p.grad for n, p in s.named_parameters() if not n.startswith("model.23.") and p.grad is not None]
         return float(sum(g.abs().sum() for g in grads))
 
@@ -145,12 +147,12 @@ def test_one2one_soft_targets_alone_do_not_reach_the_trunk() -> None:
     assert trunk_gradient(("one2many",)) > 0
 
 
-def test_a_model_teaching_itself_has_nothing_to_say() -> None:
+def test_between_a_model_and_itself_every_loss_is_0() -> None:
     s = model("yolo11n")
     matched = distiller(s, s, guidance=0, exploration=0)
     images = torch.rand(2, 3, 64, 64)
-    k = knowledge(s, matched, images)
-    for name, loss in matched.losses(k, k, *TRUTH).items():
+    k = student_outputs(s, matched, images)
+    for name, loss in matched.losses(k, k, *LABELS).items():
         assert loss.item() == pytest.approx(0, abs=1e-5), name
 
 
@@ -158,16 +160,16 @@ def test_class_names_in_another_order_change_nothing() -> None:
     s, t = model("yolo11n"), model("yolo11s")
     images = torch.rand(1, 3, 64, 64)
     straight = distiller(s, t, exploration=0, guidance=0)
-    ks = knowledge(s, straight, images)
-    kt = taught(t, straight, images)
+    ks = student_outputs(s, straight, images)
+    kt = teacher_outputs(t, straight, images)
     order = [2, 0, 1]
     t.names = {i: NAMES[j] for i, j in enumerate(order)}
     t.names[0] = f" {t.names[0].upper()} "
     turned = distiller(s, t, exploration=0, guidance=0)
     out = kt.branches["one2many"]
     shuffled = Knowledge({"one2many": Outputs(out.logits[:, order], out.distances, out.bins)}, kt.features, kt.levels)
-    expected = straight.losses(ks, kt, *TRUTH)
-    for name, loss in turned.losses(ks, shuffled, *TRUTH).items():
+    expected = straight.losses(ks, kt, *LABELS)
+    for name, loss in turned.losses(ks, shuffled, *LABELS).items():
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-5), name
 
 
@@ -182,7 +184,7 @@ def test_only_equal_strides_are_matched() -> None:
     matched = distiller(s, t)
     assert matched.match.strides == (8, 16, 32)
     images = torch.rand(1, 3, 64, 64)
-    losses = matched.losses(knowledge(s, matched, images), taught(t, matched, images), *TRUTH)
+    losses = matched.losses(student_outputs(s, matched, images), teacher_outputs(t, matched, images), *LABELS)
     assert all(v.isfinite() for v in losses.values())
     assert set(losses) == ON - {"soft_dfl"}
 
@@ -191,12 +193,12 @@ def test_exploring_channels_get_no_gradient_from_the_other_terms_and_the_reverse
     s, t = model("yolo26n"), model("yolo26s")
     matched = distiller(s, t)
     images = torch.rand(2, 3, 64, 64)
-    ks = knowledge(s, matched, images)
-    kt = taught(t, matched, images)
+    ks = student_outputs(s, matched, images)
+    kt = teacher_outputs(t, matched, images)
     role = "neck_p4"
     f = ks.features[role] = ks.features[role].detach().requires_grad_()
     half = f.shape[1] // 2
-    for name, loss in matched.losses(ks, kt, *TRUTH).items():
+    for name, loss in matched.losses(ks, kt, *LABELS).items():
         if name not in {"attention", "relation", "guidance", "exploration"}:
             continue
         g = torch.autograd.grad(loss, f, retain_graph=True)[0]
@@ -231,7 +233,7 @@ def test_raw_outputs_decode_to_ultralytics_own_boxes() -> None:
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo26n", "yolo26n-seg"])
-def test_a_frozen_teacher_says_what_the_model_says_in_both_branches_with_its_layers_fused(name: str) -> None:
+def test_a_frozen_teacher_has_the_models_outputs_in_both_branches_with_its_layers_fused(name: str) -> None:
     t = model(name).eval()
     for module in t.modules():
         if isinstance(module, nn.BatchNorm2d):  # statistics of their own, which fusing has to take along
@@ -239,14 +241,14 @@ def test_a_frozen_teacher_says_what_the_model_says_in_both_branches_with_its_lay
             nn.init.uniform_(module.running_var, 0.5, 2.0)
     matched, images = distiller(t, t), torch.rand(2, 3, 64, 64)
     plain, _ = host.outputs(t(images), matched.match.teacher.strides, matched.match.teacher.reg_max)
-    said = taught(t, matched, images)
+    frozen = teacher_outputs(t, matched, images)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in t.model[0].modules())
-    assert set(said.branches) == set(matched.match.teacher.branches) == set(plain)
-    for branch, outputs in said.branches.items():
+    assert set(frozen.branches) == set(matched.match.teacher.branches) == set(plain)
+    for branch, outputs in frozen.branches.items():
         assert torch.allclose(outputs.logits, plain[branch].logits, atol=2e-4), branch
         assert torch.allclose(outputs.distances, plain[branch].distances, atol=2e-4), branch
     assert isinstance(t(images), dict)  # nothing was decoded or sorted
-    assert not said.branches["one2many"].logits.requires_grad
+    assert not frozen.branches["one2many"].logits.requires_grad
 
 
 def test_a_frozen_teacher_keeps_its_statistics() -> None:
@@ -256,28 +258,28 @@ def test_a_frozen_teacher_keeps_its_statistics() -> None:
     assert all(torch.equal(v, before[k]) for k, v in t.state_dict().items())
 
 
-def test_a_teacher_that_was_asked_ahead_has_looked_once_and_answers_that() -> None:
+def test_prefetched_outputs_are_used_once_and_only_for_their_own_batch() -> None:
     t = model("yolo26n")
-    matched, looked = distiller(t, t), []
+    matched, passes = distiller(t, t), []
     teacher = LiveTeacher("t", host.freeze(t), matched.match.teacher, matched.roles)
-    teacher.model.register_forward_hook(lambda *_: looked.append(1))
+    teacher.model.register_forward_hook(lambda *_: passes.append(1))
     batch, other = ({"img": torch.rand(1, 3, 64, 64)} for _ in range(2))
-    said = teacher(batch)
+    expected = teacher(batch)
     teacher.prefetch(batch)
     ahead = teacher(batch)
-    assert len(looked) == 2
-    assert torch.equal(ahead.branches["one2one"].logits, said.branches["one2one"].logits)
-    assert all(torch.equal(ahead.features[r], f) for r, f in said.features.items())
+    assert len(passes) == 2
+    assert torch.equal(ahead.branches["one2one"].logits, expected.branches["one2one"].logits)
+    assert all(torch.equal(ahead.features[r], f) for r, f in expected.features.items())
     teacher.prefetch(batch)
-    assert not torch.equal(teacher(other).features["neck_p3"], said.features["neck_p3"])
-    assert len(looked) == 4  # what it saw ahead was another batch
+    assert not torch.equal(teacher(other).features["neck_p3"], expected.features["neck_p3"])
+    assert len(passes) == 4  # the prefetched outputs were of another batch
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolov10n", "yolo12n", "yolo26n"])
-def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_the_same(name: str) -> None:
+def test_a_teacher_in_half_precision_takes_the_students_images_and_gives_about_the_same_outputs(name: str) -> None:
     t = model(name)
     matched, images = distiller(t, t), torch.rand(2, 3, 64, 64)
-    full = taught(t, matched, images)
+    full = teacher_outputs(t, matched, images)
     half = LiveTeacher("t", t.to(torch.bfloat16), matched.match.teacher, matched.roles).infer(images)
     assert half.features["neck_p3"].dtype == torch.bfloat16
     assert half.branches["one2many"].logits.dtype == torch.float32
@@ -285,7 +287,7 @@ def test_a_teacher_in_half_precision_takes_the_students_images_and_says_about_th
         assert torch.allclose(half.features[role].float(), f, atol=0.03 * f.abs().max().item()), role
 
 
-def test_taps_hold_nothing_once_taken_and_hear_nothing_while_closed() -> None:
+def test_hooks_hold_nothing_once_taken_and_collect_nothing_while_closed() -> None:
     m = model("yolo11n")
     extractor = FeatureExtractor(m, host.model_spec(m, 64), ["neck_p3"])
     m(torch.rand(1, 3, 64, 64))

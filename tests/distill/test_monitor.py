@@ -16,9 +16,9 @@ from yolo_mkd.host import LOGGER
 
 @pytest.fixture
 def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    said: list[str] = []
-    monkeypatch.setattr(LOGGER, "warning", said.append)
-    return said
+    lines: list[str] = []
+    monkeypatch.setattr(LOGGER, "warning", lines.append)
+    return lines
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -26,7 +26,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
-def test_a_run_without_knowledge_leaves_neither_table_nor_picture(tmp_path: Path) -> None:
+def test_a_run_without_distillation_leaves_neither_table_nor_picture(tmp_path: Path) -> None:
     ShareMonitor(tmp_path, fresh=True).draw()
     assert list(tmp_path.iterdir()) == []
 
@@ -46,15 +46,17 @@ def test_each_epoch_teacher_and_term_has_a_row(tmp_path: Path, warned: list[str]
 
 
 @pytest.mark.parametrize(
-    ("strength", "words"), [(0.0, "no gradient"), (math.nan, "not finite"), (math.inf, "not finite")]
+    ("strength", "words"),
+    [(0.0, "no gradient"), *((bad, "a gradient that is not finite") for bad in (math.nan, math.inf))],
 )
-def test_a_dead_term_is_called_out_by_name(tmp_path: Path, warned: list[str], strength: float, words: str) -> None:
+def test_a_term_without_a_finite_gradient_is_named_in_a_warning(
+    tmp_path: Path, warned: list[str], strength: float, words: str
+) -> None:
     ShareMonitor(tmp_path, fresh=True).add(
         7, "t.pt", 1.0, {"soft": GradientRatio(0.5, 0.1), "relation": GradientRatio(strength, 0.0)}
     )
     assert len(warned) == 1
-    assert "epoch 7 relation (by t.pt)" in warned[0]
-    assert words in warned[0]
+    assert f"in epoch 7 relation (teacher t.pt) had {words}: it has no effect" in warned[0]
 
 
 def test_the_picture_has_a_panel_for_each_teacher(tmp_path: Path, warned: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The schedule of the knowledge's weight."""
+"""The schedule of distillation's weight."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pytest
 from yolo_mkd.distill.schedule import Schedule
 
 
-def test_a_run_of_one_epoch_is_not_silently_plain() -> None:
+def test_a_run_of_one_epoch_is_distilled() -> None:
     schedule = Schedule.of(epochs=1, warmup_epochs=3, close_mosaic=10, until=0.5)
     assert schedule.end == 1
     assert schedule.weight(0.5) > 0
 
 
 @pytest.mark.parametrize(("epochs", "end"), [(3, 2), (15, 8), (20, 10), (30, 20), (100, 90)])
-def test_knowledge_ends_when_mosaic_closes_but_not_before_half_of_the_run(epochs: int, end: int) -> None:
+def test_distillation_ends_when_mosaic_closes_but_not_before_half_of_the_run(epochs: int, end: int) -> None:
     schedule = Schedule.of(epochs, 3, close_mosaic=10, until=1)
     assert schedule.end == end
     assert schedule.weight(end - 0.01) > 0
@@ -25,7 +25,7 @@ def test_knowledge_ends_when_mosaic_closes_but_not_before_half_of_the_run(epochs
     ("epochs", "until", "end"),
     [(100, 0.5, 50), (3, 0.5, 2), (2, 0.1, 1), (15, 0.5, 8), (100, 0.95, 90), (15, 0.25, 4), (15, 0.9, 8)],
 )
-def test_knowledge_ends_after_the_share_of_the_run_that_is_asked_for_or_when_mosaic_closes(
+def test_distillation_ends_after_the_share_until_of_the_run_or_when_mosaic_closes(
     epochs: int, until: float, end: int
 ) -> None:
     schedule = Schedule.of(epochs, 3, close_mosaic=10, until=until)
@@ -45,7 +45,7 @@ def test_warm_up_is_linear_and_meets_the_cosine() -> None:
     assert [schedule.weight(e) for e in (0, 1, 2, 4)] == pytest.approx([0, 0.25, 0.5, 1])
 
 
-def test_it_says_when_the_knowledge_is_off() -> None:
+def test_its_text_shows_when_distillation_is_off() -> None:
     assert str(Schedule.of(100, 3, 10, until=0.5)).endswith("off for the last 50 of 100 epochs")
 
 

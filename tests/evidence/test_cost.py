@@ -18,7 +18,7 @@ from yolo_mkd.settings import BadInput
 
 
 class Clock:
-    """Tells the time that its test sets."""
+    """A clock that its test sets."""
 
     now = 0.0
 
@@ -38,9 +38,9 @@ class Model:
 
     def loss(self) -> str:
         self.clock.now += 2
-        said = self.predict()
+        boxes = self.predict()
         self.clock.now += 1
-        return said
+        return boxes
 
 
 def test_each_second_counts_once_for_the_innermost_part() -> None:
@@ -85,8 +85,8 @@ def test_a_disturbance_that_meets_both_alike_changes_no_ratio() -> None:
     assert ratios([3.0, 30.0, 3.0], [2.0, 20.0, 2.0])["high"] == pytest.approx(1.5)
 
 
-def test_gradients_are_read_once_in_50_batches_eight_times_an_epoch_at_most_and_twelve_times_more() -> None:
-    # 1600 images in batches of 16: 100 batches, 2 readings in each of the 90 epochs, and 12 before the gains freeze
+def test_gradients_are_measured_once_in_50_batches_eight_times_an_epoch_at_most_and_twelve_times_more() -> None:
+    # 1600 images in batches of 16: 100 batches, 2 measurements in each of the 90 epochs, and 12 before the gains freeze
     schedule = Schedule.of(100, 3, 10, until=1)
     assert readings_per_step(1600, 16, schedule) == pytest.approx((2 * 90 + 12) / (100 * 90))
     assert readings_per_step(16_000, 16, schedule) == pytest.approx((8 * 90 + 12) / (1000 * 90))
@@ -94,10 +94,10 @@ def test_gradients_are_read_once_in_50_batches_eight_times_an_epoch_at_most_and_
 
 
 @pytest.fixture(scope="module")
-def arguments(tiny_detector: Any) -> dict[str, Any]:
-    student = str(tiny_detector.pt.parents[2] / "yolo26n.yaml")
+def arguments(untrained_detector: Any) -> dict[str, Any]:
+    student = str(untrained_detector.student)
     chosen = {"imgsz": 64, "batch": 8, "device": "cpu", "epochs": 4}
-    return {**chosen, "data": str(tiny_detector.data), "model": student, "teacher": str(tiny_detector.pt)}
+    return {**chosen, "data": str(untrained_detector.data), "model": student, "teacher": str(untrained_detector.pt)}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,8 @@ def measured(arguments: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return cost(**arguments, rounds=3, json=file), file
 
 
-def test_every_kind_of_training_takes_its_turns(measured: Any) -> None:
+@pytest.mark.slow
+def test_every_kind_of_training_is_measured_in_every_round(measured: Any) -> None:
     figures, _ = measured
     kinds = figures["kinds"]
     assert list(kinds) == ["plain", "native", "live", "live, recorded's terms", "recording", "recorded"]
@@ -116,6 +117,7 @@ def test_every_kind_of_training_takes_its_turns(measured: Any) -> None:
     assert kinds["plain"]["ratio"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_step_add_up_to_it(measured: Any) -> None:
     for kind, row in measured[0]["kinds"].items():
         for step, parts in zip(row["steps_s"], row["parts_s"], strict=True):
@@ -123,14 +125,18 @@ def test_the_parts_of_a_step_add_up_to_it(measured: Any) -> None:
             assert sum(parts.values()) == pytest.approx(step, rel=0.02), kind
 
 
-def test_each_part_is_spent_by_those_who_do_it(measured: Any) -> None:
+@pytest.mark.slow
+def test_each_kind_spends_time_on_its_own_parts_alone(measured: Any) -> None:
     kinds = measured[0]["kinds"]
     spends = {kind: {p for p, s in row["parts"].items() if s > 0} for kind, row in kinds.items()}
     assert spends["plain"] == set(PARTS) - {"teacher", "terms"}
     assert all(spends[kind] == set(PARTS) for kind in kinds if kind != "plain")
-    assert kinds["recorded"]["store_bytes"] == kinds["recorded"]["formula_bytes"]  # complete, and never asked again
+    assert (
+        kinds["recorded"]["store_bytes"] == kinds["recorded"]["formula_bytes"]
+    )  # complete, so that the teacher never runs again
 
 
+@pytest.mark.slow
 def test_table_picture_and_json_hold_the_figures(measured: Any) -> None:
     figures, file = measured
     written = json.loads(file.read_text(encoding="utf-8"))
@@ -156,7 +162,7 @@ def test_what_cannot_be_measured_is_refused(arguments: dict[str, Any], changed: 
         cost(**{**arguments, **changed})
 
 
-def test_a_pair_that_native_cannot_have_is_a_line_in_the_table() -> None:
+def test_a_pair_that_native_refuses_is_a_line_in_the_table() -> None:
     row = {
         **{"step_s": 1.0, "images_per_s": 8.0, "ratio": {"mean": 1.0, "low": 1.0, "high": 1.0}, "reading_s": 0.0},
         **{"reading_share": 0.0, "peak_bytes": 2**20, "parts": dict.fromkeys(PARTS, 0.1)},
@@ -165,12 +171,12 @@ def test_a_pair_that_native_cannot_have_is_a_line_in_the_table() -> None:
         **{"student": "s", "teacher": "t", "classes": 3, "imgsz": 64, "batch": 8, "device": "cpu", "threads": 1},
         **{"refused": {"native": "other levels"}, "kinds": {"plain": row}, "heard": 50, "epochs": 100},
     }
-    said = " ".join(table(figures).split())
-    assert "native cannot be had: other levels" in said
-    assert "The teacher is heard in 50 of 100 epochs" in said
+    text = " ".join(table(figures).split())
+    assert "native cannot be had: other levels" in text
+    assert "The teacher is heard in 50 of 100 epochs" in text
 
 
-def test_the_verb_prints_the_table(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_prints_the_table(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     import yolo_mkd.evidence.cost
 
     monkeypatch.setattr(yolo_mkd.evidence.cost, "cost", lambda **given: {"given": given})

@@ -1,4 +1,4 @@
-"""What `yolo-mkd plan` says before training is what training then finds."""
+"""What `yolo-mkd plan` predicts before training is what training then measures."""
 
 from __future__ import annotations
 
@@ -24,23 +24,27 @@ RUN: dict[str, Any] = {"imgsz": 64, "epochs": 1, "batch": 4, "nbs": 4, "fraction
 
 @pytest.fixture(scope="module", autouse=True)
 def few_batches() -> Any:
-    """Two batches tell a test as much as twelve."""
+    """Few batches are enough for a test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "HEARD", (4, 4))
+        patch.setattr(probe, "MEASURED", (4, 4))
         patch.setattr(probe, "TIMED", (2, 2))
         yield
 
 
+def planned_run(detector: Any) -> dict[str, Any]:
+    models = {"model": str(detector.student), "teacher": str(detector.pt), "assistant": None}
+    return {**RUN, "data": str(detector.data), **models}
+
+
 @pytest.fixture(scope="module")
 def arguments(tiny_detector: Any) -> dict[str, Any]:
-    student = str(tiny_detector.pt.parents[2] / "yolo26n.yaml")
-    return {
-        **RUN,
-        "data": str(tiny_detector.data),
-        "model": student,
-        "teacher": str(tiny_detector.pt),
-        "assistant": None,
-    }
+    return planned_run(tiny_detector)
+
+
+@pytest.fixture(scope="module")
+def untrained(untrained_detector: Any) -> dict[str, Any]:
+    """The same with a teacher that was never trained."""
+    return planned_run(untrained_detector)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def files(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-# What it foresees, against what happens
+# What it predicts, against what happens
 
 
 def test_its_shares_and_cosines_are_those_that_training_measures_on_the_same_batch(
@@ -74,9 +78,9 @@ def test_its_shares_and_cosines_are_those_that_training_measures_on_the_same_bat
 ) -> None:
     with open(trained / "shares.csv", encoding="utf-8") as f:
         rows = {r["term"]: r for r in csv.DictReader(f)}
-    foreseen = {name: t for name, t in terms(planned).items() if t["acts"]}
-    assert set(rows) == set(foreseen) and len(rows) == 6
-    for name, t in foreseen.items():
+    predicted = {name: t for name, t in terms(planned).items() if t["acts"]}
+    assert set(rows) == set(predicted) and len(rows) == 6
+    for name, t in predicted.items():
         assert t["share"]["values"][0] == pytest.approx(float(rows[name]["share"]), rel=2e-3)
         assert t["cosine"]["values"][0] == pytest.approx(float(rows[name]["cosine"]), rel=2e-3, abs=1e-3)
 
@@ -101,10 +105,10 @@ def test_its_accuracy_of_a_teacher_is_that_of_stock_validation(planned: dict[str
     assert found.box.map > 0.05
 
 
-def test_calibration_would_set_the_gain_that_gives_the_share_asked(arguments: dict[str, Any]) -> None:
+def test_calibration_would_set_the_gain_that_gives_the_requested_share(arguments: dict[str, Any]) -> None:
     t = terms(planning.plan(**arguments, calibrate=True, attention=0.3))["attention"]
     strengths = [v / t["nominal_gain"] for v in t["share"]["values"]]
-    middle = (strengths[2] + strengths[3]) / 2  # the later half of the readings
+    middle = (strengths[2] + strengths[3]) / 2  # the later half of the measurements
     assert len(strengths) == 4 and not t["at_limit"]
     assert t["gain"] == pytest.approx(0.3 / middle)
 
@@ -132,7 +136,7 @@ def test_memory_of_weights_gradients_and_states_is_exact(planned: dict[str, Any]
 # What it leaves
 
 
-def test_it_says_nothing_and_leaves_nothing_but_its_json(
+def test_it_prints_nothing_and_leaves_nothing_but_its_json(
     arguments: dict[str, Any], tiny_detector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     (tmp_path / "temporary").mkdir()
@@ -171,22 +175,22 @@ def test_its_json_holds_the_figures_of_the_text(planned: dict[str, Any], place: 
     assert plan_text.text(written) == plan_text.text(planned)
 
 
-def test_the_text_says_what_was_measured_within_its_width(planned: dict[str, Any]) -> None:
-    said = plan_text.text(planned)
+def test_the_text_has_what_was_measured_within_its_width(planned: dict[str, Any]) -> None:
+    shown = plan_text.text(planned)
     soft = terms(planned)["soft"]
-    assert f"{soft['share']['mean']:.2g} +- {soft['share']['sd']:.1g}" in said
-    assert f"{planned['accuracy']['teacher']['map50_95']:.3f}" in said
-    assert "soft_dfl does not act: neither head has box-side distributions" in said
-    assert said.splitlines()[-1].endswith(planned["answer"].split()[-1])
-    assert max(map(len, said.splitlines())) <= plan_text.WIDTH + 10
+    assert f"{soft['share']['mean']:.2g} +- {soft['share']['sd']:.1g}" in shown
+    assert f"{planned['accuracy']['teacher']['map50_95']:.3f}" in shown
+    assert "soft_dfl does not act: neither head has box-side distributions" in shown
+    assert shown.splitlines()[-1].endswith(planned["answer"].split()[-1])
+    assert max(map(len, shown.splitlines())) <= plan_text.WIDTH + 10
 
 
 # Chains
 
 
-def test_an_untrained_teacher_leaves_open_what_its_knowledge_decides(arguments: dict[str, Any]) -> None:
-    asked = {"teacher": "yolo26n.yaml", "teacher_epochs": 5, "assistant": None, "close_mosaic": 2}
-    found = planning.plan(**{**arguments, **asked})
+def test_the_gradients_of_an_untrained_teacher_are_left_open(arguments: dict[str, Any]) -> None:
+    first = {"teacher": "yolo26n.yaml", "teacher_epochs": 5, "close_mosaic": 2}
+    found = planning.plan(**{**arguments, **first})
     teacher, student = found["stages"]
     assert (teacher["name"], teacher["epochs"], teacher["hops"], teacher["memory"]["teachers"]) == ("teacher", 5, [], 0)
     assert not student["hops"][0]["known"] and "share" not in terms(found)["soft"] and terms(found)["soft"]["acts"]
@@ -198,8 +202,10 @@ def test_an_untrained_teacher_leaves_open_what_its_knowledge_decides(arguments: 
     assert plan_text.text(found)
 
 
-def test_an_assistant_is_heard_as_far_as_it_can_be(arguments: dict[str, Any], tiny_detector: Any) -> None:
-    middle = str(tiny_detector.pt.parents[2] / "middle.yaml")
+def test_an_assistants_gradients_are_measured_as_far_as_they_can_be(
+    arguments: dict[str, Any], tiny_detector: Any
+) -> None:
+    middle = str(tiny_detector.student.with_name("middle.yaml"))
     Path(middle).write_text(Path(arguments["model"]).read_text(encoding="utf-8"), encoding="utf-8")
     found = planning.plan(**{**arguments, "assistant": middle})
     assert [s["name"] for s in found["stages"]] == ["assistant", "student"]
@@ -212,7 +218,7 @@ def test_an_assistant_is_heard_as_far_as_it_can_be(arguments: dict[str, Any], ti
 @pytest.mark.parametrize(
     ("classes", "names", "known"),
     [
-        ({0: 2, 1: 0, 2: 3}, {0: "GREEN", 1: "unheard", 2: "red", 3: "blue"}, [0, 2, 3]),
+        ({0: 2, 1: 0, 2: 3}, {0: "GREEN", 1: "unmatched", 2: "red", 3: "blue"}, [0, 2, 3]),
         ({2: 0}, {0: "Blue "}, [0]),
     ],
 )
@@ -241,7 +247,7 @@ def test_a_spread_of_images_is_even_and_keeps_all_where_there_are_few() -> None:
     assert sample.spread(images, 10) == images
 
 
-# Its answer
+# Its conclusion
 
 
 def test_a_teacher_no_better_than_its_student_hardly_helps(
@@ -273,14 +279,14 @@ def test_a_teacher_no_better_than_its_student_hardly_helps(
         {"teacher_epochs": -1},
     ],
 )
-def test_it_refuses_what_train_refuses_in_the_same_words(
-    changes: dict[str, Any], arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_it_refuses_what_train_refuses_with_the_same_message(
+    changes: dict[str, Any], untrained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput) as trains:
-        chain.start({**arguments, **changes})
+        chain.create({**untrained, **changes})
     with pytest.raises(BadInput) as plans:
-        planning.plan(**{**arguments, **changes}, json="never.json")
+        planning.plan(**{**untrained, **changes}, json="never.json")
     assert str(plans.value) == str(trains.value)
     assert not files(tmp_path)
 
@@ -289,19 +295,19 @@ def test_it_refuses_what_train_refuses_in_the_same_words(
     ("changes", "message"),
     [({"epoch": 3}, "epoch= is no argument of yolo-mkd plan: did you mean epochs="), ({"resume": True}, "resume=")],
 )
-def test_it_refuses_what_it_cannot_foresee(changes: dict[str, Any], message: str, arguments: dict[str, Any]) -> None:
+def test_it_refuses_what_it_cannot_predict(changes: dict[str, Any], message: str, untrained: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=message):
-        planning.plan(**arguments, **changes)
+        planning.plan(**untrained, **changes)
 
 
-def test_a_folder_that_holds_a_chain_is_refused(arguments: dict[str, Any], tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_chain_is_refused(untrained: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "chain.yaml").write_text(yaml.safe_dump({}), encoding="utf-8")
     with pytest.raises(BadInput, match="holds a chain already"):
-        planning.plan(**arguments, project=str(tmp_path), name="taken", exist_ok=True)
+        planning.plan(**untrained, project=str(tmp_path), name="taken", exist_ok=True)
 
 
-def test_the_verb_prints_the_plan(
+def test_the_command_prints_the_plan(
     planned: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(planning, "plan", lambda **arguments: planned if arguments == {"epochs": 1} else None)

@@ -74,6 +74,7 @@ def curve(folder: Path) -> tuple[list[float], dict[str, list[float]]]:
     return totals, terms
 
 
+@pytest.mark.slow
 def test_twenty_batches_give_the_pinned_losses(tmp_path: Path) -> None:
     totals, terms = curve(tmp_path)
     assert totals == pytest.approx(TOTAL, rel=2e-3)

@@ -1,4 +1,4 @@
-"""Every pair of models: which terms act, and that each of them moves the student. `make pairs` runs all sizes."""
+"""Every pair of models: which terms act, and that each has a gradient on the student. `make pairs` runs all sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,20 +16,19 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules.head import RTDETRDecoder
 
 from yolo_mkd import host
-from yolo_mkd.distill.balance import GradientBalancer, TermWeight
-from yolo_mkd.distill.criterion import Criterion, Distiller, Progress
+from yolo_mkd.distill.criterion import Criterion, Progress
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.knowledge import Knowledge
-from yolo_mkd.settings import BadInput, preset
+from yolo_mkd.settings import BadInput
 from yolo_mkd.trainer import MKDTrainer
 
 IMGSZ = 64
 ROLES = tuple(f"{place}_p{p}" for place in ("backbone", "neck") for p in (3, 4, 5))
 MKD = ("soft", "soft_box", "soft_dfl", "attention", "relation", "guidance", "exploration")
-GAINS = {name: float(preset("nominal")[name]) for name in MKD}
+GAINS = {name: TERMS[name].gain for name in MKD}
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def acting(student: str, teacher: str) -> set[str]:
 
 
 def batch(channels: int = 3, imgsz: int = IMGSZ) -> dict[str, Tensor]:
-    """Two pictures with a bright box each, so that even untrained models see alike where something is."""
+    """Two pictures with a bright box each, so that even untrained models respond where something is."""
     picture = 0.1 * torch.rand(2, channels, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.75], [0.375, 0.375, 0.5, 0.25]])
     for image, (x, y, w, h) in zip(picture, (boxes * imgsz).long().tolist(), strict=True):
@@ -76,27 +74,29 @@ def checksum(model: nn.Module) -> list[float]:
     return [float(v.double().sum()) for v in model.state_dict().values()]
 
 
-class Said:
-    """A teacher's answer to the batch, kept, so that a teacher of every student is asked once."""
+class StoredTeacher:
+    """A teacher whose outputs for the one batch are computed once and kept for every student."""
 
     def __init__(self, name: str):
         model = built(name)
         self.name, self.spec = name, host.model_spec(model, IMGSZ)
         before = checksum(host.freeze(model))
-        self.said = LiveTeacher(name, model, self.spec, list(ROLES)).infer(batch()["img"])
-        assert checksum(model) == before, f"{name} changed when it was asked"
-        self.kept = checksum_of(self.said)
+        self.outputs = LiveTeacher(name, model, self.spec, list(ROLES)).infer(batch()["img"])
+        assert checksum(model) == before, f"{name} was changed by its forward pass"
+        self.checksum = checksum_of(self.outputs)
 
-    def answer(self, batch: dict[str, Tensor]) -> Knowledge:
-        return self.said
+    def __call__(self, batch: dict[str, Any]) -> Knowledge:
+        return self.outputs
+
+    def prefetch(self, batch: dict[str, Any]) -> None: ...
+
+    def flush(self) -> None: ...
 
 
-def live(model: Any, pupil: Any, imgsz: int = IMGSZ) -> Any:
-    """A teacher that is asked anew each time."""
+def live(model: Any, student: Student, imgsz: int = IMGSZ) -> LiveTeacher:
+    """A teacher that runs on each batch, with hooks on the layers that its terms with this student read."""
     spec = host.model_spec(model, imgsz)
-    roles = Distiller(pupil.spec, spec, GAINS).roles
-    teacher = LiveTeacher("t", host.freeze(model), spec, roles)
-    return SimpleNamespace(name="t", spec=spec, answer=teacher.answer)
+    return LiveTeacher("t", host.freeze(model), spec, Distiller(student.spec, spec, GAINS).roles)
 
 
 def named(model: Any, names: list[str]) -> Any:
@@ -109,8 +109,8 @@ def checksum_of(k: Knowledge) -> float:
     return sum(float(x.double().abs().sum()) for x in [*heads, *k.features.values()])
 
 
-class Pupil:
-    """A student that is taught one step by one teacher after another, each time from the same weights."""
+class Student:
+    """A student that takes one distilled step from one teacher after another, each time from the same weights."""
 
     def __init__(self, model: Any, imgsz: int = IMGSZ):
         self.model = model.train()
@@ -122,33 +122,26 @@ class Pupil:
         layers = [head, *(self.model.model[i] for i in head.f)]  # every term reads one of these
         self.end = [p for layer in layers for p in layer.parameters() if p.requires_grad and p.ndim == 1]  # small ones
 
-    def step(self, teacher: Any, shown: dict[str, Tensor], asked: dict[str, float] = GAINS) -> Distiller:
+    def step(self, teacher: LiveTeacher | StoredTeacher, images: dict[str, Tensor]) -> Distiller:
         """One optimisation step of the detection loss and all acting terms; every claim about it is asserted."""
         self.model.load_state_dict(self.start)
         self.model.zero_grad(set_to_none=False)  # memory that is kept need not be found again
-        distiller = Distiller(self.spec, teacher.spec, asked)
+        spec = teacher.spec if isinstance(teacher, StoredTeacher) else teacher.extractor.spec
+        distiller = Distiller(self.spec, spec, GAINS, calibrate=False)
+        distiller.connect(teacher)
         names = [t.name for t in distiller.acting]
-        balance = GradientBalancer(
-            {n: TermWeight(asked[n], TERMS[n].gain, TERMS[n].share) for n in names}, calibrate=False
-        )
         extractor = FeatureExtractor(self.model, self.spec, distiller.roles)
-        criterion = Criterion(  # measures each term's gradient on the weights that it is given
-            self.detection,
-            extractor,
-            [Distiller(teacher, distiller, balance)],
-            Schedule(0, 0, 9, 9),
-            Progress(),
-            self.end,
-            0,
-        )
+        schedule = Schedule(warmup=0, fitted=0, end=9, epochs=9)  # full weight, and adapters steer from the start
+        criterion = Criterion(self.detection, extractor, [distiller], schedule, Progress(), self.end, seed=0)
         optimizer = torch.optim.SGD([*self.model.parameters(), *distiller.adapters.parameters()], lr=0.01)
-        loss, items = criterion(self.model(shown["img"]), shown)
+        loss, items = criterion(self.model(images["img"]), images)
         extractor.hooks.remove()
         assert loss.isfinite().all()
-        assert set(balance.epoch) == set(names)
+        ratios = distiller.balancer.epoch  # of each term's gradient on `end`
+        assert set(ratios) == set(names)
         for name in names:
             assert 0 < float(items[f"kd/{name}"]) < float("inf"), f"the loss of {name} is {items[f'kd/{name}']}"
-            assert 0 < balance.epoch[name][0].strength < float("inf"), f"{name} moves nothing"
+            assert 0 < ratios[name][0].strength < float("inf"), f"{name} has no gradient on the student"
         loss.sum().backward()
         optimizer.step()
         first = next(iter(self.start))
@@ -159,7 +152,7 @@ class Pupil:
 
 
 @pytest.fixture(scope="module")
-def said() -> dict[str, Said]:
+def stored() -> dict[str, StoredTeacher]:
     return {}
 
 
@@ -180,9 +173,9 @@ def write(found: dict[str, dict[str, str]]) -> None:
     lines = [
         "# Which terms act between which models",
         "",
-        f"Written by `make pairs`, which teaches each of {len(EVERY)} students one step by each of the others: {count}",
-        f"ordered pairs of untrained models at {IMGSZ} px. In each, exactly the terms of this table act, each of them",
-        "has a finite loss and a gradient on the student, and the step leaves finite weights.",
+        f"Written by `make pairs`, which trains each of {len(EVERY)} students for one step with each of the others as",
+        f"teacher: {count} ordered pairs of untrained models at {IMGSZ} px. In each, exactly the terms of this table",
+        "act, each of them has a finite loss and a gradient on the student, and the step leaves finite weights.",
         "",
         *(f"- **{mark[kind]}**: {kind}" for kind in kinds),
         "",
@@ -197,32 +190,35 @@ def write(found: dict[str, dict[str, str]]) -> None:
     (docs / "pairs.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def teach_by_all(student: str, teachers: list[str], said: dict[str, Said]) -> dict[str, str]:
-    """One step from each teacher; what acted by teacher, and every pair that failed by name."""
-    pupil, shown, row, failed = Pupil(built(student)), batch(), {}, []
-    for teacher in teachers:
-        if teacher == student:
+def distil_from_all(name: str, teachers: list[str], stored: dict[str, StoredTeacher]) -> dict[str, str]:
+    """One step of a student from each teacher; the terms that acted by teacher. Every pair that failed is named."""
+    student, images, row, failed = Student(built(name)), batch(), {}, []
+    for other in teachers:
+        if other == name:
             continue
-        if teacher not in said:
-            said[teacher] = Said(teacher)
-        one = said[teacher]
+        if other not in stored:
+            stored[other] = StoredTeacher(other)
+        teacher = stored[other]
         try:
-            distiller = pupil.step(one, shown)
-            dual = FAMILIES[student[:-1]].dual and FAMILIES[teacher[:-1]].dual
-            assert {t.name for t in distiller.acting} == acting(student, teacher)
+            distiller = student.step(teacher, images)
+            dual = FAMILIES[name[:-1]].dual and FAMILIES[other[:-1]].dual
+            assert {t.name for t in distiller.acting} == acting(name, other)
             assert distiller.match.branches == (("one2many", "one2one") if dual else ("one2many",))
-            assert checksum_of(one.said) == one.kept, "the teacher's knowledge was changed"
+            assert checksum_of(teacher.outputs) == teacher.checksum, "the teacher's outputs were changed"
         except (AssertionError, RuntimeError) as e:
-            failed.append(f"{teacher} -> {student}: {e}")
+            failed.append(f"{other} -> {name}: {e}")
             continue
-        row[teacher] = ", ".join(t.name for t in distiller.acting)
+        row[other] = ", ".join(t.name for t in distiller.acting)
     assert not failed, "\n".join(failed)
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ENDS)
-def test_every_family_teaches_every_other_at_its_smallest_and_largest_size(student: str, said: dict[str, Said]) -> None:
-    assert len(teach_by_all(student, ENDS, said)) == len(ENDS) - 1
+def test_every_family_is_distilled_from_every_other_at_its_smallest_and_largest_size(
+    student: str, stored: dict[str, StoredTeacher]
+) -> None:
+    assert len(distil_from_all(student, ENDS, stored)) == len(ENDS) - 1
 
 
 @pytest.mark.parametrize(
@@ -237,10 +233,10 @@ def test_every_family_teaches_every_other_at_its_smallest_and_largest_size(stude
     ],
 )
 def test_heads_that_differ_share_what_both_have(student: str, teacher: str, branches: tuple[str], dfl: str) -> None:
-    pupil, model = Pupil(built(student)), built(teacher)
-    teaching = live(model, pupil)
+    trained, model = Student(built(student)), built(teacher)
+    running = live(model, trained)
     before = checksum(model)
-    distiller = pupil.step(teaching, batch())
+    distiller = trained.step(running, batch())
     assert distiller.match.branches == branches
     assert distiller.term("soft_dfl").why_not == dfl
     assert checksum(model) == before, "the teacher changed"
@@ -260,8 +256,8 @@ def test_heads_that_differ_share_what_both_have(student: str, teacher: str, bran
     ],
 )
 def test_p2_and_p6_models_are_matched_by_equal_stride(student: str, teacher: str, strides: tuple[int]) -> None:
-    pupil = Pupil(built(student), imgsz=128)
-    distiller = pupil.step(live(built(teacher), pupil, imgsz=128), batch(imgsz=128))
+    trained = Student(built(student), imgsz=128)
+    distiller = trained.step(live(built(teacher), trained, imgsz=128), batch(imgsz=128))
     assert distiller.match.strides == strides
     assert distiller.match.neck == tuple(f"neck_p{s.bit_length() - 1}" for s in strides)
     both = {name[:6] for name in (student, teacher)} == {"yolov8"}
@@ -269,45 +265,47 @@ def test_p2_and_p6_models_are_matched_by_equal_stride(student: str, teacher: str
 
 
 @pytest.mark.parametrize(
-    ("known", "pairs"),
+    ("names", "pairs"),
     [
         (["cat", "dog", "cow"], ((0, 0), (1, 1), (2, 2))),
         (["cow", " Cat", "dog"], ((0, 1), (1, 2), (2, 0))),
         (["ship", "cow", "car", "tree", "dog"], ((1, 4), (2, 1))),
     ],
 )
-def test_classes_meet_by_name(known: list[str], pairs: tuple[tuple[int, int], ...]) -> None:
-    pupil = Pupil(named(built("yolo26n"), ["cat", "dog", "cow"]))
-    teacher = named(host.build("yolo11n.yaml", classes=len(known)), known)
-    distiller = pupil.step(live(teacher, pupil), batch())
+def test_classes_are_matched_by_name(names: list[str], pairs: tuple[tuple[int, int], ...]) -> None:
+    student = Student(named(built("yolo26n"), ["cat", "dog", "cow"]))
+    teacher = named(host.build("yolo11n.yaml", classes=len(names)), names)
+    distiller = student.step(live(teacher, student), batch())
     assert distiller.match.classes == pairs
     assert {t.name for t in distiller.acting} == set(MKD) - {"soft_dfl"}
 
 
-def test_without_a_shared_class_only_hidden_layers_teach() -> None:
-    pupil = Pupil(named(built("yolo11n"), ["cat", "dog", "cow"]))
-    distiller = pupil.step(live(named(built("yolov8n"), ["ship", "car", "tree"]), pupil), batch())
+def test_without_a_shared_class_only_hidden_layers_are_distilled() -> None:
+    student = Student(named(built("yolo11n"), ["cat", "dog", "cow"]))
+    distiller = student.step(live(named(built("yolov8n"), ["ship", "car", "tree"]), student), batch())
     assert {t.name for t in distiller.acting} == {"attention", "relation", "guidance", "exploration"}
     for name in ("soft", "soft_box", "soft_dfl"):
         assert distiller.term(name).why_not == "the teacher knows no class of this data"
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(1, 1), (1, 3), (6, 6)])
-def test_images_of_other_channels_are_seen_by_both(ours: int, theirs: int) -> None:
-    pupil, model = Pupil(built("yolo26n", ours)), built("yolo26s", theirs)
-    teacher, shown, seen = live(model, pupil), batch(ours), []
+def test_both_models_take_images_of_other_channels(ours: int, theirs: int) -> None:
+    student, model = Student(built("yolo26n", ours)), built("yolo26s", theirs)
+    teacher, given, seen = live(model, student), batch(ours), []
     model.model[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    distiller = pupil.step(teacher, shown)
+    distiller = student.step(teacher, given)
     distiller.require_active_term("t.pt")
     assert {t.name for t in distiller.acting} == set(MKD) - {"soft_dfl"}
     assert seen[0].shape[1] == theirs
-    assert all(torch.equal(seen[0][:, i], shown["img"][:, i % ours]) for i in range(theirs))
+    assert all(torch.equal(seen[0][:, i], given["img"][:, i % ours]) for i in range(theirs))
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(3, 1), (6, 3), (3, 6), (1, 6)])
 def test_a_teacher_of_other_channels_is_refused_in_one_line(ours: int, theirs: int) -> None:
     student, teacher = (host.model_spec(built("yolo26n", channels), IMGSZ) for channels in (ours, theirs))
-    with pytest.raises(BadInput, match=f"sees images of {theirs} channels, the data has {ours}") as refused:
+    with pytest.raises(
+        BadInput, match=f"^teacher=t.pt takes images of {theirs} channels, the data has {ours}: "
+    ) as refused:
         Distiller(student, teacher, GAINS).require_active_term("t.pt")
     assert "\n" not in str(refused.value)
 
@@ -323,14 +321,14 @@ def rtdetr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_an_rtdetr_teacher_teaches_by_its_hidden_layers_and_its_decoder_rests(
+def test_an_rtdetr_teacher_is_distilled_by_its_hidden_layers_and_its_decoder_does_not_run(
     rtdetr: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RTDETRDecoder, "forward", lambda *_: pytest.fail("the decoder was run"))
-    model, pupil = host.load_detector("teacher", str(rtdetr), transformer=True), Pupil(built("yolo26n"))
-    teaching = live(model, pupil)
+    model, student = host.load_detector("teacher", str(rtdetr), transformer=True), Student(built("yolo26n"))
+    teacher = live(model, student)
     before = checksum(model.model[:-1])
-    distiller = pupil.step(teaching, batch())
+    distiller = student.step(teacher, batch())
     assert {t.name for t in distiller.acting} == {"attention", "relation", "guidance", "exploration"}
     assert distiller.match.neck == ("neck_p3", "neck_p4", "neck_p5")
     for name in ("soft", "soft_box", "soft_dfl"):
@@ -345,7 +343,10 @@ def test_an_rtdetr_student_is_refused_in_one_line(rtdetr: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
-def test_a_tiny_student_is_trained_by_an_rtdetr_checkpoint(rtdetr: Path, tiny_detector: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_tiny_student_is_distilled_from_an_rtdetr_checkpoint(
+    rtdetr: Path, tiny_detector: Any, tmp_path: Path
+) -> None:
     student = YOLO(tiny_detector.pt)
     before = {k: v.clone() for k, v in student.model.state_dict().items()}
     student.train(
@@ -364,6 +365,9 @@ def test_a_tiny_student_is_trained_by_an_rtdetr_checkpoint(rtdetr: Path, tiny_de
 
 
 @pytest.mark.pairs
+@pytest.mark.slow
 @pytest.mark.parametrize("student", EVERY)
-def test_every_size_of_every_family_teaches_every_other(student: str, said: dict[str, Said], table: Any) -> None:
-    table[student] = teach_by_all(student, EVERY, said)
+def test_every_size_of_every_family_is_distilled_from_every_other(
+    student: str, stored: dict[str, StoredTeacher], table: Any
+) -> None:
+    table[student] = distil_from_all(student, EVERY, stored)

@@ -87,7 +87,7 @@ def make_model(folder: Path, family: str, task: str, width: float) -> Path:
 
 
 def make_teacher(folder: Path, family: str, task: str) -> Path:
-    """An untrained teacher's checkpoint that knows the classes by name."""
+    """An untrained teacher's checkpoint with the classes' names."""
     model = YOLO(make_model(folder, family, task, 0.25))
     model.model.names = dict(enumerate(COLOURS))
     model.save(folder / "teacher.pt")
@@ -101,7 +101,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, MKD]:
-    """A chain of each task: a teacher trained for one epoch and the student that it taught."""
+    """A chain of each task: a teacher trained for one epoch and the student distilled from it."""
     chains = {}
     for task in ("segment", "pose", "obb"):
         folder = tmp_path_factory.mktemp(f"chain_{task}")
@@ -126,11 +126,18 @@ PAIRS = [  # student's family and task, teacher's, acting soft targets
 ]
 
 
-@pytest.mark.parametrize(("family", "task", "of", "taught", "soft"), PAIRS)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "task", "teacher_family", "teacher_task", "soft"), PAIRS)
 def test_one_step_has_a_gradient_for_exactly_the_terms_that_the_heads_share(
-    family: str, task: str, of: str, taught: str, soft: set[str], data: dict[str, Path], tmp_path: Path
+    family: str,
+    task: str,
+    teacher_family: str,
+    teacher_task: str,
+    soft: set[str],
+    data: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
-    teacher = make_teacher(tmp_path, of, taught)
+    teacher = make_teacher(tmp_path, teacher_family, teacher_task)
     student = make_model(tmp_path, family, task, 0.125)
     overrides = {**COMMON, "model": str(student), "data": str(data[task]), "project": str(tmp_path), "task": task}
     trainer = TRAINERS[task].using(teacher)(overrides=overrides)
@@ -138,10 +145,10 @@ def test_one_step_has_a_gradient_for_exactly_the_terms_that_the_heads_share(
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
     loss, items = trainer.model(batch)
     loss.sum().backward()
-    readings = trainer.kd.distillers[0].balance.epoch
-    assert set(readings) == soft | HIDDEN
-    assert all(0 < r.strength < math.inf for (r,) in readings.values())
-    assert {k for k in items if "kd/" in k} == {f"kd/{name}" for name in readings} | {"kd/weight"}
+    ratios = trainer.kd.distillers[0].balancer.epoch
+    assert set(ratios) == soft | HIDDEN
+    assert all(0 < r.strength < math.inf for (r,) in ratios.values())
+    assert {k for k in items if "kd/" in k} == {f"kd/{name}" for name in ratios} | {"kd/weight"}
     assert torch.stack(list(items.values())).isfinite().all()
     gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     assert all(g.isfinite().all() for g in gradients)
@@ -150,8 +157,9 @@ def test_one_step_has_a_gradient_for_exactly_the_terms_that_the_heads_share(
 OWN = {"segment": ("mask", "M"), "pose": ("pose", "P"), "obb": (None, "B")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", OWN)
-def test_a_chain_of_each_task_trains_and_tells_its_figures(task: str, trained: dict[str, MKD], data: Any) -> None:
+def test_a_chain_of_each_task_trains_and_stores_its_metrics(task: str, trained: dict[str, MKD], data: Any) -> None:
     student = trained[task].folder / "student"
     acting = {"soft", *HIDDEN} | ({"soft_box"} if task != "obb" else set())
     with open(student / "results.csv", encoding="utf-8") as f:
@@ -172,6 +180,7 @@ def test_a_chain_of_each_task_trains_and_tells_its_figures(task: str, trained: d
     assert figures[key] == round(best[f"metrics/mAP50-95({letter})"], 5)
 
 
+@pytest.mark.slow
 def test_the_summary_has_columns_for_masks_and_keypoints_only_where_there_are_some(trained: dict[str, MKD]) -> None:
     text = {task: chain.summary(mkd.folder, mkd.chain) for task, mkd in trained.items()}
     assert ["mask mAP50-95" in text[task] for task in OWN] == [True, False, False]
@@ -182,6 +191,7 @@ def test_the_summary_has_columns_for_masks_and_keypoints_only_where_there_are_so
     assert rows[2].split()[2:6] == ["0.250", "0.500", "nan", "nan"]
 
 
+@pytest.mark.slow
 def test_stock_ultralytics_uses_what_comes_out(trained: dict[str, MKD], data: dict[str, Path], tmp_path: Path) -> None:
     files = {task: str(mkd.folder / "student/weights/best.pt") for task, mkd in trained.items()}
     program = (
@@ -201,6 +211,7 @@ def test_stock_ultralytics_uses_what_comes_out(trained: dict[str, MKD], data: di
     assert Path(files["segment"]).with_suffix(".onnx").exists()
 
 
+@pytest.mark.slow
 def test_without_terms_a_pose_student_is_trained_bit_for_bit_as_by_stock_ultralytics(
     data: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -214,7 +225,8 @@ def test_without_terms_a_pose_student_is_trained_bit_for_bit_as_by_stock_ultraly
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
 
-def test_an_interrupted_segment_chain_goes_on(
+@pytest.mark.slow
+def test_an_interrupted_segment_chain_is_resumed(
     data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_model, epochs = MKDTrainer.save_model, []

@@ -1,4 +1,4 @@
-"""The rival strategies on features against values derived by hand, another formulation and Ultralytics' own code."""
+"""The baselines on features against values derived by hand, another formulation and Ultralytics' own code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from yolo_mkd.knowledge.baselines.cwd import channel_wise_loss, connector
 from yolo_mkd.knowledge.baselines.fgd import FocalGlobal, focal_global_loss
 from yolo_mkd.knowledge.baselines.ld import localization_loss
 from yolo_mkd.knowledge.baselines.mgd import Generator, masked_generation_loss, random_mask
+from yolo_mkd.knowledge.baselines.pkd import bridges, pkd_loss
 from yolo_mkd.knowledge.baselines.ultralytics_l2 import projector, score_l2_loss, teacher_score
 from yolo_mkd.knowledge.correlation import pearson_loss, standardise
 
@@ -126,9 +127,44 @@ class TestPearson:
         )
         assert pearson_loss(f * scale + offsets, f).item() < 1e-4
 
-    def test_a_silent_channel_stays_silent(self) -> None:
+    def test_an_inactive_channel_stays_near_0(self) -> None:
         noise = 1e-6 * torch.randn(2, 3, 5, 5)
         assert standardise(noise).abs().max() < 0.01  # divided by its deviation alone it would reach 2
+
+    def test_standardised_channels_have_mean_0_and_variance_1_over_images_and_positions(self) -> None:
+        # 1 3 | 5 7 in two images: mean 4, variance 5; 0 0 | 0 4: mean 1, variance 3
+        f = torch.tensor([[[[1.0, 3]], [[0, 0]]], [[[5, 7]], [[0, 4]]]])  # B C 1 W
+        expected = [[[-3, -1], [-1, -1]], [[1, 3], [-1, 3]]]
+        deviation = torch.tensor([5.0, 3.0]).sqrt().view(1, 2, 1)
+        assert torch.allclose(standardise(f).squeeze(2), torch.tensor(expected) / deviation, atol=1e-4)
+
+
+class TestPKD:
+    def test_levels_are_summed(self) -> None:
+        # correlation 1/2 of 1 2 3 with 1 3 2, -1 of a map with its negative, 1 of a map with itself: 1/2 + 2 + 0
+        first, second = torch.tensor([1.0, 2, 3]).view(1, 1, 1, 3), torch.tensor([1.0, 3, 2]).view(1, 1, 1, 3)
+        coarse = torch.tensor([4.0, 0, 1, 1]).view(1, 1, 2, 2)
+        assert pkd_loss([first], [second]).item() == pytest.approx(0.5, abs=1e-4)
+        assert pkd_loss([first, coarse, first], [second, -coarse, first]).item() == pytest.approx(2.5, abs=1e-4)
+
+    def test_each_level_gets_the_gradient_of_its_own_loss(self) -> None:
+        fs = [torch.randn(2, 3, size, size, requires_grad=True) for size in (4, 2)]
+        ft = [torch.randn(2, 3, size, size) for size in (4, 2)]
+        together = torch.autograd.grad(pkd_loss(fs, ft), fs)
+        for s, t, found in zip(fs, ft, together, strict=True):
+            assert torch.allclose(found, gradient(pearson_loss(s, t), s), atol=1e-7)
+            assert found.abs().max() > 1e-3
+
+    def test_levels_of_another_number_are_an_error(self) -> None:
+        f = torch.randn(1, 2, 4, 4)
+        with pytest.raises(ValueError, match="shorter"):
+            pkd_loss([f, f], [f])
+
+    def test_only_unequal_widths_are_bridged_by_one_weight_per_pair_of_channels(self) -> None:
+        found = bridges({"neck_p3": (4, 4), "neck_p4": (3, 5), "neck_p5": (6, 2)})
+        shapes = {role: [tuple(p.shape) for p in bridge.parameters()] for role, bridge in found.items()}
+        assert shapes == {"neck_p4": [(5, 3, 1, 1)], "neck_p5": [(2, 6, 1, 1)]}
+        assert len(bridges({"neck_p3": (4, 4)})) == 0
 
 
 class TestChannelWise:
@@ -203,7 +239,7 @@ class TestMaskedGeneration:
         expected = 2 * (restored - ft) / 3
         assert torch.allclose(gradient(masked_generation_loss(restored, ft), restored), expected, atol=1e-6)
 
-    def test_nothing_of_a_masked_position_is_seen(self) -> None:
+    def test_masked_positions_have_no_influence(self) -> None:
         generator = Generator(4, 6)
         keep = random_mask(torch.zeros(2, 4, 8, 8))
         f = torch.randn(2, 4, 8, 8)
@@ -239,7 +275,7 @@ class TestScoreL2:
         expected = 2 * (fs - ft) * scores.view(2, 1, 4, 5) / (3 * scores.sum())
         assert torch.allclose(gradient(score_l2_loss([fs], [ft], scores), fs), expected, atol=1e-7)
 
-    def test_a_teacher_that_sees_nothing_is_silent(self) -> None:
+    def test_a_teacher_without_scores_gives_no_loss(self) -> None:
         loss = score_l2_loss([torch.randn(1, 2, 2, 2)], [torch.randn(1, 2, 2, 2)], torch.zeros(1, 4))
         assert loss.item() == 0
 
@@ -265,7 +301,7 @@ class TestScoreL2:
         student, teacher = (DetectionModel(f"{family}{size}.yaml", nc=3, verbose=False) for size in "ns")
         for model in (student, teacher):
             model.args = get_cfg(overrides={"imgsz": 64})
-        for module in teacher.modules():  # fresh heads are as good as sure of seeing nothing
+        for module in teacher.modules():  # fresh heads score close to 0 everywhere
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
             elif isinstance(module, nn.Conv2d) and module.out_channels == 3:

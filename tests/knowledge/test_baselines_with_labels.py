@@ -1,4 +1,4 @@
-"""The rival strategies that look at labels, against values derived by hand and plain loops."""
+"""The baselines that use labels, against values derived by hand and plain loops."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TestFocalGlobal:
             ((), "whole", 2e-3 * 0.375 * LN3**2 + 1e-3 * 2 + 1e-5 * LN3**2),
         ],
     )
-    def test_a_silent_student_and_one_active_position(
+    def test_a_student_of_zeros_and_one_active_position(
         self, weights: tuple, truth: Targets | str, expected: float
     ) -> None:
         # teacher as above, weights S_t C_t = 1.5 * 1.5 at its active position; the student's attention is 1 everywhere
@@ -99,11 +99,11 @@ class TestFocalGlobal:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         assert torch.allclose(gradient(loss, fs), gradient(expected, exact).float(), rtol=1e-4, atol=1e-5)
 
-    def test_a_context_block_first_adds_nothing_then_what_it_looked_at(self) -> None:
+    def test_a_context_block_first_adds_nothing_then_its_context(self) -> None:
         block = GlobalContext(2)
         f = torch.randn(2, 2, 3, 3)
         assert torch.equal(block(f), f)
-        # one channel ln 3 and 0 looked at with weight 1: softmax 3/4 and 1/4, context 0.75 ln 3
+        # one channel ln 3 and 0, weighed by 1: softmax 3/4 and 1/4, context 0.75 ln 3
         block = GlobalContext(2)
         block.look, block.think = nn.Conv2d(1, 1, 1, bias=False), nn.Sequential(nn.Identity())
         nn.init.ones_(block.look.weight)
@@ -114,12 +114,12 @@ class TestFocalGlobal:
         parts = FocalGlobal(4, 6)
         fs, ft = torch.randn(2, 4, 5, 5), torch.randn(2, 6, 5, 5)
         optimiser = torch.optim.SGD(parts.parameters(), lr=0.1)
-        for _ in range(2):  # the blocks' first layers hear only once their last ones have moved
+        for _ in range(2):  # the blocks' first layers get a gradient once their last ones have moved
             optimiser.zero_grad()
             focal_global_loss(parts, fs, ft, NO_LABELS).backward()
             optimiser.step()
-        silent = [n for n, p in parts.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        assert silent == []
+        without = [n for n, p in parts.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert without == []
 
 
 def boxes_at(*centres: tuple[float, float, float, float]) -> Tensor:

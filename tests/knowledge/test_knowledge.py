@@ -62,7 +62,7 @@ class TestSoftTargets:
         assert loss.item() == pytest.approx(0.209247, abs=1e-6)
 
     @pytest.mark.parametrize("scale", [1.0, 5.0])
-    def test_weights_that_are_equal_change_nothing_where_the_teacher_is_sure(self, scale: float) -> None:
+    def test_equal_weights_change_nothing_where_the_teachers_scores_are_0_or_1(self, scale: float) -> None:
         sure = torch.nn.functional.one_hot(torch.randint(3, (2, 9)), 3).transpose(1, 2) * 80.0 - 40
         zs, zt, ds, dt = torch.randn(2, 3, 9), sure, torch.rand(2, 4, 9), torch.rand(2, 4, 9)
         bs, bt, equal = torch.randn(2, 4, 16, 9), torch.randn(2, 4, 16, 9), torch.full((3,), scale)
@@ -83,7 +83,7 @@ class TestSoftTargets:
         zs, zt = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True), torch.randn(2, 3, 5).double()
         assert torch.autograd.gradcheck(lambda z: class_loss(z, zt, torch.tensor([0.2, 1.0, 3.0]).double()), zs)
 
-    def test_where_the_teacher_sees_nothing_no_weight_counts(self) -> None:
+    def test_where_the_teacher_scores_nothing_no_weight_counts(self) -> None:
         zs, zt = torch.randn(1, 3, 9), torch.full((1, 3, 9), -40.0)
         assert torch.equal(emphasis(zt, torch.tensor([0.1, 5.0, 90.0])), torch.ones(1, 9))
         assert class_loss(zs, zt, torch.tensor([0.1, 5.0, 90.0])).item() == pytest.approx(class_loss(zs, zt).item())
@@ -96,7 +96,7 @@ class TestSoftTargets:
         zt = torch.tensor([0.9, 0.8]).logit().view(1, 2, 1)  # scores of several classes need not stay below 1 together
         assert emphasis(zt, torch.tensor([0.1, 0.1])).item() == pytest.approx(0.1)
 
-    def test_a_classs_mass_is_its_scores_without_the_teachers_doubts(self) -> None:
+    def test_a_classs_mass_is_the_sum_of_its_scores_without_the_lowest(self) -> None:
         q = torch.tensor([[[0.5, 0.04, 0.9], [0.2, 0.01, 0.03]], [[0.1, 0.04, 0.02], [0.3, 0.04, 0.02]]])  # B C A
         assert class_mass(q.logit()).tolist() == pytest.approx([1.5, 0.5])
 
@@ -113,7 +113,7 @@ class TestSoftTargets:
         doubled = class_loss(torch.cat([zs, zs]), torch.cat([zt, zt]))
         assert doubled.item() == pytest.approx(class_loss(zs, zt).item(), rel=1e-6)
 
-    def test_a_common_shift_of_all_classes_is_seen(self) -> None:
+    def test_a_common_shift_of_all_classes_changes_the_loss(self) -> None:
         zt = torch.randn(1, 5, 20)
         assert class_loss(zt - 5, zt).item() > 0.1  # softmax distillation would give 0 here
 
