@@ -1,22 +1,32 @@
-# make demo runs the main job, make test passes the tests; both make .venv and install on first use.
+# make check before each commit, make test for everything, make demo for a look; each makes .venv on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test pairs lint fmt clean
+.PHONY: install demo check test ci pairs lint fmt docs clean
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[dev]"
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
 demo: install
 	$(BIN)/yolo-mkd demo
 
+# One thread a process: two processes share the cores
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Lint, types and the fast tests, in under a minute
+check: lint
+	$(PYTEST) -m "not slow and not pairs"
+
+# All tests, also those that train, export or start processes
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+ci: lint test docs
 
 pairs: install
 	$(BIN)/python -m pytest -m pairs
@@ -31,7 +41,6 @@ fmt: install
 	$(BIN)/ruff check --fix .
 
 # The documentation, as a site in site/ that needs no network
-.PHONY: docs
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

@@ -25,7 +25,7 @@ from yolo_mkd import host, plotting, report
 from yolo_mkd.evidence.compare.findings import NMS_FREE
 from yolo_mkd.evidence.compare.statistics import mean_interval, paired_difference
 from yolo_mkd.evidence.compare.tables import difference_text
-from yolo_mkd.settings import parse
+from yolo_mkd.settings import parse, split_commas
 
 VIEWS = 75  # of each image in the teacher cache, at most: fewer cost accuracy with few images and many epochs
 GIVEN = {"pretrain": None, "shares": "0.1,0.25,0.5", "steps": 600, "seeds": 3, "imgsz": 160, "parallel": 1, "split": 0}
@@ -202,7 +202,7 @@ def main(words: Sequence[str]) -> None:
         length = run_length(len(classes_of(data)), batches)
         document = run_comparison(out / f"all-{kind}", data=given["data"], methods="plain", **same, **length)
         whole[kind] = {head: accuracy_by_seed(document, "plain", figure) for head, figure in HEADS.items()}
-    for share in [float(s) for s in str(given["shares"]).split(",")]:
+    for share in [float(s) for s in split_commas(given["shares"])]:
         folder = (out / f"{share:g}").resolve()
         length = run_length(write_split(data, share, given["split"], folder), steps)
         teacher = train_once(larger, folder / "teacher", data=str(folder / "data.yaml"), imgsz=imgsz, **length)

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from yolo_mkd import chain, host
-from yolo_mkd.cache import unlabelled
 from yolo_mkd.cache.unlabelled import confidence_text, filter_images, find_images
 from yolo_mkd.distill.criterion import Criterion, image_weights
 from yolo_mkd.distill.distiller import TERMS
@@ -271,13 +270,16 @@ def test_a_chain_trains_its_stages_with_unlabelled_images(
 
 def test_images_on_which_the_teacher_is_rarely_confident_are_a_warning() -> None:
     assert confidence_text("t", (2, 32)) == (
-        "t scores an object 0.25 or more in 2 of 32 unlabelled images: the teacher is rarely confident on these "
-        "images: they look unlike its training data or show other classes",
+        "t detects an object with a score of 0.25 or more in 2 of 32 unlabelled images: the teacher is rarely "
+        "confident on them: they look unlike its training data or show other classes",
         True,
     )
-    assert confidence_text("t", (4, 32)) == ("t scores an object 0.25 or more in 4 of 32 unlabelled images", False)
+    assert confidence_text("t", (4, 32)) == (
+        "t detects an object with a score of 0.25 or more in 4 of 32 unlabelled images",
+        False,
+    )
     assert confidence_text("t", None) == (
-        "t gives no scores at anchors, so unlabelled images count as much as labelled ones",
+        "t has no scores at anchors, so unlabelled images count as much as labelled ones",
         False,
     )
 
@@ -309,6 +311,6 @@ def test_what_cannot_be_joined_is_refused(train: Any, pool: Path, changed: dict[
 
 
 @pytest.mark.parametrize("ratio", [0, -1, True, "much", float("inf")])
-def test_a_ratio_must_be_a_number_above_0(ratio: Any) -> None:
+def test_a_ratio_must_be_a_number_above_0(ratio: Any, tiny_detector: Any) -> None:
     with pytest.raises(BadInput, match=rf"^unlabelled_ratio={ratio} .*for example unlabelled_ratio=1\.0$"):
-        unlabelled.check_ratio(ratio)
+        MKDTrainer.using(tiny_detector.pt, unlabelled_ratio=ratio)

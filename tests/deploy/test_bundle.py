@@ -26,6 +26,8 @@ REFUSED = ("torch", "ultralytics", "cv2", "PIL", "yolo_mkd", "onnx", "matplotlib
 # runs a script as `python script` would, where the packages above are not installed
 BARE = f"""
 import runpy, sys
+
+pytestmark = pytest.mark.slow
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {REFUSED}:

@@ -18,6 +18,8 @@ from yolo_mkd.deploy.export.build import run_ultralytics
 from yolo_mkd.deploy.exported_model import file_identity, read_exported_model
 from yolo_mkd.settings import BadInput, Failed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkpoint(tiny_detector, tmp_path) -> Path:
@@ -159,7 +161,7 @@ def test_failure_inside_ultralytics_is_a_one_line_error(checkpoint):
             {"quantize": 8, "calibration": 0},
             "calibration=0 must be a whole number of at least 1",
         ),
-        ({"opse": 17}, "opse= is no argument of yolo-mkd export: did you mean opset="),
+        ({"opse": 17}, "opse= is not an argument of yolo-mkd export: did you mean opset="),
         ({"images": "nowhere"}, "images=nowhere: no such file or folder"),
     ],
 )

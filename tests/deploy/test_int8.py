@@ -25,6 +25,8 @@ from yolo_mkd.deploy.export.sensitivity import measure_sensitivity, sensitivity_
 from yolo_mkd.deploy.exported_model import read_exported_model
 from yolo_mkd.settings import BadInput
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def int8(tiny_detector, exported, tmp_path_factory) -> Path:

@@ -15,6 +15,8 @@ from yolo_mkd.deploy.runtimes.onnx_runtime import ONNXRuntime, ONNXRuntimeIOBind
 from yolo_mkd.edge.pictures import letterbox, read_picture, to_tensor
 from yolo_mkd.settings import BadInput, Failed
 
+pytestmark = pytest.mark.slow
+
 # largest difference to ONNX Runtime where something is detected: box [pixels of 96], score. fp32 differs in the order
 # of its sums alone; fp16 keeps 11 bits of a number, so that one rounding of a coordinate is 96 / 2**12 = 0.02 pixels
 TOLERANCES = {"fp32": (1e-3, 1e-4), "fp16": (0.2, 0.01)}

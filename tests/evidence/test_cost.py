@@ -11,7 +11,7 @@ import pytest
 from yolo_mkd import cli
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.evidence.cost import cost
-from yolo_mkd.evidence.cost.figures import ratios, readings_per_step, table
+from yolo_mkd.evidence.cost.figures import cost_table, ratios, readings_per_step
 from yolo_mkd.evidence.cost.stopwatch import Stopwatch
 from yolo_mkd.evidence.cost.worker import PARTS
 from yolo_mkd.settings import BadInput
@@ -142,9 +142,9 @@ def test_table_picture_and_json_hold_the_figures(measured: Any) -> None:
     written = json.loads(file.read_text(encoding="utf-8"))
     assert written["schema"] == "yolo-mkd/cost/1" and written["kinds"] == figures["kinds"]
     assert file.with_suffix(".png").stat().st_size > 10_000
-    lines = table(figures).splitlines()
+    lines = cost_table(figures).splitlines()
     assert sum(line.startswith("  recorded ") for line in lines) == 2
-    assert "1.000 1.000-1.000" in " ".join(table(figures).split())
+    assert "1.000 1.000-1.000" in " ".join(cost_table(figures).split())
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_table_picture_and_json_hold_the_figures(measured: Any) -> None:
         ({"batch": -1}, "batch=-1 has to be a number of images"),
         ({"batch": 500}, "has 96 train images, fewer than batch=500"),
         ({"data": "gone.yaml"}, "gone.yaml"),
-        ({"epoch": 3}, "epoch= is no argument of yolo-mkd cost"),
+        ({"epoch": 3}, "epoch= is not an argument of yolo-mkd cost"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments: dict[str, Any], changed: Any, message: str) -> None:
@@ -171,15 +171,17 @@ def test_a_pair_that_native_refuses_is_a_line_in_the_table() -> None:
         **{"student": "s", "teacher": "t", "classes": 3, "imgsz": 64, "batch": 8, "device": "cpu", "threads": 1},
         **{"refused": {"native": "other levels"}, "kinds": {"plain": row}, "heard": 50, "epochs": 100},
     }
-    text = " ".join(table(figures).split())
-    assert "native cannot be had: other levels" in text
-    assert "The teacher is heard in 50 of 100 epochs" in text
+    text = " ".join(cost_table(figures).split())
+    assert "native cannot be measured: other levels" in text
+    assert "Distillation is on in 50 of 100 epochs" in text
 
 
 def test_the_command_prints_the_table(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     import yolo_mkd.evidence.cost
 
     monkeypatch.setattr(yolo_mkd.evidence.cost, "cost", lambda **given: {"given": given})
-    monkeypatch.setattr("yolo_mkd.evidence.cost.figures.table", lambda figures: f"rounds {figures['given']['rounds']}")
+    monkeypatch.setattr(
+        "yolo_mkd.evidence.cost.figures.cost_table", lambda figures: f"rounds {figures['given']['rounds']}"
+    )
     assert cli.run(["cost", "rounds=4"]) == 0
     assert capsys.readouterr().out == "rounds 4\n"

@@ -243,8 +243,8 @@ def test_label_rows_are_renamed_and_others_dropped() -> None:
 
 def test_a_spread_of_images_is_even_and_keeps_all_where_there_are_few() -> None:
     images = [Path(str(i)) for i in range(10)]
-    assert sample.spread(images, 5) == images[::2]
-    assert sample.spread(images, 10) == images
+    assert sample.evenly_spaced(images, 5) == images[::2]
+    assert sample.evenly_spaced(images, 10) == images
 
 
 # Its conclusion
@@ -293,7 +293,7 @@ def test_it_refuses_what_train_refuses_with_the_same_message(
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"epoch": 3}, "epoch= is no argument of yolo-mkd plan: did you mean epochs="), ({"resume": True}, "resume=")],
+    [({"epoch": 3}, "epoch= is not an argument of yolo-mkd plan: did you mean epochs="), ({"resume": True}, "resume=")],
 )
 def test_it_refuses_what_it_cannot_predict(changes: dict[str, Any], message: str, untrained: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=message):

@@ -14,6 +14,8 @@ from yolo_mkd import host
 from yolo_mkd.evidence.compare.pseudo_labels import best_confidence, label_images
 from yolo_mkd.settings import BadInput
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_boxes_are_the_teachers_at_its_best_confidence(tiny_detector: Any, tmp_path: Path) -> None:
     data = host.check_data(str(tiny_detector.data))

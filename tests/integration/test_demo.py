@@ -13,6 +13,8 @@ from yolo_mkd import demo, host, report
 from yolo_mkd.demo.summary import DISTILLED, PLAIN
 from yolo_mkd.settings import shipped
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_demo_trains_exports_times_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("TRAIN", 16), ("VAL", 8), ("TIMED_S", 0.2), ("SHOWN", 2)):

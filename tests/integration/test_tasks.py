@@ -264,16 +264,16 @@ REFUSED = [  # task of the student, task of the data, what is changed in the dat
     ("segment", "detect", {}, {}, r"\.txt has no outlines, which a model of the task segment needs"),
     ("obb", "detect", {}, {}, r"\.txt has no outlines, which a model of the task obb needs"),
     ("segment", "pose", {}, {}, "has no outlines"),
-    ("pose", "detect", {}, {}, "kpt_shape is missing: a pose model needs"),
-    ("pose", "pose", {"kpt_shape": [2]}, {}, r"kpt_shape is \[2\]: a pose model needs"),
+    ("pose", "detect", {}, {}, "kpt_shape is missing: pose models need"),
+    ("pose", "pose", {"kpt_shape": [2]}, {}, r"kpt_shape is \[2\]: pose models need"),
     ("pose", "pose", {"kpt_shape": [1, 3], "flip_idx": []}, {}, r"has 11 values in a row, kpt_shape \[1, 3\] needs 8"),
-    ("pose", "pose", {"flip_idx": [0]}, {}, "flip_idx has 1 entries, kpt_shape says 2 keypoints"),
+    ("pose", "pose", {"flip_idx": [0]}, {}, "flip_idx has 1 entries, kpt_shape 2 keypoints"),
     ("segment", "segment", {}, {"task": "detect"}, "task=detect, but model=.* is of the task segment"),
     ("detect", "detect", {}, {"task": "pose"}, "task=pose, but model=.* is of the task detect"),
-    ("segment", "segment", {}, {"model": "yolo26n-cls.yaml"}, "ends in Classify"),
-    ("segment", "segment", {}, {"model": "yolo26n-depth.yaml"}, "ends in Depth"),
-    ("segment", "segment", {}, {"model": "yolo26n-sem.yaml"}, "ends in SemanticSegment"),
-    ("segment", "segment", {}, {"model": "DATA"}, "is no model: it has no head"),
+    ("segment", "segment", {}, {"model": "yolo26n-cls.yaml"}, "has the head Classify"),
+    ("segment", "segment", {}, {"model": "yolo26n-depth.yaml"}, "has the head Depth"),
+    ("segment", "segment", {}, {"model": "yolo26n-sem.yaml"}, "has the head SemanticSegment"),
+    ("segment", "segment", {}, {"model": "DATA"}, "has no head, so it is not a model"),
     ("segment", "segment", {}, {"assistant": "yolo26n-pose.yaml"}, "kpt_shape is missing"),
 ]
 
@@ -304,7 +304,7 @@ def test_a_student_that_the_data_cannot_train_is_refused_in_one_line_and_nothing
 @pytest.mark.parametrize("name", ["yolo26n-cls", "yolo26n-depth", "yolo26n-sem", "yoloe-26n-seg", "yolov8n-world"])
 def test_a_teacher_of_a_task_without_boxes_or_with_text_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     YOLO(f"{name}.yaml").save(tmp_path / "teacher.pt")
-    with pytest.raises(BadInput, match=r"teacher=.* is no YOLO of the kinds detect, segment, pose, obb") as e:
+    with pytest.raises(BadInput, match=r"teacher=.* must be a YOLO model of the task detect, segment, pose, obb") as e:
         MKDTrainer.using(tmp_path / "teacher.pt")
     assert "\n" not in str(e.value)
 
