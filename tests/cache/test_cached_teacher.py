@@ -156,6 +156,30 @@ def test_a_batch_is_joined_from_the_cache_and_the_teacher_in_its_own_order(
         assert torch.equal(mixed.maps["neck_p3"][place], whole.maps["neck_p3"][code])
 
 
+def test_damaged_views_are_computed_again_counted_and_named_in_one_warning(
+    cache: CachedTeacher, teacher: LiveTeacher, pictures: torch.Tensor, tiny_detector: Any, tmp_path: Path
+) -> None:
+    batch = {"img": pictures, "code": list(range(16))}
+    whole = cache(batch)
+    cache.flush()
+    (file,) = cache.store.folder.glob("*.npy")
+    content = bytearray(file.read_bytes())
+    for row in (2, 3, 5, 11):  # of one view each
+        content[-16 * 4 - (16 - row) * cache.layout.bytes + 40] ^= 1
+    file.write_bytes(content)
+    again = open_cache(str(tmp_path), teacher, str(tiny_detector.pt), {"views": 1}, 16, [0], None)
+    found = again(batch)
+    assert again.computed == 4 and again.store.warnings == []
+    for name, branch in whole.branches.items():
+        assert torch.equal(found.branches[name].logits, branch.logits)
+    again.flush()
+    (warning,) = again.store.warnings
+    assert "4 cached views were damaged" in warning
+    assert "view 0 of image 2, view 0 of image 3, view 0 of image 5 and 1 more" in warning
+    again.flush()
+    assert len(again.store.warnings) == 1
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_teacher_of_a_complete_cache_is_loaded_again_in_the_runs_precision_for_an_unforeseen_view(
     cache: CachedTeacher,

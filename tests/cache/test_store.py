@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from yolo_mkd.cache.codec import Layout
-from yolo_mkd.cache.store import SHARD, STALE_S, Store, estimate, fingerprint
+from yolo_mkd.cache.store import SHARD, STALE_S, Store, estimate, fingerprint, shard_header
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput
 
@@ -214,6 +214,64 @@ def test_a_damaged_shard_is_skipped_and_logged(tmp_path: Path, how: str, caplog:
     assert store.missing(range(SHARD + 5)) == list(range(SHARD))
     store.put(entries(range(SHARD)))
     assert store.get(range(SHARD + 5)).tobytes() == entries(range(SHARD + 5)).tobytes()
+
+
+def flip(file: Path, at: int) -> None:
+    """Turn over one bit of a file, as a failing disk does: size and time of change stay."""
+    content, times = bytearray(file.read_bytes()), file.stat()
+    content[at] ^= 4
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+HEAD = len(shard_header(LAYOUT, 0))
+
+
+@pytest.mark.parametrize("at", [8, LAYOUT.bytes // 2, LAYOUT.bytes - 1], ids=["first byte", "inside", "last byte"])
+def test_an_entry_with_a_flipped_bit_is_found_and_replaced_for_good(tmp_path: Path, at: int) -> None:
+    filled(tmp_path, range(9)).close()
+    (file,) = tmp_path.glob("*.npy")
+    flip(file, HEAD + 3 * LAYOUT.bytes + at)
+    store = reopen(tmp_path)
+    assert store.has(3)  # nothing has read it yet
+    assert store.missing([2, 3, 4, 99]) == [1, 3]
+    assert store.damaged == [3] and len(store) == 8
+    with pytest.raises(KeyError):
+        store.get([3])
+    store.put(entries([3]))
+    store.close()
+    again = reopen(tmp_path)
+    assert again.missing(range(9)) == again.damaged == []
+    assert again.get(range(9)).tobytes() == entries(range(9)).tobytes()
+
+
+def test_an_entry_whose_code_was_flipped_is_never_taken_for_another_view(tmp_path: Path) -> None:
+    filled(tmp_path, range(9)).close()
+    (file,) = tmp_path.glob("*.npy")
+    flip(file, HEAD + 2 * LAYOUT.bytes)  # the code 2 becomes 6
+    store = reopen(tmp_path)
+    assert sorted(store.missing(range(9))) in ([2], [2, 6])
+    for code in set(range(9)) - {2, 6}:
+        assert store.get([code]).tobytes() == entries([code]).tobytes()
+    if store.has(6):
+        assert store.get([6]).tobytes() == entries([6]).tobytes()
+
+
+def test_a_damaged_checksum_costs_its_entry_alone(tmp_path: Path) -> None:
+    filled(tmp_path, range(9)).close()
+    (file,) = tmp_path.glob("*.npy")
+    flip(file, HEAD + 9 * LAYOUT.bytes + 4 * 7)
+    assert reopen(tmp_path).missing(range(9)) == [7]
+
+
+def test_a_shard_without_checksums_as_earlier_versions_wrote_it_can_be_read(tmp_path: Path) -> None:
+    filled(tmp_path, range(SHARD)).close()
+    (file,) = tmp_path.glob("*.npy")
+    file.write_bytes(file.read_bytes()[: -4 * SHARD])
+    store = reopen(tmp_path)
+    assert len(store) == SHARD and store.warnings == []
+    assert store.missing(range(SHARD)) == []
+    assert store.get(range(SHARD)).tobytes() == entries(range(SHARD)).tobytes()
 
 
 def test_leftovers_of_a_kill_go_and_what_another_run_is_writing_stays(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""The teacher cache on disk: shards of entries, each written whole or not at all, and a header with their settings."""
+"""The teacher cache on disk: shards of entries, each written whole or not at all, and a header with their settings.
+
+A shard is a .npy file of entries, followed by the CRC-32 of each entry, which numpy ignores. Shards that were written
+without these checksums can be read, but damage inside their entries is not found.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import json
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,26 @@ SHARD = 256  # entries in a file, and the most that a kill can lose
 STALE_S = 3600  # age from which a .part file counts as left over by a killed process
 NAMED = 3  # differences that an error lists; the others are counted
 SHOWN = 40  # characters of a value in such a list
+CHECKSUM = np.dtype("<u4")  # of an entry: its CRC-32
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's file, mapped into memory.
+
+    Attributes:
+        file: where it is.
+        entries: of the layout's type.
+        checksums: one for each entry; None in a shard that was written without.
+    """
+
+    file: Path
+    entries: np.ndarray
+    checksums: np.ndarray | None
+
+    def intact(self, row: int) -> bool:
+        """Whether an entry has the checksum that it was written with."""
+        return self.checksums is None or zlib.crc32(self.entries[row].tobytes()) == int(self.checksums[row])
 
 
 class Store:
@@ -36,6 +62,7 @@ class Store:
     Attributes:
         full: whether nothing more is stored, because of the limit or the disk.
         bytes_on_disk: size of all shards that were read or written.
+        damaged: codes of the entries that were found damaged and dropped.
         warnings: the warnings logged so far.
     """
 
@@ -49,16 +76,17 @@ class Store:
         """
         self.folder, self.layout, self.limit_bytes = folder, layout, limit_bytes
         self.full, self.bytes_on_disk = False, 0
+        self.damaged: list[int] = []
         self.warnings: list[str] = []
         self._overhead = shard_bytes(layout, 0)
-        self._shards: list[np.ndarray] = []
+        self._shards: list[Shard] = []
         self._place: dict[int, tuple[int, int]] = {}  # shard and row of each code; one past the last shard is pending
         self._pending = np.empty(SHARD, layout.dtype)  # entries that are not on disk yet
         self._pending_count = 0
         for file in sorted(folder.glob(f"*{PART}")):
             remove_stale(file)
-        for file in sorted(folder.glob("*.npy")):
-            self._load_shard(file)
+        for file in sorted(folder.glob("*.npy"), key=lambda f: (f.stat().st_mtime_ns, f.name)):
+            self._load_shard(file)  # a view that was computed again replaces its damaged entry
 
     @classmethod
     def open(cls, folder: Path, header: Mapping[str, Any], layout: Layout, limit_bytes: int | None = None) -> Store:
@@ -102,9 +130,9 @@ class Store:
         try:
             shard = map_shard(file, self.layout)
         except (OSError, ValueError):
-            self._warn(f"{file} is damaged and was skipped: its views are computed again; delete the file")
+            self.warn(f"{file} is damaged and was skipped: its views are computed again; delete the file")
             return
-        self._place.update((code, (len(self._shards), row)) for row, code in enumerate(shard["code"].tolist()))
+        self._place.update((code, (len(self._shards), row)) for row, code in enumerate(shard.entries["code"].tolist()))
         self._shards.append(shard)
         self.bytes_on_disk += file.stat().st_size
 
@@ -117,11 +145,16 @@ class Store:
         return code in self._place
 
     def missing(self, codes: Sequence[int]) -> list[int]:
-        """Positions in `codes` of the views that are not cached."""
+        """Positions in `codes` of the views that are not cached, or whose entry is found damaged now and dropped."""
+        for code in codes:
+            shard, row = self._place.get(code, (len(self._shards), 0))
+            if shard < len(self._shards) and not self._shards[shard].intact(row):
+                self.damaged.append(code)
+                del self._place[code]
         return [i for i, code in enumerate(codes) if code not in self._place]
 
     def get(self, codes: Sequence[int]) -> np.ndarray:
-        """The entries of some views, in the order of `codes`.
+        """The entries of some views, in the order of `codes`; `missing` checks them.
 
         Raises:
             KeyError: one of them is not cached.
@@ -129,7 +162,7 @@ class Store:
         entries = np.empty(len(codes), self.layout.dtype)
         for i, code in enumerate(codes):
             shard, row = self._place[code]
-            entries[i] = self._pending[row] if shard == len(self._shards) else self._shards[shard][row]
+            entries[i] = self._pending[row] if shard == len(self._shards) else self._shards[shard].entries[row]
         return entries
 
     def put(self, entries: np.ndarray) -> None:
@@ -137,7 +170,7 @@ class Store:
         for entry in entries:
             if self.full or int(entry["code"]) in self._place:
                 continue
-            size = self.bytes_on_disk + self._overhead + (self._pending_count + 1) * self.layout.bytes
+            size = self.bytes_on_disk + self._overhead + (self._pending_count + 1) * entry_bytes(self.layout)
             if self.limit_bytes is not None and size > self.limit_bytes:
                 self._stop_storing(f"the limit of {self.limit_bytes / 2**30:.3g} GB is reached")
                 continue
@@ -156,6 +189,7 @@ class Store:
             with atomic(file) as partial, partial.open("wb") as f:
                 f.write(shard_header(self.layout, self._pending_count))
                 f.write(self._pending[: self._pending_count].tobytes())
+                f.write(checksums(self._pending[: self._pending_count]).tobytes())
             shard = map_shard(file, self.layout)
         except (OSError, BadInput, Failed) as e:
             self._stop_storing(f"a shard cannot be written ({write_failure(e)})")
@@ -169,14 +203,15 @@ class Store:
         self.flush()
         self._shards, self._place, self._pending_count = [], {}, 0
 
-    def _stop_storing(self, reason: str) -> None:
-        if not self.full:
-            self._warn(f"record={self.folder}: {reason}: the teacher runs again for each view that is not cached")
-        self.full = True
-
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
+        """Log a warning and keep it."""
         self.warnings.append(message)
         LOGGER.warning(f"M-KD: {message}")
+
+    def _stop_storing(self, reason: str) -> None:
+        if not self.full:
+            self.warn(f"record={self.folder}: {reason}: the teacher runs again for each view that is not cached")
+        self.full = True
 
 
 def estimate(layout: Layout, images: int, views: int) -> int:
@@ -193,7 +228,17 @@ def estimate(layout: Layout, images: int, views: int) -> int:
 
 def shard_bytes(layout: Layout, entries: int) -> int:
     """Size of a shard [bytes]."""
-    return len(shard_header(layout, entries)) + entries * layout.bytes
+    return len(shard_header(layout, entries)) + entries * entry_bytes(layout)
+
+
+def entry_bytes(layout: Layout) -> int:
+    """Size of an entry on disk, with its checksum [bytes]."""
+    return layout.bytes + CHECKSUM.itemsize
+
+
+def checksums(entries: np.ndarray) -> np.ndarray:
+    """The CRC-32 of each entry."""
+    return np.array([zlib.crc32(entry.tobytes()) for entry in entries], CHECKSUM)
 
 
 def shard_header(layout: Layout, entries: int) -> bytes:
@@ -204,7 +249,7 @@ def shard_header(layout: Layout, entries: int) -> bytes:
     return header.getvalue()
 
 
-def map_shard(file: Path, layout: Layout) -> np.ndarray:
+def map_shard(file: Path, layout: Layout) -> Shard:
     """Map a shard's entries into memory.
 
     Its header is compared and not parsed: numpy's parser fails on a damaged one in too many ways.
@@ -214,11 +259,16 @@ def map_shard(file: Path, layout: Layout) -> np.ndarray:
         ValueError: it is not a complete shard of the layout.
     """
     start = len(shard_header(layout, 0))
-    count, odd = divmod(file.stat().st_size - start, layout.bytes)
     with file.open("rb") as f:
-        if odd or count < 1 or f.read(start) != shard_header(layout, count):
-            raise ValueError(f"{file} is not a shard of this layout")
-    return np.memmap(file, layout.dtype, "r", start, (count,))
+        header, size = f.read(start), os.fstat(f.fileno()).st_size - start
+    for each in (entry_bytes(layout), layout.bytes):
+        count, odd = divmod(size, each)
+        if not odd and count > 0 and header == shard_header(layout, count):
+            entries = np.memmap(file, layout.dtype, "r", start, (count,))
+            end = start + count * layout.bytes
+            found = None if each == layout.bytes else np.memmap(file, CHECKSUM, "r", end, (count,))
+            return Shard(file, entries, found)
+    raise ValueError(f"{file} is not a shard of this layout")
 
 
 def fingerprint(images: Sequence[Path], labels: Sequence[Path] | None = None) -> str:

@@ -15,7 +15,8 @@ import torch
 
 from yolo_mkd import host, report
 from yolo_mkd.cache.codec import Layout, decode, encode
-from yolo_mkd.cache.store import Store, estimate
+from yolo_mkd.cache.store import NAMED, Store, estimate
+from yolo_mkd.cache.views import split_code
 from yolo_mkd.distill.matching import patterned
 from yolo_mkd.distill.teachers import LiveTeacher, teacher_images
 from yolo_mkd.host import LOGGER
@@ -39,9 +40,10 @@ class CachedTeacher:
         layout: of the cache's entries.
         file: the teacher's .pt.
         spec: the teacher's spec.
+        images: how many the data set has.
     """
 
-    def __init__(self, teacher: LiveTeacher, store: Store, layout: Layout, file: str, complete: bool):
+    def __init__(self, teacher: LiveTeacher, store: Store, layout: Layout, file: str, images: int, complete: bool):
         """Put a cache before a teacher.
 
         Args:
@@ -49,10 +51,11 @@ class CachedTeacher:
             store: the cache.
             layout: of the cache's entries.
             file: the teacher's .pt.
+            images: how many the data set has.
             complete: whether every view that the run will use is cached.
         """
         self.name, self.computed, self.store, self.layout = teacher.name, 0, store, layout
-        self.file, self.spec = file, teacher.extractor.spec
+        self.file, self.spec, self.images = file, teacher.extractor.spec, images
         self._precision = next(teacher.model.parameters()).dtype
         self.teacher: LiveTeacher | None = None if complete else teacher
 
@@ -76,8 +79,17 @@ class CachedTeacher:
         """Does nothing: reading from disk is too fast to be worth overlapping."""
 
     def flush(self) -> None:
-        """Write what was computed to the disk."""
+        """Write what was computed to the disk, and log which damaged views were among it."""
         self.store.flush()
+        if damaged := sorted(set(self.store.damaged)):
+            views = [split_code(code, self.images) for code in damaged[:NAMED]]
+            named = ", ".join(f"view {key} of image {index}" for index, key in views)
+            more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+            self.store.warn(
+                f"record={self.store.folder}: {len(damaged)} cached views were damaged and have been computed again: "
+                f"{named}{more}; check the disk"
+            )
+            self.store.damaged.clear()
 
     def _live(self, device: torch.device) -> LiveTeacher:
         """The live teacher; loaded again if Ultralytics repeats an epoch with a view that is not cached."""
@@ -183,7 +195,7 @@ def open_cache(
         f"M-KD: cache of {teacher.name} in {folder}: {stored} of the run's {images * len(keys)} views are cached, "
         f"{size / 2**20:.0f} MB once complete"
     )
-    return CachedTeacher(teacher, store, layout, file, complete=stored == images * len(keys))
+    return CachedTeacher(teacher, store, layout, file, images, complete=stored == images * len(keys))
 
 
 def versions() -> dict[str, str]:
