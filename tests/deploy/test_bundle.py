@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,20 +16,22 @@ import pytest
 
 from yolo_mkd.deploy import bundle as bundle_module
 from yolo_mkd.deploy import bundle_samples
-from yolo_mkd.deploy.bundle import bundle, compress, refuse_other_folder
+from yolo_mkd.deploy.bundle import bundle, compress, refuse_other_folder, switch
 from yolo_mkd.edge import bundle as edge_bundle
 from yolo_mkd.edge import measure as edge_measure
 from yolo_mkd.edge import run as edge_run
 from yolo_mkd.edge import time as edge_time
+from yolo_mkd.edge.bundle import SCHEMA
+from yolo_mkd.locking import workspace
 from yolo_mkd.settings import BadInput, Failed
 
 EDGE = Path(edge_bundle.__file__).parent
+pytestmark = pytest.mark.slow
 REFUSED = ("torch", "ultralytics", "cv2", "PIL", "yolo_mkd", "onnx", "matplotlib", "yaml")
 # runs a script as `python script` would, where the packages above are not installed
 BARE = f"""
 import runpy, sys
 
-pytestmark = pytest.mark.slow
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {REFUSED}:
@@ -353,6 +357,66 @@ def test_bundle_replaces_an_older_one_and_its_archive(tiny_detector, tmp_path, c
     assert device(tmp_path / "device/out/run.py", "--check").returncode == 0
     printed = capsys.readouterr().out
     assert "check     passed" in printed and ".bundle-" not in printed
+
+
+class Killed(BaseException):
+    """Ends a function in place of SIGKILL."""
+
+
+def staged(parent: Path, old: bool) -> Path:
+    """The temporary folder of a run whose new bundle is complete, beside an old bundle or nothing."""
+    folder = parent / ".bundle-out"
+    versions = {folder / "ready": "new", **({parent: "old"} if old else {})}
+    for where, version in versions.items():
+        (where / "out").mkdir(parents=True)
+        (where / "out/bundle.json").write_text(json.dumps({"schema": SCHEMA, "version": version}))
+        (where / "out.tar.gz").write_text(version)
+    return folder
+
+
+def in_place(parent: Path) -> tuple[str | None, str | None]:
+    """The versions of folder and archive."""
+    facts, archive = parent / "out/bundle.json", parent / "out.tar.gz"
+    return (
+        json.loads(facts.read_text())["version"] if facts.exists() else None,
+        archive.read_text() if archive.exists() else None,
+    )
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["over an old one", "new"])
+@pytest.mark.parametrize("step", range(5))
+def test_a_kill_at_any_step_of_the_switch_never_mixes_two_bundles_and_the_next_run_ends_it(
+    tmp_path, monkeypatch, step, old
+):
+    folder, done = staged(tmp_path, old), []
+
+    def counted(function):
+        def call(*args, **kwargs):
+            if len(done) == step:
+                raise Killed
+            done.append(function)
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        for module, name in ((os, "rename"), (os, "replace"), (Path, "unlink")):
+            patched.setattr(module, name, counted(getattr(module, name)))
+        switch(folder)
+    assert in_place(tmp_path) in {(v, a) for v in ("old", "new") for a in (v, None)} | {(None, None)}
+    (folder / ".lock").touch()
+    with workspace(tmp_path / ".bundle-another", rescue=switch):  # as the next run begins
+        assert in_place(tmp_path) == ("new", "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.tar.gz"]
+
+
+def test_a_run_that_was_killed_before_its_bundle_was_complete_changes_nothing(tmp_path):
+    folder = staged(tmp_path, old=True)
+    (folder / "ready").rename(folder / "making")
+    with workspace(folder, rescue=switch):
+        pass
+    assert in_place(tmp_path) == ("old", "old")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.tar.gz"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from yolo_mkd.deploy.export import ExportFailed, export, move_into_place
+from yolo_mkd.deploy.export import ExportFailed, export, move_into_place, restore_replaced
 from yolo_mkd.deploy.export.arguments import image_size
 from yolo_mkd.deploy.export.build import run_ultralytics
 from yolo_mkd.deploy.exported_model import file_identity, read_exported_model
+from yolo_mkd.locking import workspace
 from yolo_mkd.settings import BadInput, Failed
 
 pytestmark = pytest.mark.slow
@@ -129,6 +130,16 @@ def test_old_folder_is_restored_when_the_new_one_cannot_be_moved(tmp_path):
     with pytest.raises(OSError):
         move_into_place(tmp_path / "work" / "gone", tmp_path / "x_ncnn_model", tmp_path / "work")
     assert (tmp_path / "x_ncnn_model" / "a").read_text() == "old"
+
+
+def test_old_folder_is_restored_by_the_next_run_after_a_kill_before_the_new_one_was_there(tmp_path):
+    folder = tmp_path / ".export-x_ncnn_model"
+    (folder / "old").mkdir(parents=True)
+    (folder / "old" / "a").write_text("old")
+    (folder / ".lock").touch()
+    with workspace(tmp_path / ".export-x.onnx", rescue=restore_replaced):
+        assert (tmp_path / "x_ncnn_model" / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x_ncnn_model"]
 
 
 def test_failure_inside_ultralytics_is_a_one_line_error(checkpoint):

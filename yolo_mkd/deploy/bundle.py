@@ -10,7 +10,6 @@ import re
 import shutil
 import sys
 import tarfile
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
@@ -25,11 +24,14 @@ from yolo_mkd.edge.boxes import MAX_DET, NMS_IOU
 from yolo_mkd.edge.bundle import SCHEMA, read_bundle
 from yolo_mkd.edge.check import check_samples
 from yolo_mkd.edge.onnx_runtime import ONNXRuntime
+from yolo_mkd.locking import workspace
 from yolo_mkd.settings import BadInput, Failed, number
 
 EDGE = Path(edge_bundle.__file__).parent
 ABSOLUTE = re.compile(r"(?<![\w:/\\.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")  # the folders of an absolute path
 SCRIPTS = ("run", "time")
+WORKSPACE = ".bundle-"  # begins the name of the temporary folder, before that of the bundle
+READY, REPLACED = "ready", "replaced"  # in it: a complete bundle with its archive, and the folder that it replaces
 LAUNCHER = '''"""{summary}"""
 
 import sys
@@ -124,23 +126,49 @@ def bundle(
     """
     source, place = existing_file("model", model, ".pt"), Path(str(out))
     number("samples", samples, whole=True, low=2, high=MOST_IMAGES, example=8)
-    refuse_other_folder(place)
-    pictures = evenly_spaced(find_images(None, data), samples)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=place.parent) as folder:
+    with workspace(place.parent / f"{WORKSPACE}{place.name}", rescue=switch) as folder:
+        refuse_other_folder(place)
+        pictures = evenly_spaced(find_images(None, data), samples)
         copied = Path(shutil.copy(source, folder))
-        with contextlib.redirect_stdout(PathStrippingStdout(sys.stdout, folder)):
+        with contextlib.redirect_stdout(PathStrippingStdout(sys.stdout, str(folder))):
             exported = export(copied, "onnx", head=head, target=target, quantize=quantize, imgsz=imgsz, data=data)
         export_report = json.loads(exported.with_suffix(".export.json").read_text(encoding="utf-8"))
-        built = build_folder(exported, export_report, pictures, data, Path(folder) / place.name)
-        archive = compress(built)
-        if place.exists():
-            os.rename(place, Path(folder) / "replaced")
-        os.rename(built, place)
-        os.replace(archive, archive_of(place))
+        making = folder / "making"
+        making.mkdir()
+        compress(build_folder(exported, export_report, pictures, data, making / place.name))
+        os.rename(making, folder / READY)  # from here on the old bundle is replaced, if need be by the next run
+        switch(folder)
     print(f"bundle    {place}, and {archive_of(place).name} of {archive_of(place).stat().st_size / 1e6:.1f} MB")
     print("next      copy it to the device, then there: python run.py --check")
     return place
+
+
+def switch(folder: Path) -> None:
+    """Put a complete bundle in the place of an older one; does nothing where there is none.
+
+    After a kill at any step it can be called again. At each moment there is one of these in place: the old bundle, the
+    old folder alone, nothing, the new folder alone, the new bundle; never a folder with the archive of another.
+
+    Args:
+        folder: the temporary folder, which has the bundle's name.
+    """
+    place = folder.with_name(folder.name.removeprefix(WORKSPACE))
+    built = folder / READY / place.name
+    archive, replaced = archive_of(built), folder / REPLACED
+    if built.exists():
+        if place.exists() and replaced.exists():
+            return  # another one was made there since the kill
+        archive_of(place).unlink(missing_ok=True)
+        if place.exists():
+            os.rename(place, replaced)
+        try:
+            os.rename(built, place)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, place)
+            raise
+    if archive.exists():
+        os.replace(archive, archive_of(place))
 
 
 def archive_of(place: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,12 @@ from yolo_mkd.deploy.export.int8 import CalibrationFacts
 from yolo_mkd.deploy.export.request import ExportArguments, ExportRequest, validate_request
 from yolo_mkd.deploy.export.sensitivity import Sensitivity
 from yolo_mkd.deploy.exported_model import FileIdentity, existing_file, file_identity, read_exported_model
+from yolo_mkd.locking import workspace
 
 __all__ = ["ExportFailed", "ExportReport", "export"]
 
+WORKSPACE = ".export-"  # begins the name of the temporary folder, before that of the file
+REPLACED = "old"  # in it
 HEAD_TEXTS = {
     "one2many": "one2many (raw boxes, NMS outside the file)",
     "one2one": "one2one (final boxes, no NMS)",
@@ -123,8 +125,8 @@ def export_verified(request: ExportRequest) -> ExportReport:
     Raises:
         ExportFailed: the export or its check failed; existing files are unchanged.
     """
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=request.source.parent) as folder:
-        file, sensitivity = build_file(request, Path(folder))
+    with workspace(request.source.parent / f"{WORKSPACE}{request.file.name}", rescue=restore_replaced) as folder:
+        file, sensitivity = build_file(request, folder)
         parity = None
         if request.format != "engine":
             against = CheckRequest(
@@ -139,7 +141,7 @@ def export_verified(request: ExportRequest) -> ExportReport:
             if not parity.passed:
                 raise ExportFailed(f"{request.file.name} was not written: {parity.reason}")
         figures = export_report(request, file, parity, sensitivity)
-        move_into_place(file, request.file, Path(folder))
+        move_into_place(file, request.file, folder)
     return figures
 
 
@@ -151,7 +153,7 @@ def move_into_place(made: Path, target: Path, folder: Path) -> None:
         target: its place.
         folder: a temporary folder for what is replaced.
     """
-    old = folder / "old"
+    old = folder / REPLACED
     if target.is_dir():  # a folder cannot be replaced in one step
         os.replace(target, old)
     try:
@@ -160,6 +162,17 @@ def move_into_place(made: Path, target: Path, folder: Path) -> None:
         if old.exists():
             os.replace(old, target)
         raise
+
+
+def restore_replaced(folder: Path) -> None:
+    """Put back what a killed run had moved out of the way and not yet replaced.
+
+    Args:
+        folder: the temporary folder of that run.
+    """
+    target = folder.with_name(folder.name.removeprefix(WORKSPACE))
+    if (folder / REPLACED).exists() and not target.exists():
+        os.replace(folder / REPLACED, target)
 
 
 def export_report(
