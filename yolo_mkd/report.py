@@ -36,7 +36,7 @@ def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1
         The path written.
 
     Raises:
-        BadInput: something that is no regular file is there, or it cannot be written.
+        BadInput: something other than a regular file is there, or it cannot be written.
     """
     document = {"schema": f"yolo-mkd/{kind}/{version}", "versions": versions(), "machine": machine(), **figures}
     return write_text(path, json.dumps(document, indent=2, default=str) + "\n")
@@ -46,7 +46,7 @@ def write_text(path: str | Path, text: str) -> Path:
     """Write a text file in UTF-8, whole or not at all.
 
     Raises:
-        BadInput: something that is no regular file is there, or it cannot be written.
+        BadInput: something other than a regular file is there, or it cannot be written.
     """
     path = Path(path)
     with atomic(path) as partial:
@@ -63,7 +63,7 @@ def atomic(path: Path) -> Iterator[Path]:
     at the same time; the last to finish wins.
 
     Raises:
-        BadInput: something that is no regular file is there, or the folder cannot be written.
+        BadInput: something other than a regular file is there, or the folder cannot be written.
         Failed: the disk is full.
     """
     if path.exists() and not path.is_file():

@@ -36,7 +36,7 @@ KINDS = {
 BATCHES = {"cpu": 4, "cuda": 12}  # in the few images that are trained on, again and again
 STEPS = {"cpu": 2, "cuda": 10}  # in one turn
 REPLACED = {"data", "batch", "device", "fraction", "plots", "save_period", "time", "epochs", "nbs", "warmup_epochs"}
-FOREVER = 1000  # epochs: until the last turn the knowledge speaks, and a view of 1000 is always a new one
+FOREVER = 1000  # epochs: distillation is on until the last turn, and a view of 1000 is always a new one
 
 
 def cost(rounds: int = 6, json: str | Path | None = None, **arguments: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def cost(rounds: int = 6, json: str | Path | None = None, **arguments: Any) -> d
         The figures that `yolo-mkd cost` prints: seconds of a step, bytes, ratios to plain.
 
     Raises:
-        BadInput: train would refuse these arguments, or rounds is no number of 3 or more.
+        BadInput: train would refuse these arguments, or rounds is not a number of 3 or more.
     """
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 3:
         raise BadInput(f"rounds={rounds} is too few for an interval: give 3 or more")
@@ -244,7 +244,7 @@ def conclude(
     plain = [a["step_s"] for a in answers["plain"]["whole"]]
     images = len(sample.images_of(asked.data, "train", asked.theirs.get("fraction", 1.0)))
     epochs, theirs = int(asked.theirs.get("epochs", 100)), asked.theirs
-    schedule = Schedule.of(epochs, theirs.get("warmup_epochs", 3), theirs.get("close_mosaic", 10), asked.own["until"])
+    schedule = Schedule.of(epochs, theirs.get("warmup_epochs", 3), asked.own["until"])
     often = readings_per_step(images, shared["batch"], schedule)
     rows = {}
     for kind, found in answers.items():

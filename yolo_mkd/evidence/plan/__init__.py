@@ -77,7 +77,7 @@ class StageTeacher:
 
 
 def plan(**arguments: Any) -> dict[str, Any]:
-    """Foresee a training: what acts and how strongly, what it costs, and what speaks against it.
+    """Predict a training: which terms act and how strongly, what it costs, and what to change.
 
     Args:
         **arguments: those of train; `json` names a file to write the figures to.
@@ -106,7 +106,7 @@ def checked(arguments: dict[str, Any]) -> PlanRequest:
         BadInput: train would refuse it.
     """
     if arguments.get("resume"):
-        raise BadInput("resume= goes on with a chain that has begun: give the arguments of a new one")
+        raise BadInput("resume= continues a chain that has begun: give the arguments of a new one")
     asked = validate(arguments, "plan")
     return PlanRequest(**vars(asked), named=[n for n in TERMS if n in arguments])
 
@@ -177,7 +177,7 @@ def probe_stages(
 def run_of(asked: PlanRequest, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
     """The whole run of a stage, with Ultralytics' defaults where nothing is asked for."""
     args = probe.args
-    schedule = Schedule.of(args.epochs, args.warmup_epochs, args.close_mosaic, asked.own["until"])
+    schedule = Schedule.of(args.epochs, args.warmup_epochs, asked.own["until"])
     recorded = shown(asked.own["views"], 0, schedule.end, args.epochs - args.close_mosaic)
     return cost.Run(
         epochs=args.epochs,
