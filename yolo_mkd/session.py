@@ -60,6 +60,7 @@ class DistillationSession:
         self.criterion: Criterion | None = None
         self.unlabelled: UnlabelledLoader | None = None
         self._live: list[LiveTeacher] = []
+        self._positions: dict[str, Any] = {}
         self._unlabelled_files: list[Path] = []
 
     # Before training
@@ -216,6 +217,8 @@ class DistillationSession:
         self.criterion = student.criterion = Criterion(
             detection, self.extractor, self.distillers, self.schedule, self.progress, weights, seed
         )
+        for name, value in self._positions.get("criterion", {}).items():
+            setattr(self.criterion, name, value)
 
     def detach(self) -> None:
         """Leave the student as stock Ultralytics made it."""
@@ -332,13 +335,23 @@ class DistillationSession:
         """The adapters and loss weights, to be saved and restored."""
         return RunState(self.distillers, self.adapters)
 
+    @property
+    def positions(self) -> dict[str, Any]:
+        """Where the criterion and the loader of unlabelled images are."""
+        found: dict[str, Any] = {}
+        if self.criterion is not None:
+            found["criterion"] = {"step": self.criterion.step, "measured": self.criterion.measured}
+        if self.unlabelled is not None:
+            found["unlabelled"] = self.unlabelled.position()
+        return found
+
     @contextmanager
     def saving(self) -> Iterator[None]:
         """Let the trainer save a plain student with its own part of the optimizer, then save what is beside it."""
         with self.plain_student(), self.state.student_optimizer(self.trainer):
             yield
         if self.distillers and host.RANK in {-1, 0}:
-            self.state.save(self.state_file, self.trainer.optimizer, int(self.trainer.epoch))
+            self.state.save(self.state_file, self.trainer.optimizer, int(self.trainer.epoch), self.positions)
 
     @contextmanager
     def loading(self, ckpt: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -347,7 +360,9 @@ class DistillationSession:
         self.detach()  # Ultralytics copies the student
         yield self.state.with_adapters(ckpt, self.state_file, self.trainer)
         if self.distillers:
-            self.state.load(self.state_file, self.trainer.device)
+            self._positions = self.state.load(self.state_file, self.trainer.device)
+            if self.unlabelled is not None and "unlabelled" in self._positions:
+                self.unlabelled.restore(self._positions["unlabelled"])
         if attached:
             self.attach()
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -28,6 +28,24 @@ EXAMINED = 32  # images on which the teacher's confidence is measured before tra
 CERTAIN = 0.25  # the lowest score that Ultralytics' predict shows by default
 HARDLY = 0.1  # our choice: share of confident images below which a warning is logged
 FRESH = 10**6  # views of an image without a cache: more than the epochs of any run, so no view repeats
+
+
+class LoaderPosition(TypedDict):
+    """Where the loader of unlabelled images is.
+
+    Attributes:
+        closed: whether mosaic is closed.
+        generator: state of its generator before its iterator was made.
+        first: the epoch in which that was.
+        drawn: batches since then.
+        now: state of its generator.
+    """
+
+    closed: bool
+    generator: torch.Tensor
+    first: int
+    drawn: int
+    now: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -189,6 +207,38 @@ class UnlabelledLoader:
         self._loader = unlabelled_loader(trainer, dataset, self.batch)
         self.views.install(self._loader, epoch)
         self._batches = self._endless()
+        self._trainer, self._epoch = trainer, epoch
+        self._begin()
+
+    def _begin(self) -> None:
+        """Note the state of the generator before the loader's next iterator is made."""
+        self._began, self._first, self._drawn = self._loader.generator.get_state(), 0, 0
+        self._saved: LoaderPosition | None = None
+
+    def position(self) -> LoaderPosition:
+        """Where the loader is, for a resumed run."""
+        now = self._loader.generator.get_state()
+        return {
+            "closed": self.views.closed,
+            "generator": self._began,
+            "first": self._first,
+            "drawn": self._drawn,
+            "now": now,
+        }
+
+    def restore(self, position: LoaderPosition) -> None:
+        """Continue from a position with the next batch, once mosaic is as it was or has been closed."""
+        self._saved = position
+
+    def _continue(self, saved: LoaderPosition) -> None:
+        """Draw the order of the images before a kill again, and leave out the batches that were used."""
+        if saved["closed"] != self.views.closed:  # mosaic was closed just now, which made a new iterator
+            saved = {**saved, "generator": saved["now"], "first": self._epoch(), "drawn": 0}
+        self._loader.generator.set_state(saved["generator"].cpu())
+        self._begin()
+        sampler = host.ContinuedSampler(self._loader.batch_sampler, saved["drawn"], self._trainer, saved["first"])
+        object.__setattr__(self._loader, "batch_sampler", sampler)
+        self._first, self._drawn = saved["first"], saved["drawn"]
 
     def keys(self, first: int, end: int, closes: int, batches: int) -> list[int]:
         """The keys of the views that a run with a teacher cache uses, numbered as in `cache.views.shown`.
@@ -215,6 +265,9 @@ class UnlabelledLoader:
         self.views.close_mosaic(hyp)
         self._loader.reset()
         self._batches = self._endless()
+        saved = self._saved
+        self._begin()
+        self._saved = saved
 
     def log_confidence(self, teachers: Iterable[LiveTeacher], device: torch.device) -> None:
         """Log before training how confident the teachers are on these images."""
@@ -247,7 +300,12 @@ class UnlabelledLoader:
             The batch with all images, the labels of the first `labelled` of them, and the view codes of the others as
             `pool_code`.
         """
+        if self._saved is not None:
+            self._continue(self._saved)
+        if not self._drawn:
+            self._first = self._epoch()
         more = next(self._batches)
+        self._drawn += 1
         joined = {**batch, "labelled": len(batch["img"]), "img": torch.cat([batch["img"], more["img"]])}
         for key in ("im_file", "ori_shape", "resized_shape"):
             joined[key] = [*batch[key], *more[key]]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_mkd import host, report
+from yolo_mkd import host
 from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput
@@ -32,22 +32,23 @@ class RunState:
         self.distillers, self.adapters = distillers, adapters
         self.weights = list(adapters.parameters())
 
-    def save(self, file: Path, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    def save(self, file: Path, optimizer: torch.optim.Optimizer, epoch: int, positions: dict[str, Any]) -> None:
         """Write the state, whole or not at all; the keys are the file's contract.
 
         Args:
             file: mkd.pt in the run's folder of weights.
             optimizer: of student and adapters.
             epoch: that has ended, from 0.
+            positions: where the criterion and the loader of unlabelled images are; `load` returns them.
         """
         state = {
             "epoch": epoch,
             "parts": self.adapters.state_dict(),
             "optimizer": host.adapter_states(optimizer, self.weights),
             "balance": [d.balancer.state() for d in self.distillers],
+            "positions": positions,
         }
-        with report.atomic(file) as partial:
-            torch.save(state, partial)
+        host.write_tensors(file, state)
 
     @contextmanager
     def student_optimizer(self, trainer: Any) -> Iterator[None]:
@@ -76,8 +77,11 @@ class RunState:
         states = contents(file, trainer.device).get("optimizer", [])
         return {**ckpt, "optimizer": host.merged(trainer.optimizer, ckpt["optimizer"], self.weights, states)}
 
-    def load(self, file: Path, device: torch.device) -> None:
+    def load(self, file: Path, device: torch.device) -> dict[str, Any]:
         """Restore adapters and loss weights, or warn that they begin anew where there is no file.
+
+        Returns:
+            The positions that were saved; empty where there are none.
 
         Raises:
             BadInput: the file is damaged, of other terms, or holds a gain that is not a finite number.
@@ -85,13 +89,14 @@ class RunState:
         state = contents(file, device)
         if not state:
             LOGGER.warning(f"M-KD: {file} not found: adapters and loss weights are initialised again")
-            return
+            return {}
         try:
             self.adapters.load_state_dict(state["parts"])
             for distiller, balance in zip(self.distillers, state["balance"], strict=True):
                 distiller.balancer.restore(balance)
         except host.UNREADABLE as error:
             raise damaged(file, error) from error
+        return dict(state.get("positions", {}))
 
 
 def contents(file: Path, device: torch.device) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_mkd.host.checkpoints import CheckpointKeeper
+from yolo_mkd.host.exact import ContinuedSampler
 from yolo_mkd.host.files import (
     arguments,
     check_arguments,
@@ -54,6 +55,7 @@ from yolo_mkd.host.runs import (
     newest_chain,
     run_folder,
     size,
+    write_tensors,
 )
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "RANK",
     "UNREADABLE",
     "CheckpointKeeper",
+    "ContinuedSampler",
     "DetectionTrainer",
     "OBBTrainer",
     "PoseTrainer",
@@ -106,4 +109,5 @@ __all__ = [
     "task",
     "unwrap_model",
     "write_architecture",
+    "write_tensors",
 ]

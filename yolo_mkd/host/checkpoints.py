@@ -3,6 +3,7 @@
 Ultralytics overwrites last.pt and best.pt each epoch. A kill or a full disk in the middle leaves a file that is cut
 off, and the run cannot be resumed. So each epoch's checkpoints are copied once they are written, except those of the
 epoch in which training ends: a run that is killed between that epoch and the end of its final validation repeats it.
+With the copies lies the state that Ultralytics does not save, see `exact`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_mkd import report
+from yolo_mkd.host.exact import ExactRun, approximations, read_state
 from yolo_mkd.host.models import UNREADABLE
+from yolo_mkd.host.runs import write_tensors
 from yolo_mkd.settings import Failed
 
 RECORD = "stage.json"
@@ -26,6 +29,7 @@ KEPT = "kept-"  # begins the name of a generation's folder
 MANIFEST = "kept.json"
 TABLES = ("results.csv", "shares.csv")  # whose first column is the epoch, from 1
 FILES = ("last.pt", "best.pt", "mkd.pt")  # of a generation; the last two where they exist
+EXACT = "exact.pt"  # in it, where the run is one process
 
 
 class StageRecord(TypedDict):
@@ -49,10 +53,12 @@ class CheckpointKeeper:
 
     Attributes:
         folder: the run's.
+        run: follows the training.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.run = ExactRun()
         self._warned = False
 
     @property
@@ -66,8 +72,27 @@ class CheckpointKeeper:
         Args:
             yolo: the model, an `ultralytics.YOLO`.
         """
+        yolo.add_callback("on_train_start", self.on_train_start)
         yolo.add_callback("on_model_save", self.on_model_save)
         yolo.add_callback("on_train_end", self.on_train_end)
+        if RANK == -1:
+            yolo.add_callback("on_train_epoch_start", self.run.begin_epoch)
+            yolo.add_callback("on_train_batch_end", self.run.end_batch)
+            yolo.add_callback("on_train_epoch_end", self.run.end_epoch)
+
+    def on_train_start(self, trainer: Any) -> None:
+        """Continue a resumed run from its exact state, where there is one."""
+        epoch = trainer.start_epoch - 1
+        if RANK != -1 or epoch < 0:
+            return
+        state = read_state(self._kept(epoch) / EXACT) if self._exact(epoch) else None
+        if state is None:
+            LOGGER.warning(f"M-KD: {self.folder.name} is resumed from weights in half precision")
+            return
+        self.run.restore(trainer, state)
+        reasons = "; ".join(approximations(trainer))
+        how = f"as nearly as possible ({reasons})" if reasons else "exactly"
+        LOGGER.info(f"M-KD: {self.folder.name} continues {how} where epoch {epoch + 1} ended")
 
     def on_model_save(self, trainer: Any) -> None:
         """Copy the epoch's checkpoints, unless training ends with it, and note the epoch."""
@@ -75,7 +100,7 @@ class CheckpointKeeper:
             return
         try:
             if not trainer.stop:
-                self._keep(int(trainer.epoch))
+                self._keep(int(trainer.epoch), trainer)
             self._write({"epoch": int(trainer.epoch), "ending": bool(trainer.stop), "finished": False})
         except (OSError, Failed) as error:  # of a full disk: the older generation stays
             if not self._warned:
@@ -95,21 +120,35 @@ class CheckpointKeeper:
     def _write(self, record: dict[str, Any]) -> None:
         report.write_text(self.folder / RECORD, json.dumps({"best_sha256": "", **record}) + "\n")
 
-    def _keep(self, epoch: int) -> None:
+    def _kept(self, epoch: int) -> Path:
+        """The folder of an epoch's generation."""
+        return self.weights / f"{KEPT}{epoch}"
+
+    def _keep(self, epoch: int, trainer: Any) -> None:
         """Copy the checkpoints into a folder of their own, its manifest last, then remove older ones."""
-        older = list(self.weights.glob(f"{KEPT}*"))
-        target = self.weights / f"{KEPT}{epoch}"
+        older, target = self._generations(), self._kept(epoch)
         shutil.rmtree(target, ignore_errors=True)
-        target.mkdir()
-        digests = {}
-        for name in FILES:
-            if (self.weights / name).is_file():
-                shutil.copyfile(self.weights / name, target / name)
-                digests[name] = report.sha256(target / name)
-        report.write_text(target / MANIFEST, json.dumps({"epoch": epoch, "files": digests}))
+        try:
+            target.mkdir()
+            for name in FILES:
+                if (self.weights / name).is_file():
+                    with report.atomic(target / name) as partial:
+                        shutil.copyfile(self.weights / name, partial)
+            if (state := self.run.state(trainer)) is not None:
+                write_tensors(target / EXACT, dict(state))
+            digests = {file.name: report.sha256(file) for file in target.iterdir()}
+            report.write_text(target / MANIFEST, json.dumps({"epoch": epoch, "files": digests}))
+        except (OSError, Failed):
+            shutil.rmtree(target, ignore_errors=True)  # what there is of it takes space
+            raise
         for kept in older:
             if kept != target:
                 shutil.rmtree(kept, ignore_errors=True)
+
+    def _generations(self) -> list[Path]:
+        """The folders of all generations, the newest first."""
+        found = [p for p in self.weights.glob(f"{KEPT}*") if p.name.removeprefix(KEPT).isdecimal()]
+        return sorted(found, key=epoch_of, reverse=True)
 
     # Afterwards
 
@@ -135,18 +174,20 @@ class CheckpointKeeper:
         """
         record = self.record()
         ending = bool(record and record["ending"])
+        kept = next(filter(self._whole, self._generations()), None)
         if not ending and (last := self._resumable_epoch()) is not None:
-            self._trim_tables(last)
-            return True
-        for kept in sorted(self.weights.glob(f"{KEPT}*"), key=lambda p: int(p.name.removeprefix(KEPT)), reverse=True):
-            if self._whole(kept):
-                why = "its last epoch is repeated" if ending else "last.pt, best.pt or mkd.pt is damaged"
-                epoch = int(kept.name.removeprefix(KEPT))
-                LOGGER.warning(f"M-KD: {self.folder.name}: {why}: resuming from the copy of epoch {epoch + 1}")
-                self._put_back(kept)
-                self._trim_tables(epoch)
+            if kept is None or not self._exact(epoch_of(kept)) or last != epoch_of(kept) + 1:
+                self._trim_tables(last)
                 return True
-        return False
+            why = f"it was stopped before all of epoch {last + 1} was saved"
+        else:
+            why = "its last epoch is repeated" if ending else "last.pt, best.pt or mkd.pt is damaged"
+        if kept is None:
+            return False
+        LOGGER.warning(f"M-KD: {self.folder.name}: {why}: resuming from the copy of epoch {epoch_of(kept) + 1}")
+        self._put_back(kept)
+        self._trim_tables(epoch_of(kept))
+        return True
 
     def _put_back(self, kept: Path) -> None:
         for name in FILES:
@@ -157,12 +198,17 @@ class CheckpointKeeper:
                 (self.weights / name).unlink(missing_ok=True)
 
     def _whole(self, kept: Path) -> bool:
-        """Whether a generation is as its manifest has it."""
-        try:
-            files = json.loads((kept / MANIFEST).read_text(encoding="utf-8"))["files"]
-            return "last.pt" in files and all(report.sha256(kept / name) == digest for name, digest in files.items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
+        """Whether the checkpoints of a generation are as its manifest has them."""
+        names = {name for name in manifest(kept) if name != EXACT}
+        return "last.pt" in names and all(self._intact(kept, name) for name in names)
+
+    def _exact(self, epoch: int) -> bool:
+        """Whether the exact state of an epoch is there and whole."""
+        return self._intact(self._kept(epoch), EXACT)
+
+    def _intact(self, kept: Path, name: str) -> bool:
+        """Whether a file of a generation has the SHA-256 in its manifest."""
+        return (kept / name).is_file() and report.sha256(kept / name) == manifest(kept).get(name)
 
     def _trim_tables(self, epoch: int) -> None:
         """Drop the rows of epochs after this one, counted from 0: a resumed run writes them again."""
@@ -189,6 +235,20 @@ class CheckpointKeeper:
         except UNREADABLE:
             return None
         return epoch if own == epoch else None
+
+
+def epoch_of(kept: Path) -> int:
+    """The epoch of a generation, from 0."""
+    return int(kept.name.removeprefix(KEPT))
+
+
+def manifest(kept: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a generation; empty where its manifest is missing or damaged."""
+    try:
+        files = json.loads((kept / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
 
 
 def checkpoint(file: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,9 +99,19 @@ def discarding_empty_run(folder: Path) -> Iterator[None]:
 
 def annotate(file: Path, summary: dict[str, Any]) -> None:
     """Add a summary of the distillation to a checkpoint, atomically, under the key `mkd`, which Ultralytics ignores."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    with atomic(file) as partial, partial.open("wb") as opened:  # torch would store a path's name in the archive
-        torch.save({**checkpoint, "mkd": summary}, opened)
+    write_tensors(file, {**torch.load(file, map_location="cpu", weights_only=False), "mkd": summary})
+
+
+def write_tensors(file: Path, contents: dict[str, Any]) -> None:
+    """Write what `torch.load` reads, whole or not at all.
+
+    Raises:
+        Failed: the disk is full; `torch.save` on a file would raise a RuntimeError that does not say so.
+    """
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    with atomic(file) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def augmentation(args: Any) -> dict[str, Any]:
