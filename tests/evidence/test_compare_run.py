@@ -237,6 +237,47 @@ def test_a_trial_resumes_from_its_last_checkpoint(tiny_detector: Any, tmp_path: 
     assert found["status"] == "done"
 
 
+def test_a_killed_comparison_that_was_moved_resumes_where_it_lies(tiny_detector: Any, tmp_path: Path) -> None:
+    given = {**arguments_for(tiny_detector, tmp_path), "epochs": 4, "name": "before", "record": "true"}
+    words = [f"{k}={v}" for k, v in given.items()]
+    before, after = tmp_path / "runs" / "before", tmp_path / "after"
+    command = [sys.executable, "-m", "yolo_mkd", "compare", "methods=plain,recorded", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    table = before / "data/studentn/recorded-s0/run/student/results.csv"
+    while process.poll() is None and not (table.exists() and len(table.read_text().splitlines()) > 2):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (table.parents[2] / "result.json").exists()
+    time.sleep(1)  # until the trial's own process has ended
+    shutil.move(before, after)
+    document = compare(resume=str(after))
+    assert not before.exists()
+    assert [c.get("failed") for c in document["cells"]] == [None, None]
+    for method, stages in (("plain", "run"), ("recorded", "run/student")):
+        place = after / f"data/studentn/{method}-s0"
+        assert len(clock.read(place / stages)) == 4
+        found = trials.load_result(
+            after, Trial(f"data/studentn/{method}-s0", "data", "studentn", method, 0, True, {}, {})
+        )
+        assert found is not None and found["weights"] == str(place / stages / "weights/best.pt")
+        assert Path(found["weights"]).is_file()
+    for file in ("compare.yaml", "data/studentn/recorded-s0/run/chain.yaml"):
+        cells = yaml.safe_load((after / file).read_text())
+        assert f"{before}/" not in str(cells.get("cells", cells))
+
+
+def test_a_finished_comparison_that_was_copied_is_added_to_in_the_copy_alone(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    original = compared[0] / "runs" / "compare"
+    shutil.copytree(original, tmp_path / "copy")
+    files = {f: f.stat().st_mtime_ns for f in original.rglob("*")}
+    compare(resume=str(tmp_path / "copy"), seeds="1", methods="plain")
+    assert {f: f.stat().st_mtime_ns for f in original.rglob("*")} == files
+    assert (tmp_path / "copy/data/studentn/plain-s1/result.json").is_file()
+
+
 def test_a_trial_ends_when_the_comparison_is_killed() -> None:
     program = (
         "import threading, time; from yolo_mkd.evidence.compare.worker import exit_with_parent\n"

@@ -28,7 +28,7 @@ from yolo_mkd.evidence.compare.findings import FIGURES, comparison_rows, mean_ro
 from yolo_mkd.evidence.compare.latency import measure_latency
 from yolo_mkd.evidence.compare.notes import report_notes
 from yolo_mkd.evidence.compare.schema import Comparison, ComparisonPlan, Latency, TrialResult
-from yolo_mkd.evidence.compare.trials import RESULT, Trial, load_result
+from yolo_mkd.evidence.compare.trials import RESULT, Trial, load_result, moved, roots
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import BadInput, number
@@ -175,7 +175,9 @@ def load_plan(named: Path) -> tuple[Path, ComparisonPlan]:
     teacher = plan["teacher"]
     if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the file")
-    return file.parent.resolve(), cast(ComparisonPlan, plan)
+    root = file.parent.resolve()
+    plan["cells"] = [moved(cell, *roots(root / cell["name"], cell)) for cell in plan["cells"]]
+    return root, cast(ComparisonPlan, plan)
 
 
 def write_report(

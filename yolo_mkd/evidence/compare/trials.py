@@ -326,10 +326,58 @@ def scaled_length(arguments: Mapping[str, Any], epochs: int) -> dict[str, int]:
     return {"epochs": epochs, "close_mosaic": round(without_mosaic * epochs / given)}
 
 
+def moved(value: Any, before: Path, now: Path) -> Any:
+    """A value whose absolute paths below a folder that was moved or copied are those of its place now.
+
+    Args:
+        value: text, or dicts and lists of it; anything else is returned as it is.
+        before: the folder's path when the value was written.
+        now: its path.
+    """
+    if isinstance(value, dict):
+        return {k: moved(v, before, now) for k, v in value.items()}
+    if isinstance(value, list):
+        return [moved(v, before, now) for v in value]
+    if isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(before):
+        return str(now / Path(value).relative_to(before))
+    return value
+
+
+def roots(folder: Path, task: Mapping[str, Any]) -> tuple[Path, Path]:
+    """The folder of a trial's comparison when the trial was written, and now.
+
+    Args:
+        folder: the trial's.
+        task: the contents of its `cell.yaml`, or its entry in `compare.yaml`.
+    """
+    depth = len(Path(task["name"]).parts) - 1
+    return Path(task["arguments"]["project"]).parents[depth], folder.resolve().parents[depth]
+
+
+def load_task(folder: Path) -> dict[str, Any]:
+    """The contents of a trial's `cell.yaml`; where its comparison was moved, it and the trial's chain are updated.
+
+    Args:
+        folder: the trial's.
+    """
+    task: dict[str, Any] = yaml.safe_load((folder / TASK).read_text(encoding="utf-8"))
+    before, now = roots(folder, task)
+    if before == now:
+        return task
+    for file in (folder / "run" / "chain.yaml", folder / TASK):  # the chain first, or a kill would leave it unchanged
+        if file.is_file():
+            content = moved(yaml.safe_load(file.read_text(encoding="utf-8")), before, now)
+            report.write_text(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return dict(content)
+
+
 def load_result(root: Path, trial: Trial) -> TrialResult | None:
     """The result of a trial; None if it has not ended."""
     file = root / trial.name / RESULT
     if not file.is_file():
         return None
     result: TrialResult = json.loads(file.read_text(encoding="utf-8"))
+    if result["status"] == "done":
+        place = Path(result["weights"].rpartition(f"/{trial.name}/")[2])  # below the trial's folder, wherever that was
+        result["weights"] = str(root / trial.name / place)
     return result

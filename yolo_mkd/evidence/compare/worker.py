@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from ultralytics import YOLO
 
 from yolo_mkd import chain, host, report
 from yolo_mkd.cache.unlabelled import filter_images, find_images, held_out, listed
 from yolo_mkd.evidence.compare.pseudo_labels import label_images
 from yolo_mkd.evidence.compare.schema import CheckpointScores, HeadScores
-from yolo_mkd.evidence.compare.trials import RESULT, TASK
+from yolo_mkd.evidence.compare.trials import RESULT, load_task
 from yolo_mkd.host import clock
 from yolo_mkd.settings import BadInput, Failed
 
@@ -36,7 +35,7 @@ def complete_trial(folder: Path) -> None:
         folder: the trial's, with its `cell.yaml`.
     """
     started = time.perf_counter()
-    task = yaml.safe_load((folder / TASK).read_text(encoding="utf-8"))
+    task = load_task(folder)
     if task.get("pseudo"):
         task["arguments"].update(pseudo_label_arguments(folder / "pseudo", task))
     clock.Clock.install()
