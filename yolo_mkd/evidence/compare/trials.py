@@ -377,7 +377,7 @@ def load_result(root: Path, trial: Trial) -> TrialResult | None:
     if not file.is_file():
         return None
     result: TrialResult = json.loads(file.read_text(encoding="utf-8"))
-    if result["status"] == "done":
+    if "weights" in result:  # of a trial that is done
         place = Path(result["weights"].rpartition(f"/{trial.name}/")[2])  # below the trial's folder, wherever that was
         result["weights"] = str(root / trial.name / place)
     return result
