@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ PART = ".part"  # ends the name of a file that is being written
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk, a quota or a limit that is reached
 
 
-def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1) -> Path:
+def write(path: str | Path, kind: str, figures: Mapping[str, Any], version: int = 1) -> Path:
     """Write `figures` as JSON, whole or not at all.
 
     Args:

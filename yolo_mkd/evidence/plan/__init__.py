@@ -31,6 +31,7 @@ from yolo_mkd.evidence.plan import cost, sample
 from yolo_mkd.evidence.plan.accuracy import QuickEval
 from yolo_mkd.evidence.plan.advice import verdict, warnings
 from yolo_mkd.evidence.plan.probe import Probe
+from yolo_mkd.evidence.plan.schema import HopFigures, PlanFigures, StageFigures, Summary, TermFigures
 from yolo_mkd.host.dry import PLAIN, dry_run, silent
 from yolo_mkd.settings import KD_OPTIONS, BadInput
 from yolo_mkd.trainer import TRAINERS
@@ -76,7 +77,7 @@ class StageTeacher:
     known: bool
 
 
-def plan(**arguments: Any) -> dict[str, Any]:
+def plan(**arguments: Any) -> PlanFigures:
     """Predict a training: which terms act and how strongly, what it costs, and what to change.
 
     Args:
@@ -111,7 +112,7 @@ def validate_request(arguments: dict[str, Any]) -> PlanRequest:
     return PlanRequest(**vars(request), named=[n for n in TERMS if n in arguments])
 
 
-def predict(request: PlanRequest, folder: Path) -> dict[str, Any]:
+def predict(request: PlanRequest, folder: Path) -> PlanFigures:
     """Probe each stage, then examine the models that are trained already."""
     train = sample.images_of(request.data, "train", request.theirs.get("fraction", 1.0))
     val = sample.images_of(request.data, "val")
@@ -146,7 +147,7 @@ def predict(request: PlanRequest, folder: Path) -> dict[str, Any]:
 
 def probe_stages(
     request: PlanRequest, folder: Path, batch: int, train: list[Path], val: list[Path]
-) -> list[dict[str, Any]]:
+) -> list[StageFigures]:
     """Set up each stage on a few images and measure it."""
     small = min(batch, max(2, CPU_PIXELS // request.imgsz**2)) if request.device == "cpu" else batch
     shown = sample.evenly_spaced(train, max(TRAIN_IMAGES, 4 * small))
@@ -208,14 +209,15 @@ def stand_in(model: str, data: dict[str, Any], file: Path) -> str:
     return str(file)
 
 
-def stage_figures(stage: Stage, run: cost.Run, probe: Probe, hears: list[StageTeacher], imgsz: int) -> dict[str, Any]:
+def stage_figures(stage: Stage, run: cost.Run, probe: Probe, hears: list[StageTeacher], imgsz: int) -> StageFigures:
     """What is known of a stage before it is trained."""
     figures, args = probe.figures, probe.args
     return {
         "name": stage["name"],
         "model": Path(stage["model"]).name,
         "trained": stage["model"].endswith(".pt"),
-        **figures["size"],
+        "parameters": figures["size"]["parameters"],
+        "gflops": figures["size"]["gflops"],
         "epochs": run.epochs,
         "knowledge_epochs": run.schedule.end if probe.distillers else 0,
         "updates": run.updates,
@@ -243,15 +245,17 @@ PROBED = ("batch", "timed", "plain", "taught", "reading_s", "load_s", "update_s"
 
 def hop_figures(
     teacher: StageTeacher, distiller: Distiller, ratios: list[dict[str, GradientRatio]], imgsz: int
-) -> dict[str, Any]:
+) -> HopFigures:
     """What one teacher can teach one student, term by term."""
     match = distiller.match
     known = {ours for ours, _ in match.classes}
+    size = host.size(Path(teacher.file), imgsz)
     return {
         "teacher": teacher.name,
         "file": Path(teacher.file).name if teacher.known else None,
         "known": teacher.known,
-        **host.size(Path(teacher.file), imgsz),
+        "parameters": int(size["parameters"]),
+        "gflops": size["gflops"],
         "ratio": match.teacher.parameters / match.student.parameters,
         "terms": [term_figures(t.name, distiller, ratios if teacher.known else []) for t in distiller.terms],
         "layers": {
@@ -264,10 +268,10 @@ def hop_figures(
     }
 
 
-def term_figures(name: str, distiller: Distiller, ratios: Sequence[dict[str, GradientRatio]]) -> dict[str, Any]:
+def term_figures(name: str, distiller: Distiller, ratios: Sequence[dict[str, GradientRatio]]) -> TermFigures:
     """What a term reads, and its gradient's share and direction where its teacher is known."""
     term, balancer = distiller.term(name), distiller.balancer
-    found: dict[str, Any] = {
+    found: TermFigures = {
         "term": name,
         "asked": term.asked,
         "acts": not term.why_not,
@@ -278,17 +282,15 @@ def term_figures(name: str, distiller: Distiller, ratios: Sequence[dict[str, Gra
     if term.why_not or not ratios:
         return found
     nominal = balancer.asked[name].nominal if balancer.calibrate else term.asked
-    found.update(
-        nominal_gain=nominal,
-        share=summary([r[name].strength * nominal for r in ratios]),
-        gain=balancer.gains[name],
-        at_limit=name in balancer.limited(),
-        cosine=summary([r[name].cosine for r in ratios]),
-    )
+    found["nominal_gain"] = nominal
+    found["share"] = summary([r[name].strength * nominal for r in ratios])
+    found["gain"] = balancer.gains[name]
+    found["at_limit"] = name in balancer.limited()
+    found["cosine"] = summary([r[name].cosine for r in ratios])
     return found
 
 
-def summary(values: list[float]) -> dict[str, Any]:
+def summary(values: list[float]) -> Summary:
     """The mean, the standard deviation, and the values themselves."""
     return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "values": values}
 
@@ -302,7 +304,7 @@ def about_assistant(request: PlanRequest) -> str:
     return f"assistant=auto chose {name or 'none'}: {reason}"
 
 
-def images_to_score(stages: list[dict[str, Any]]) -> int:
+def images_to_score(stages: list[StageFigures]) -> int:
     """How many images there is time to score."""
     each = [s["cost"]["probe"] for s in stages]
     per_image = sum((p["plain"]["student_s"] + p["taught"].get("teacher_s", 0.0)) / p["batch"] for p in each)
