@@ -17,7 +17,7 @@ from yolo_mkd.distill.teachers import LiveTeacher, draw
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
 from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
-from yolo_mkd.settings import defaults
+from yolo_mkd.settings import BadInput, defaults
 
 GAINS = {name: float(defaults()[name]) for name in TERMS}
 LABELS = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0])), LossWeights()
@@ -217,6 +217,35 @@ def test_anchors_are_taken_level_by_level() -> None:
 def test_no_class_in_common_gives_no_pairs() -> None:
     assert shared_classes({0: "a"}, {}) == []
     assert shared_classes({0: "a", 1: "b"}, {0: "B ", 5: "A"}) == [(0, 5), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "pairs"),
+    [
+        (["Car", "Bus", "car"], ["Car", "Bus", "car"], [(0, 0), (1, 1), (2, 2)]),  # exact names first
+        (["car", "Car"], ["Car", "car"], [(0, 1), (1, 0)]),
+        (["Car", "bus"], ["car", "CAR", "Bus "], [(1, 2)]),  # two candidates for Car
+        (["Car", "CAR", "bus"], ["car", "bus"], [(2, 1)]),  # two candidates for the teacher's car
+        (["car", "CAR"], ["car", "Car"], [(0, 0), (1, 1)]),  # once the exact ones are paired, one is left on each side
+        (["a", "a", "b"], ["a", "a", "b"], [(0, 0), (1, 1), (2, 2)]),  # of the same data
+        (["a", "a", "b"], ["B", "c"], [(2, 0)]),  # duplicates that the teacher lacks
+    ],
+)
+def test_classes_are_paired_one_to_one(student: list[str], teacher: list[str], pairs: list[tuple[int, int]]) -> None:
+    assert shared_classes(dict(enumerate(student)), dict(enumerate(teacher))) == pairs
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (["a", "b", "a"], ["a"], r"the data has 2 classes named 'a' \(0, 2\), .* told apart: give each class a name"),
+        (["a", "a"], ["A"], r"the data has 2 classes named 'a' \(0, 1\)"),
+        (["a"], ["b", "a", "a"], r"the teacher has 2 classes named 'a' \(1, 2\)"),
+    ],
+)
+def test_classes_of_equal_name_on_one_side_are_refused(student: list[str], teacher: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        shared_classes(dict(enumerate(student)), dict(enumerate(teacher)))
 
 
 def test_raw_outputs_decode_to_ultralytics_own_boxes() -> None:
