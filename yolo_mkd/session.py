@@ -98,7 +98,11 @@ class DistillationSession:
             BadInput: they cannot be matched; an empty run folder is removed.
         """
         args = self.trainer.args
-        self.spec = host.model_spec(self.student, args.imgsz, args.classes)
+        names = self.student.names
+        if args.single_cls:  # Ultralytics has replaced the data's names
+            names = host.check_data(args.data, fetch=False)["names"]
+        spec = host.model_spec(self.student, args.imgsz)
+        self.spec = spec.of_data(names, spec.channels, args.single_cls, args.classes)
         asked = {name: self.options[name] for name in TERMS}
         if not any(asked.values()):
             LOGGER.warning("M-KD: all distillation weights are 0: training without a teacher")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypedDict
@@ -86,7 +86,7 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
     place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     host.check_arguments(theirs)
     refuse_task(theirs.pop("task", None), own["model"])
-    stages = build_stages(own, data, theirs.get("imgsz", 640))
+    stages = build_stages(own, data, theirs.get("imgsz", 640), bool(theirs.get("single_cls")), theirs.get("classes"))
     folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
     if (folder / "chain.yaml").exists():
         raise BadInput(f"{folder} holds a chain already: continue it with resume={folder}, or choose another name=")
@@ -120,13 +120,17 @@ def refuse_task(named: Any, model: Any) -> None:
         raise BadInput(f"task={named}, but model={model} is of the task {own}: leave task= out, the model decides")
 
 
-def build_stages(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[Stage]:
+def build_stages(
+    own: dict[str, Any], data: dict[str, Any], imgsz: int, single_cls: bool = False, classes: Any = None
+) -> list[Stage]:
     """The stages of a new chain, every model found, loaded once and matched with its teachers.
 
     Args:
         own: M-KD's arguments.
         data: the data set, as `host.check_data` gives it.
         imgsz: image size [pixels].
+        single_cls: one class for all objects (Ultralytics' argument).
+        classes: indices of the classes to train (Ultralytics' argument); None for all.
 
     Raises:
         BadInput: a model is missing, untrained where it has to teach, or no term applies between two models.
@@ -136,6 +140,7 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[
     stages = name_stages(student, teacher, find_assistants(own["assistant"], student, teacher), own["teacher_epochs"])
     asked = {name: own[name] for name in TERMS}
     specs: dict[str, ModelSpec] = {}
+    count = 1 if single_cls else data["nc"]
     if not own["teacher_epochs"]:
         model = host.load_detector("teacher", teacher, transformer=True)
         size, argument = own["teacher_imgsz"] or imgsz, "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
@@ -144,10 +149,10 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
         host.check_labels(data, host.task(stage["model"], argument))
-        model = host.build(stage["model"], data["nc"], data["channels"], data.get("kpt_shape"), argument)
+        model = host.build(stage["model"], count, data["channels"], data.get("kpt_shape"), argument)
         host.check_imgsz(imgsz, model, argument)
-        spec = replace(host.model_spec(model, imgsz), names=data["names"], channels=data["channels"])
-        specs[stage["name"]] = spec  # as it will be once fitted to the data
+        spec = host.model_spec(model, imgsz).of_data(data["names"], data["channels"], single_cls, classes)
+        specs[stage["name"]] = spec
         for name in stage["hears"]:
             distiller = Distiller(spec, specs[name], asked)
             distiller.require_active_term(name)

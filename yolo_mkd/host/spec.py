@@ -48,7 +48,11 @@ class ModelSpec:
     merged: dict[int, str] = field(default_factory=dict)
 
     def of_data(
-        self, names: Mapping[int, str], channels: int, single_cls: bool = False, classes: int | Sequence[int] | None = None
+        self,
+        names: Mapping[int, str],
+        channels: int,
+        single_cls: bool = False,
+        classes: int | Sequence[int] | None = None,
     ) -> ModelSpec:
         """The spec of the model once it is fitted to a data set.
 

@@ -63,8 +63,18 @@ class Parity:
             "accuracy": dataclasses.asdict(self.accuracy) if self.accuracy else None,
         }
 
+    @property
+    def unverified(self) -> str:
+        """Why a file that passed was not verified, in one line; empty when it was, or failed."""
+        if not self.passed or self.model is None or self.model.precision != "int8":
+            return ""
+        if self.accuracy is not None and self.accuracy.verdict != "not measured":
+            return ""
+        return "INT8 is judged by its mAP, which was not measured: give data= with labels of the checkpoint's classes"
+
     def __str__(self) -> str:
-        lines = [f"check     {'passed' if self.passed else 'FAILED: ' + self.reason}"]
+        outcome = f"not verified: {self.unverified}" if self.unverified else "passed"
+        lines = [f"check     {outcome if self.passed else 'FAILED: ' + self.reason}"]
         if self.model:
             size = "x".join(map(str, self.model.imgsz))
             lines.append(f"{'':10}{self.model.format} {self.model.precision}, head {self.model.head}, {size}")
@@ -156,10 +166,11 @@ def verify(path: Path, request: CheckRequest) -> Parity:
     lowest = lowest_conf(request.conf)
     expected = detect_in_files(request.source, request.pictures, model, lowest)
     got = detect_in_files(path, request.pictures, model, lowest)
+    merged = bool(request.trained.args.get("single_cls"))
     found = judge_detections(expected, got, [p.name for p in request.pictures], request.conf, model.precision)
     if not found.file_detections:
         return Parity(not found.reason, found.reason, model, found)
-    measured = compare_accuracy(request.source, path, model, request.data, names) if request.accuracy else None
+    measured = compare_accuracy(request.source, path, model, request.data, names, merged) if request.accuracy else None
     reason = found.reason or (measured.reason if measured else "")
     if reason:
         reason = faults.diagnose(request.source, request.pictures, model, expected, got, found) or reason

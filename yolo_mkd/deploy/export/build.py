@@ -44,8 +44,9 @@ def build_file(request: ExportRequest, folder: Path) -> tuple[Path, Sensitivity 
         quantise_to_int8(made, file, pictures, request.size, request.target.quantized_weights)
         if request.sensitivity:
             kinds = {i: type(layer).__name__ for i, layer in enumerate(request.trained.model)}
+            merged = bool(request.trained.args.get("single_cls"))
             count = None if request.sensitivity is True else request.sensitivity
-            sensitivity = measure_sensitivity(made, pictures, request.size, request.data, kinds, count)
+            sensitivity = measure_sensitivity(made, pictures, request.size, request.data, kinds, count, merged)
             print(sensitivity_text(sensitivity))
     else:
         os.replace(made, file)
