@@ -346,7 +346,12 @@ def run(words: list[str]) -> int:
     reports = reports_to_compare(command, rest)
     if reports:
         return COMMANDS[command](*reports) or 0
-    return COMMANDS[command](**parse(rest, is_switch)) or 0
+    arguments = parse(rest, is_switch)
+    if command in NOT_OF_TRAINING and "cfg" in arguments:
+        from yolo_mkd import host
+
+        arguments = host.with_cfg_file(arguments)
+    return COMMANDS[command](**arguments) or 0
 
 
 def known_command(name: str) -> str:

@@ -98,9 +98,10 @@ class DistillationSession:
             BadInput: they cannot be matched; an empty run folder is removed.
         """
         args = self.trainer.args
-        names = self.student.names
-        if args.single_cls:  # Ultralytics has replaced the data's names
-            names = host.check_data(args.data, fetch=False)["names"]
+        with self.discarding_empty_run():
+            args.freeze = host.check_freeze(args.freeze, self.student)  # Ultralytics freezes next, and ignores a tuple
+        # with single_cls Ultralytics has replaced the data's names
+        names = host.check_data(args.data, fetch=False)["names"] if args.single_cls else self.student.names
         spec = host.model_spec(self.student, args.imgsz)
         self.spec = spec.of_data(names, spec.channels, args.single_cls, args.classes)
         asked = {name: self.options[name] for name in TERMS}
@@ -175,6 +176,8 @@ class DistillationSession:
                 distiller.connect(self._cached(teacher, file) if self.options["record"] else teacher)
         if self.options["record"]:
             self._live = []  # a complete cache needs no model, and its memory is free
+        if self.distillers and (warning := self.schedule.inert(len(self.trainer.train_loader))):
+            LOGGER.warning(f"M-KD: {warning}")
         self.attach()
         self.monitor = ShareMonitor(Path(self.trainer.save_dir), fresh=not self.trainer.start_epoch)
         for distiller in self.distillers:

@@ -16,6 +16,7 @@ from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown, resolve, split_commas
+from yolo_mkd.trainer import NATIVE_TOO
 
 
 class Stage(TypedDict, total=False):
@@ -73,6 +74,7 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
     Raises:
         BadInput: they cannot work.
     """
+    arguments = host.with_cfg_file(arguments)
     refuse_unknown(arguments, {*defaults(), *host.arguments()}, command)
     own = resolve({k: v for k, v in arguments.items() if k in defaults()})
     theirs = {k: v for k, v in arguments.items() if k not in defaults()}
@@ -85,8 +87,12 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
         find_images(own["unlabelled"])
     place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     host.check_arguments(theirs)
+    if theirs.get("freeze") is not None:
+        theirs["freeze"] = host.frozen_layers(theirs["freeze"])
     refuse_task(theirs.pop("task", None), own["model"])
-    stages = build_stages(own, data, theirs.get("imgsz", 640), bool(theirs.get("single_cls")), theirs.get("classes"))
+    stages = build_stages(own, data, theirs)
+    for task in sorted({host.task(stage["model"]) for stage in stages}):
+        host.check_usable(data, task, bool(theirs.get("single_cls")))
     folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
     if (folder / "chain.yaml").exists():
         raise BadInput(f"{folder} holds a chain already: continue it with resume={folder}, or choose another name=")
@@ -97,12 +103,10 @@ def refuse_conflicts(theirs: dict[str, Any]) -> None:
     """Refuse Ultralytics arguments that a chain cannot take.
 
     Raises:
-        BadInput: no data, Ultralytics' own distillation, or one folder for all stages.
+        BadInput: Ultralytics' own distillation, or one folder for all stages.
     """
-    if not theirs.get("data"):
-        raise BadInput("data= is missing: give a data set's YAML file, for example data=coco8.yaml")
     if theirs.get("distill_model"):
-        raise BadInput("distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher=")
+        raise BadInput(NATIVE_TOO)
     if theirs.get("save_dir"):
         raise BadInput("save_dir= would put all stages in one folder: use project= and name=")
 
@@ -120,17 +124,13 @@ def refuse_task(named: Any, model: Any) -> None:
         raise BadInput(f"task={named}, but model={model} is of the task {own}: leave task= out, the model decides")
 
 
-def build_stages(
-    own: dict[str, Any], data: dict[str, Any], imgsz: int, single_cls: bool = False, classes: Any = None
-) -> list[Stage]:
+def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, Any]) -> list[Stage]:
     """The stages of a new chain, every model found, loaded once and matched with its teachers.
 
     Args:
         own: M-KD's arguments.
         data: the data set, as `host.check_data` gives it.
-        imgsz: image size [pixels].
-        single_cls: one class for all objects (Ultralytics' argument).
-        classes: indices of the classes to train (Ultralytics' argument); None for all.
+        theirs: Ultralytics' arguments; those that are absent have its defaults.
 
     Raises:
         BadInput: a model is missing, untrained where it has to teach, or no term applies between two models.
@@ -140,6 +140,7 @@ def build_stages(
     stages = name_stages(student, teacher, find_assistants(own["assistant"], student, teacher), own["teacher_epochs"])
     asked = {name: own[name] for name in TERMS}
     specs: dict[str, ModelSpec] = {}
+    imgsz, single_cls = theirs.get("imgsz", 640), bool(theirs.get("single_cls"))
     count = 1 if single_cls else data["nc"]
     if not own["teacher_epochs"]:
         model = host.load_detector("teacher", teacher, transformer=True)
@@ -151,7 +152,8 @@ def build_stages(
         host.check_labels(data, host.task(stage["model"], argument))
         model = host.build(stage["model"], count, data["channels"], data.get("kpt_shape"), argument)
         host.check_imgsz(imgsz, model, argument)
-        spec = host.model_spec(model, imgsz).of_data(data["names"], data["channels"], single_cls, classes)
+        host.check_freeze(theirs.get("freeze"), model, argument)
+        spec = host.model_spec(model, imgsz).of_data(data["names"], data["channels"], single_cls, theirs.get("classes"))
         specs[stage["name"]] = spec
         for name in stage["hears"]:
             distiller = Distiller(spec, specs[name], asked)

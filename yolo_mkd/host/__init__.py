@@ -15,11 +15,14 @@ from yolo_mkd.host.files import (
     check_data,
     check_imgsz,
     check_labels,
+    check_usable,
     find_model,
     images_in,
     one_line,
     quiet,
+    with_cfg_file,
 )
+from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.models import (
     UNREADABLE,
     architecture_name,
@@ -76,11 +79,15 @@ __all__ = [
     "caches_folder",
     "check_arguments",
     "check_data",
+    "check_freeze",
     "check_imgsz",
     "check_labels",
+    "check_usable",
+    "check_values",
     "discarding_empty_run",
     "find_model",
     "freeze",
+    "frozen_layers",
     "frozen_precision",
     "head",
     "images_in",
@@ -105,5 +112,6 @@ __all__ = [
     "student_only",
     "task",
     "unwrap_model",
+    "with_cfg_file",
     "write_architecture",
 ]
