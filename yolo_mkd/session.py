@@ -86,6 +86,13 @@ class DistillationSession:
         return self.teacher_imgsz != self.trainer.args.imgsz
 
     @property
+    def side_multiple(self) -> int:
+        """What sides of rectangular training images are multiples of, so that teachers and student both take them."""
+        strides = [max(d.match.teacher.strides) for d in self.distillers]
+        own = max(32, *self.spec.strides)
+        return host.shared_multiple(self.teacher_imgsz, self.trainer.args.imgsz, max(own, *strides, 0), own)
+
+    @property
     def images_per_labelled(self) -> float:
         """Images in a distilled batch for each labelled one."""
         joined = self.distillers and self.options["unlabelled"]
@@ -276,8 +283,7 @@ class DistillationSession:
         if self.rescales:
             batch["teacher_img"] = loaded.to(batch["img"].device).float() / 255
             if not args.multi_scale:  # else Ultralytics has brought them to about the student's size
-                zoom, stride = args.imgsz / self.teacher_imgsz, self.trainer.stride
-                size = [max(1, round(side * zoom / stride)) * stride for side in loaded.shape[2:]]
+                size = [round(side * args.imgsz / self.teacher_imgsz) for side in loaded.shape[2:]]
                 batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
         if criterion is not None and self.trainer.device.type == "cuda":
             criterion.prefetch(batch)

@@ -95,7 +95,7 @@ class MKDTrainer(host.DetectionTrainer):
         if given.get("distill_model"):
             raise BadInput(NATIVE_TOO)
         host.check_values(given)
-        own = next(task for task, trainer in reversed(TRAINERS.items()) if issubclass(cls, trainer))
+        own = next(task for task, kind in reversed(TRAINERS.items()) if issubclass(cls, kind))
         if given.get("task", own) not in {None, own}:
             raise BadInput(f"{cls.__name__} trains models of the task {own}, this one is of {given['task']}: {ADVICE}")
 
@@ -114,7 +114,10 @@ class MKDTrainer(host.DetectionTrainer):
         """Build Ultralytics' data set; the one to train on has the teacher's image size."""
         size = self.kd.teacher_imgsz if mode == "train" else self.args.imgsz
         with host.override_configs(self.args, {"imgsz": size}):
-            return super().build_dataset(img_path, mode, batch)
+            dataset = super().build_dataset(img_path, mode, batch)
+        if mode == "train":
+            host.widen_shapes(dataset, self.kd.side_multiple)
+        return dataset
 
     def _build_train_pipeline(self) -> None:
         nbs = self.args.nbs / self.kd.images_per_labelled  # nbs counts all images of an update

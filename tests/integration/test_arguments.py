@@ -10,6 +10,7 @@ import pytest
 import torch
 from ultralytics import YOLO
 
+from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import BadInput
 from yolo_mkd.trainer import MKDSegmentationTrainer, MKDTrainer
 
@@ -80,3 +81,29 @@ def test_the_trainer_refuses_what_the_command_line_refuses_and_leaves_nothing(
         YOLO(untrained_detector.student).train(**{**run, **change, "trainer": trainer})
     assert "\n" not in str(e.value)
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.slow
+def test_rectangular_images_keep_their_aspect_where_the_teacher_has_its_own_size(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    prepare = DistillationSession.prepare_batch
+
+    def keep(session: DistillationSession, *arguments: Any) -> dict[str, Any]:
+        batch = prepare(session, *arguments)
+        pairs.append((batch["img"].clone(), batch["teacher_img"].clone()))
+        return batch
+
+    monkeypatch.setattr(DistillationSession, "prepare_batch", keep)
+    run = {"rect": True, "imgsz": 96, "epochs": 1, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0}
+    for teacher_imgsz, shape, teacher_shape in ((192, (96, 96), (192, 192)), (128, (96, 96), (128, 128))):
+        pairs.clear()
+        train({"teacher_imgsz": teacher_imgsz}, name=f"at{teacher_imgsz}", **run)
+        assert {tuple(s.shape[2:]) for s, _ in pairs} == {shape}  # pictures of 96 x 128
+        assert {tuple(t.shape[2:]) for _, t in pairs} == {teacher_shape}
+    train({"teacher_imgsz": 256}, name="half", **{**run, "imgsz": 128})
+    student, teacher = pairs[-1]
+    assert (tuple(student.shape[2:]), tuple(teacher.shape[2:])) == ((96, 128), (192, 256))
+    scaled = torch.nn.functional.interpolate(teacher, student.shape[2:], mode="bilinear", antialias=True)
+    assert (scaled - student).abs().max() < 1e-5

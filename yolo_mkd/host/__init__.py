@@ -58,6 +58,7 @@ from yolo_mkd.host.runs import (
     run_folder,
     size,
 )
+from yolo_mkd.host.shapes import shared_multiple, widen_shapes
 
 __all__ = [
     "LOGGER",
@@ -107,11 +108,13 @@ __all__ = [
     "remaining",
     "remove_head",
     "run_folder",
+    "shared_multiple",
     "shared_weights",
     "size",
     "student_only",
     "task",
     "unwrap_model",
+    "widen_shapes",
     "with_cfg_file",
     "write_architecture",
 ]
