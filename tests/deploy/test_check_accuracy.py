@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import cv2
 import pytest
 import yaml
 
-from yolo_mkd.deploy.check import Parity, check
+from yolo_mkd.deploy.check import Parity, accuracy, check
 from yolo_mkd.deploy.check.accuracy import Scores, compare_accuracy, judge_accuracy, measure_map, why_not_measurable
 from yolo_mkd.deploy.exported_model import ExportedModel, read_exported_model
 from yolo_mkd.settings import BadInput
@@ -95,6 +97,23 @@ def test_checkpoint_needs_a_size(tiny_detector):
         measure_map(tiny_detector.pt, tiny_detector.data)
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "found", "verdict"),
+    [(0.0, "nothing", "not measured"), (0.0099, "almost nothing", "not measured"), (0.0101, "", "failed")],
+)
+def test_share_of_almost_nothing_is_not_judged(checkpoint, found, verdict, monkeypatch):
+    monkeypatch.setattr(accuracy, "why_not_measurable", lambda *arguments: "")
+    monkeypatch.setattr(
+        accuracy, "measure_map", lambda path, *rest, **more: scores(checkpoint * (1 if path == "a.pt" else 0.92))
+    )
+    model = SimpleNamespace(imgsz=(96, 96), head="one2one", precision="fp32")
+    outcome = compare_accuracy("a.pt", "a.onnx", model, "data.yaml", NAMES)
+    assert outcome.verdict == verdict and outcome.checkpoint_map50_95 == checkpoint
+    if found:
+        line = f"the checkpoint finds {found} on this data (mAP50-95 {checkpoint:.4f}), so its detections alone"
+        assert not outcome.reason and line in outcome.note and line in str(outcome)
+
+
 def test_model_of_merged_classes_is_measured_with_the_datas_classes_as_one(tiny_detector, tmp_path):
     import torch
     from ultralytics import YOLO
@@ -125,8 +144,8 @@ def test_int8_without_measured_map_is_not_verified(precision, verdict, printed):
     model = ExportedModel.__new__(ExportedModel)
     for name, value in {"precision": precision, "format": "onnx", "head": "one2one", "imgsz": (96, 96)}.items():
         object.__setattr__(model, name, value)
-    accuracy = judge_accuracy(scores(0.5), scores(0.5), precision, NAMES) if verdict == "passed" else None
-    line = str(Parity(True, "", model, None, accuracy)).splitlines()[0]
+    judged = judge_accuracy(scores(0.5), scores(0.5), precision, NAMES) if verdict == "passed" else None
+    line = str(Parity(True, "", model, None, judged)).splitlines()[0]
     assert line.startswith(f"check     {printed}")
 
 

@@ -19,7 +19,7 @@ from yolo_mkd.deploy.exported_model import (
     format_of,
     read_exported_model,
 )
-from yolo_mkd.deploy.images import find_images
+from yolo_mkd.deploy.images import find_images, refuse_channels
 from yolo_mkd.settings import BadInput, number
 
 __all__ = ["CONF", "CheckFigures", "CheckRequest", "Parity", "check", "verify"]
@@ -70,7 +70,8 @@ class Parity:
             return ""
         if self.accuracy is not None and self.accuracy.verdict != "not measured":
             return ""
-        return "INT8 is judged by its mAP, which was not measured: give data= with labels of the checkpoint's classes"
+        note = self.accuracy.note if self.accuracy else "give data= with labels of the checkpoint's classes"
+        return f"INT8 is judged by its mAP, which was not measured: {note}"
 
     def __str__(self) -> str:
         outcome = f"not verified: {self.unverified}" if self.unverified else "passed"
@@ -134,6 +135,7 @@ def check(
         )
     source = existing_file("against", against, ".pt")
     trained = host.load_detector("against", str(source))
+    refuse_channels("against", source, trained)
     number("conf", conf, above=0, below=1, example=0.25)
     trained_on = trained.args.get("data")
     pictures = find_images(images, data, trained_on)

@@ -14,6 +14,7 @@ from yolo_mkd.settings import BadInput
 # share of the checkpoint's mAP50-95 that passes, and that passes with a warning. MLPerf's edge gates for int8 are
 # 99 % and 95 %; fp32 must be exact, so it has no warning
 FLOORS = {"fp32": (0.999, 0.999), "fp16": (0.999, 0.95), "int8": (0.99, 0.95)}
+LEAST_MAP = 0.01  # our choice: a checkpoint below it finds almost nothing, and the share of almost nothing is noise
 WORST = 10  # images
 NO_LABELS = "images have no labels; give data="
 
@@ -142,9 +143,25 @@ def compare_accuracy(
         return Accuracy("not measured", note=why)
     assert data is not None  # excluded by why_not_measurable
     ours = measure_map(source, data, model.imgsz, model.head, single_cls)
-    if not ours.map50_95:
-        return Accuracy("not measured", note="the checkpoint's own mAP is 0 on this data: train it further")
+    if ours.map50_95 < LEAST_MAP:
+        return finds_nothing(ours)
     return judge_accuracy(ours, measure_map(path, data, single_cls=single_cls), model.precision, names)
+
+
+def finds_nothing(ours: Scores) -> Accuracy:
+    """The outcome for a checkpoint that finds almost nothing: the share that a file retains is not judged."""
+    found = "nothing" if not ours.map50_95 else "almost nothing"
+    note = (
+        f"the checkpoint finds {found} on this data (mAP50-95 {ours.map50_95:.4f}), so its detections alone "
+        "were judged: train it further"
+    )
+    return Accuracy(
+        "not measured",
+        note=note,
+        images=len(ours.images),
+        checkpoint_map50_95=ours.map50_95,
+        checkpoint_map50=ours.map50,
+    )
 
 
 def why_not_measurable(data: str | None, names: dict[int, str], single_cls: bool = False) -> str:
