@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from yolo_mkd import report
 from yolo_mkd.settings import BadInput, Failed, argument_sections, defaults, parse, refuse_unknown
 from yolo_mkd.settings.commands import NOT_OF_TRAINING, OWN, ULTRALYTICS_REFUSED, Option, listing, options_of
 
@@ -351,6 +352,7 @@ def run(words: list[str]) -> int:
         from yolo_mkd import host
 
         arguments = host.with_cfg_file(arguments)
+    report.check_writable("json", arguments.get("json"))
     return COMMANDS[command](**arguments) or 0
 
 

@@ -200,6 +200,8 @@ REFUSED = [
     ({"device": 0}, "device=0 cannot be used, since no CUDA GPU was found: use device=cpu"),
     ({"device": "cuda:9"}, "device=cuda:9 cannot be used, since no CUDA GPU was found"),
     ({"device": "abc"}, "device=abc cannot be used"),
+    ({"json": "/proc/x/y.json"}, "json=/proc/x/y.json cannot be written"),
+    ({"project": "/proc/x"}, "project=/proc/x/.*chain.yaml cannot be written"),
     ({"cfg": "gone.yaml"}, r"cfg=gone.yaml cannot be read"),
     ({"cfg": "EMPTY", "data": None}, "names= is not an argument of yolo-mkd train"),
 ]

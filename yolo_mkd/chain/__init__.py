@@ -113,6 +113,7 @@ def train(**arguments: Any) -> tuple[Path, Chain]:
         The chain's folder and the contents of its `chain.yaml`.
     """
     json = arguments.pop("json", None)
+    report.check_writable("json", json)
     folder, chain = resume(arguments) if arguments.get("resume") else create(arguments)
     with exclusive(folder):
         if arguments.get("resume"):

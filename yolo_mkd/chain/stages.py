@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypedDict
 
-from yolo_mkd import host
+from yolo_mkd import host, report
 from yolo_mkd.cache.unlabelled import find_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
@@ -94,6 +94,7 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
     for task in sorted({host.task(stage["model"]) for stage in stages}):
         host.check_usable(data, task, bool(theirs.get("single_cls")))
     folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
+    report.check_writable("project", folder / "chain.yaml")
     if (folder / "chain.yaml").exists():
         raise BadInput(f"{folder} holds a chain already: continue it with resume={folder}, or choose another name=")
     return ChainRequest(own, theirs, data, folder, stages)

@@ -128,6 +128,7 @@ def check(
     """
     from yolo_mkd import host
 
+    report.check_writable("json", json)
     path = Path(model)
     if format_of("model", path) == "engine":
         raise BadInput(

@@ -96,6 +96,7 @@ def plan(**arguments: Any) -> dict[str, Any]:
         BadInput: train would refuse these arguments.
     """
     started, json = time.perf_counter(), arguments.pop("json", None)
+    report.check_writable("json", json)
     with silent(), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
         figures = foresee(checked(arguments), Path(folder))
     figures["warnings"] = warnings(figures)
