@@ -111,6 +111,21 @@ def test_a_chain_is_resumed_only_with_the_teacher_that_it_was_begun_with(
         chain.train(resume=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"device": "cuda:9"}, "device=cuda:9 cannot be used, since no CUDA GPU"), ({"batch": -5}, "batch=-5 must be")],
+)
+def test_what_may_differ_when_a_chain_is_resumed_is_checked_too(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    chain.save(tmp_path, {"schema": chain.SCHEMA, "stages": [], "arguments": {}, "teacher": None})
+    before = (tmp_path / "chain.yaml").read_bytes()
+    with pytest.raises(BadInput, match=message):
+        chain.train(resume=str(tmp_path), **change)
+    assert (tmp_path / "chain.yaml").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_with_teacher_epochs_the_teacher_is_trained_first(arguments: dict[str, Any], tmp_path: Path) -> None:
     arguments |= {"teacher": str(tmp_path / "assistantn.yaml"), "assistant": None, "teacher_epochs": 1}

@@ -195,6 +195,8 @@ def test_failure_inside_ultralytics_is_a_one_line_error(checkpoint):
             "calibration=0 must be at least 1, for example calibration=300",
         ),
         ({"opse": 17}, "opse= is not an argument of yolo-mkd export: did you mean opset="),
+        ({"device": "cuda:99"}, "device=cuda:99 cannot be used, since"),
+        ({"json": "/proc/x.json"}, "json=/proc/x.json cannot be written"),
         ({"images": "nowhere"}, "images=nowhere: no such file or folder"),
     ],
 )

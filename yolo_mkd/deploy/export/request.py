@@ -92,6 +92,7 @@ def validate_request(given: ExportArguments) -> ExportRequest:
     from yolo_mkd import host
 
     refuse_unverifiable(given.passed_on)
+    host.check_values({"device": given.passed_on.get("device")})
     device = load_target(given.target)
     refuse_unsupported(given.source, given.format, device, given.quantize)
     if given.sensitivity and given.quantize != 8:
