@@ -107,10 +107,10 @@ class DistillationSession:
         args = self.trainer.args
         with self.discarding_empty_run():
             args.freeze = host.check_freeze(args.freeze, self.student)  # Ultralytics freezes next, and ignores a tuple
-        # with single_cls Ultralytics has replaced the data's names
-        names = host.check_data(args.data, fetch=False)["names"] if args.single_cls else self.student.names
-        spec = host.model_spec(self.student, args.imgsz)
-        self.spec = spec.of_data(names, spec.channels, args.single_cls, args.classes)
+            # with single_cls Ultralytics has replaced the data's names
+            names = host.check_data(args.data, fetch=False)["names"] if args.single_cls else self.student.names
+            spec = host.model_spec(self.student, args.imgsz)
+            self.spec = spec.of_data(names, spec.channels, args.single_cls, args.classes)
         asked = {name: self.options[name] for name in TERMS}
         if not any(asked.values()):
             LOGGER.warning("M-KD: all distillation weights are 0: training without a teacher")

@@ -217,6 +217,8 @@ REFUSED = [
     ({"device": "abc"}, "device=abc cannot be used"),
     ({"json": "/proc/x/y.json"}, "json=/proc/x/y.json cannot be written"),
     ({"project": "/proc/x"}, "project=/proc/x/.*chain.yaml cannot be written"),
+    ({"classes": [0, 3]}, r"classes=\[0, 3\]: the data has no class 3: give indices of its 3 classes"),
+    ({"classes": "red"}, "classes=red: the data has no class red"),
     ({"cfg": "gone.yaml"}, r"cfg=gone.yaml cannot be read"),
     ({"cfg": "EMPTY", "data": None}, "names= is not an argument of yolo-mkd train"),
 ]

@@ -53,6 +53,7 @@ def test_a_run_of_one_batch_in_which_distillation_has_no_weight_has_one_warning(
 
 REFUSED = [
     ({"distill_model": "yolo26s.pt"}, "distill_model= is Ultralytics' own distillation: leave it out"),
+    ({"classes": 5}, "classes=5: the data has no class 5"),
     ({"freeze": 24}, "freeze=24 freezes all 24 layers of model"),
     ({"freeze": "abc"}, "freeze=abc must be a number of layers"),
     ({"batch": 1.5}, "batch=1.5 must be a whole number of images"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from yolo_mkd.settings import BadInput
+from yolo_mkd.settings.errors import short
+
 MERGED_NAMES = {0: "item"}  # Ultralytics' name of the class of single_cls=True
 
 
@@ -61,8 +64,17 @@ class ModelSpec:
             channels: of its images.
             single_cls: Ultralytics' argument: one class for all objects.
             classes: indices of the classes to train (Ultralytics' argument); None for all.
+
+        Raises:
+            BadInput: `classes` is not such indices.
         """
-        chosen = {*names} if classes is None else {classes} if isinstance(classes, int) else {*classes}
+        listed = list(classes) if isinstance(classes, list | tuple) else [*names] if classes is None else [classes]
+        if wrong := [i for i in listed if isinstance(i, bool) or not isinstance(i, int) or i not in names]:
+            raise BadInput(
+                f"classes={short(classes)}: the data has no class {short(wrong[0])}: give indices of its {len(names)} "
+                "classes, for example classes=0,1"
+            )
+        chosen = {*listed}
         kept = {i: name for i, name in names.items() if i in chosen}
         if single_cls:
             return replace(self, names=dict(MERGED_NAMES), merged=kept, channels=channels)
