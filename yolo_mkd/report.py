@@ -10,7 +10,7 @@ import os
 import platform
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ PART = ".part"  # ends the name of a file that is being written
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk, a quota or a limit that is reached
 
 
-def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1) -> Path:
+def write(path: str | Path, kind: str, figures: Mapping[str, Any], version: int = 1) -> Path:
     """Write `figures` as JSON, whole or not at all.
 
     Args:
@@ -38,7 +38,7 @@ def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1
         The path written.
 
     Raises:
-        BadInput: something that is no regular file is there, or it cannot be written.
+        BadInput: something other than a regular file is there, or it cannot be written.
     """
     document = {"schema": f"yolo-mkd/{kind}/{version}", "versions": versions(), "machine": machine(), **figures}
     return write_text(path, json.dumps(document, indent=2, default=str) + "\n")
@@ -48,7 +48,7 @@ def write_text(path: str | Path, text: str) -> Path:
     """Write a text file in UTF-8, whole or not at all.
 
     Raises:
-        BadInput: something that is no regular file is there, or it cannot be written.
+        BadInput: something other than a regular file is there, or it cannot be written.
     """
     path = Path(path)
     with atomic(path) as partial:
@@ -90,7 +90,7 @@ def atomic(path: Path) -> Iterator[Path]:
     at the same time; the last to finish wins.
 
     Raises:
-        BadInput: something that is no regular file is there, or the folder cannot be written.
+        BadInput: something other than a regular file is there, or the folder cannot be written.
         Failed: the disk is full.
     """
     if path.exists() and not path.is_file():

@@ -73,7 +73,7 @@ class DistillationSession:
     def schedule(self) -> Schedule:
         """The schedule of the run as its length is known now: a run that is given hours learns it as it goes."""
         args = self.trainer.args
-        return Schedule.of(self.trainer.epochs, args.warmup_epochs, args.close_mosaic, self.options["until"])
+        return Schedule.of(self.trainer.epochs, args.warmup_epochs, self.options["until"])
 
     @property
     def teacher_imgsz(self) -> int:

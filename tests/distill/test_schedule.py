@@ -8,27 +8,17 @@ from yolo_mkd.distill.schedule import Schedule
 
 
 def test_a_run_of_one_epoch_is_distilled() -> None:
-    schedule = Schedule.of(epochs=1, warmup_epochs=3, close_mosaic=10, until=0.5)
+    schedule = Schedule.of(epochs=1, warmup_epochs=3, until=0.5)
     assert schedule.end == 1
     assert schedule.weight(0.5) > 0
 
 
-@pytest.mark.parametrize(("epochs", "end"), [(3, 2), (15, 8), (20, 10), (30, 20), (100, 90)])
-def test_distillation_ends_when_mosaic_closes_but_not_before_half_of_the_run(epochs: int, end: int) -> None:
-    schedule = Schedule.of(epochs, 3, close_mosaic=10, until=1)
-    assert schedule.end == end
-    assert schedule.weight(end - 0.01) > 0
-    assert schedule.weight(end) == 0
-
-
 @pytest.mark.parametrize(
     ("epochs", "until", "end"),
-    [(100, 0.5, 50), (3, 0.5, 2), (2, 0.1, 1), (15, 0.5, 8), (100, 0.95, 90), (15, 0.25, 4), (15, 0.9, 8)],
+    [(100, 0.5, 50), (3, 0.5, 2), (2, 0.1, 1), (15, 0.5, 8), (100, 0.95, 95), (15, 0.25, 4), (15, 1, 15), (1, 1, 1)],
 )
-def test_distillation_ends_after_the_share_until_of_the_run_or_when_mosaic_closes(
-    epochs: int, until: float, end: int
-) -> None:
-    schedule = Schedule.of(epochs, 3, close_mosaic=10, until=until)
+def test_distillation_ends_after_the_share_of_the_epochs_that_is_asked_for(epochs: int, until: float, end: int) -> None:
+    schedule = Schedule.of(epochs, 3, until=until)
     assert schedule.end == end
     assert schedule.weight(end - 1e-6) == pytest.approx(0.1, abs=1e-3)  # it has fallen by then
     assert schedule.weight(end) == 0
@@ -41,7 +31,7 @@ def test_cosine_falls_from_1_to_a_tenth_as_damo_yolo_has_it(share: float, weight
 
 
 def test_warm_up_is_linear_and_meets_the_cosine() -> None:
-    schedule = Schedule.of(epochs=100, warmup_epochs=4, close_mosaic=0, until=1)
+    schedule = Schedule.of(epochs=100, warmup_epochs=4, until=1)
     assert [schedule.weight(e) for e in (0, 1, 2, 4)] == pytest.approx([0, 0.25, 0.5, 1])
 
 
@@ -61,11 +51,11 @@ def test_a_run_in_which_the_weight_stays_0_has_a_warning(
 
 
 def test_its_text_shows_when_distillation_is_off() -> None:
-    assert str(Schedule.of(100, 3, 10, until=0.5)).endswith("off for the last 50 of 100 epochs")
+    assert str(Schedule.of(100, 3, until=0.5)).endswith("off for the last 50 of 100 epochs")
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "fitted"), [(100, 3, 3), (100, 0, 1), (100, 0.2, 1), (2, 3, 2 / 3)])
 def test_guidance_layers_are_fitted_over_the_warm_up_and_at_least_an_epoch(
     epochs: int, warmup: float, fitted: float
 ) -> None:
-    assert Schedule.of(epochs, warmup, 0, until=1).fitted == pytest.approx(fitted)
+    assert Schedule.of(epochs, warmup, until=1).fitted == pytest.approx(fitted)

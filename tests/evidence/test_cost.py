@@ -87,10 +87,10 @@ def test_a_disturbance_that_meets_both_alike_changes_no_ratio() -> None:
 
 def test_gradients_are_measured_once_in_50_batches_eight_times_an_epoch_at_most_and_twelve_times_more() -> None:
     # 1600 images in batches of 16: 100 batches, 2 measurements in each of the 90 epochs, and 12 before the gains freeze
-    schedule = Schedule.of(100, 3, 10, until=1)
+    schedule = Schedule.of(100, 3, until=0.9)
     assert readings_per_step(1600, 16, schedule) == pytest.approx((2 * 90 + 12) / (100 * 90))
     assert readings_per_step(16_000, 16, schedule) == pytest.approx((8 * 90 + 12) / (1000 * 90))
-    assert readings_per_step(160, 16, Schedule.of(20, 3, 0, until=1)) == pytest.approx((200 / 50 + 12) / (10 * 20))
+    assert readings_per_step(160, 16, Schedule.of(20, 3, until=1)) == pytest.approx((200 / 50 + 12) / (10 * 20))
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +150,8 @@ def test_table_picture_and_json_hold_the_figures(measured: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rounds": 2}, "rounds=2 is too few"),
-        ({"batch": -1}, "batch=-1 has to be a number of images"),
+        ({"rounds": 2}, "rounds=2 must be at least 3"),
+        ({"batch": -1}, "batch=-1 must be at least 1"),
         ({"batch": 500}, "has 96 train images, fewer than batch=500"),
         ({"data": "gone.yaml"}, "gone.yaml"),
         ({"epoch": 3}, "epoch= is not an argument of yolo-mkd cost"),

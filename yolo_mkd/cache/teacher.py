@@ -155,7 +155,7 @@ def open_cache(
         header: all settings that decide which pictures the views are: data, image size, views, augmentation.
         images: how many there are in the training set.
         keys: numbers of the views that the run will use.
-        limit_gb: largest size of the cache [GB]; None is no limit.
+        limit_gb: largest size of the cache [GB]; None is unlimited.
         unlabelled: whether the images are unlabelled ones, whose cache is a folder of its own.
 
     Raises:

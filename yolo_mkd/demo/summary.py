@@ -92,7 +92,7 @@ def summary_table(document: Summary) -> str:
 
 
 def verdict(document: Summary) -> str:
-    """The difference that distillation made, and that one seed is no evidence, in two sentences."""
+    """The difference that distillation made, and that one seed proves nothing, in two sentences."""
     plain, distilled = students(document)
     change = distilled["map50_95"] - plain["map50_95"]
     if abs(change) < 0.0005:  # not visible in three decimals

@@ -208,7 +208,7 @@ class GradientBalancer:
 
         Raises:
             KeyError: a term has no gain, or a field is missing.
-            ValueError: a gain is no finite number of 0 or more.
+            ValueError: a gain is not a finite number of 0 or more.
         """
         for name in self.asked:
             if not 0 <= state["gains"][name] < float("inf"):

@@ -1,9 +1,8 @@
-"""When the knowledge speaks: up, down, and off before the end.
+"""The weight of distillation over training: linear warm-up, cosine decay to a tenth, then off.
 
-The field's shipped recipes agree: YOLOv6 and DAMO-YOLO let it fall on a cosine, RTMDet drops it when mosaic
-closes; constant to the last epoch, knowledge turns against a student that has become good. By default it
-ends after half of the run, early stopping of distillation after Cho and Hariharan (ICCV 2019); measured in
-benchmarks/finetune/earlier.md.
+Shipped recipes differ: YOLOv6 and DAMO-YOLO decay on a cosine, RTMDet switches distillation off for the epochs without
+mosaic. Here the end is a share of the epochs (`until`) and does not depend on mosaic. Early stopping of distillation:
+Cho and Hariharan (ICCV 2019); measured in benchmarks/finetune/earlier.md and benchmarks/schedule.md.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ FLOOR = 0.1  # DAMO-YOLO
 
 @dataclass(frozen=True)
 class Schedule:
-    """The weight of all knowledge by epoch: linear warm-up, cosine from 1 to 0.1, then off.
+    """The weight of all terms by epoch: linear warm-up, cosine from 1 to 0.1, then off.
 
     Attributes:
         warmup: end of the warm-up [epochs].
-        fitted: until here the guidance layers learn and do not yet steer the student, and gains are measured [epochs].
-        end: from here on the knowledge is off and the teacher is not asked [epochs].
+        fitted: until here adapters learn without moving the student, and gains are measured [epochs].
+        end: from here on distillation is off and the teacher is not run [epochs].
         epochs: length of the run [epochs].
     """
 
@@ -31,18 +30,21 @@ class Schedule:
     epochs: int
 
     @classmethod
-    def of(cls, epochs: int, warmup_epochs: float, close_mosaic: int, until: float) -> Schedule:
-        """The schedule of a run with these Ultralytics arguments.
+    def of(cls, epochs: int, warmup_epochs: float, until: float) -> Schedule:
+        """The schedule of a run.
 
-        The knowledge ends after the share `until` of the epochs, or when mosaic closes if that is sooner, though mosaic
-        never cuts it short before half of the run: so a short run is not silently plain. The warm-up takes at most a
-        third of the knowledge's time. Guidance layers need an epoch even without a warm-up.
+        The warm-up takes at most a third of the distilled epochs. Adapters need an epoch even without a warm-up.
+
+        Args:
+            epochs: length of the run [epochs].
+            warmup_epochs: Ultralytics' argument of this name [epochs].
+            until: share of the epochs that is distilled, in (0, 1].
         """
-        end = min(epochs - min(close_mosaic, epochs // 2), max(1, math.ceil(until * epochs)))
+        end = max(1, math.ceil(until * epochs))
         return cls(min(warmup_epochs, end / 3), min(max(warmup_epochs, 1), end / 3), end, epochs)
 
     def weight(self, epoch: float) -> float:
-        """The weight at a moment of the run, `epoch` counted in epochs with fractions: in [0, 1]."""
+        """The weight in [0, 1] at a moment of the run, `epoch` counted in epochs with fractions."""
         if epoch >= self.end:
             return 0.0
         if epoch < self.warmup:

@@ -80,7 +80,7 @@ class RunState:
         """Restore adapters and loss weights, or warn that they begin anew where there is no file.
 
         Raises:
-            BadInput: the file is damaged, of other terms, or holds a gain that is no finite number.
+            BadInput: the file is damaged, of other terms, or holds a gain that is not a finite number.
         """
         state = contents(file, device)
         if not state:

@@ -21,7 +21,7 @@ class Stopwatch:
         """Make a stopwatch.
 
         Args:
-            clock: tells the time [s], once the device has done what it was given.
+            clock: the time [s], once the device has done what it was given.
         """
         self.on, self.clock = False, clock
         self.seconds: defaultdict[str, float] = defaultdict(float)

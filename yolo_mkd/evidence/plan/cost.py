@@ -22,7 +22,7 @@ class Run:
         val_images: in the validation split.
         nbs: images that one optimizer update gathers, as Ultralytics has it.
         schedule: of the knowledge.
-        hours: what the user limits the run to [h]; None is no limit.
+        hours: what the user limits the run to [h]; None is unlimited.
         save_period: epochs between checkpoints that are kept; -1 is none.
         validates: whether every epoch is validated.
         asked: epochs in which the teacher is asked; in the others its record is replayed. None is all that it teaches.
