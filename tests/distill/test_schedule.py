@@ -42,7 +42,7 @@ def test_warm_up_is_linear_and_meets_the_cosine() -> None:
 def test_a_run_in_which_the_weight_stays_0_has_a_warning(
     epochs: int, warmup: float, until: float, batches: int, inert: bool
 ) -> None:
-    schedule = Schedule.of(epochs, warmup, close_mosaic=0, until=until)
+    schedule = Schedule.of(epochs, warmup, until=until)
     weights = [schedule.weight(epoch + i / batches) for epoch in range(epochs) for i in range(batches)]
     assert (max(weights) == 0) == inert
     found = schedule.inert(batches)
