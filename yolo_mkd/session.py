@@ -86,6 +86,13 @@ class DistillationSession:
         return self.teacher_imgsz != self.trainer.args.imgsz
 
     @property
+    def side_multiple(self) -> int:
+        """What sides of rectangular training images are multiples of, so that teachers and student both take them."""
+        strides = [max(d.match.teacher.strides) for d in self.distillers]
+        own = max(32, *self.spec.strides)
+        return host.shared_multiple(self.teacher_imgsz, self.trainer.args.imgsz, max(own, *strides, 0), own)
+
+    @property
     def images_per_labelled(self) -> float:
         """Images in a distilled batch for each labelled one."""
         joined = self.distillers and self.options["unlabelled"]
@@ -98,7 +105,12 @@ class DistillationSession:
             BadInput: they cannot be matched; an empty run folder is removed.
         """
         args = self.trainer.args
-        self.spec = host.model_spec(self.student, args.imgsz, args.classes)
+        with self.discarding_empty_run():
+            args.freeze = host.check_freeze(args.freeze, self.student)  # Ultralytics freezes next, and ignores a tuple
+            # with single_cls Ultralytics has replaced the data's names
+            names = host.check_data(args.data, fetch=False)["names"] if args.single_cls else self.student.names
+            spec = host.model_spec(self.student, args.imgsz)
+            self.spec = spec.of_data(names, spec.channels, args.single_cls, args.classes)
         asked = {name: self.options[name] for name in TERMS}
         if not any(asked.values()):
             LOGGER.warning("M-KD: all distillation weights are 0: training without a teacher")
@@ -171,6 +183,8 @@ class DistillationSession:
                 distiller.connect(self._cached(teacher, file) if self.options["record"] else teacher)
         if self.options["record"]:
             self._live = []  # a complete cache needs no model, and its memory is free
+        if self.distillers and (warning := self.schedule.inert(len(self.trainer.train_loader))):
+            LOGGER.warning(f"M-KD: {warning}")
         self.attach()
         self.monitor = ShareMonitor(Path(self.trainer.save_dir), fresh=not self.trainer.start_epoch)
         for distiller in self.distillers:
@@ -269,8 +283,7 @@ class DistillationSession:
         if self.rescales:
             batch["teacher_img"] = loaded.to(batch["img"].device).float() / 255
             if not args.multi_scale:  # else Ultralytics has brought them to about the student's size
-                zoom, stride = args.imgsz / self.teacher_imgsz, self.trainer.stride
-                size = [max(1, round(side * zoom / stride)) * stride for side in loaded.shape[2:]]
+                size = [round(side * args.imgsz / self.teacher_imgsz) for side in loaded.shape[2:]]
                 batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
         if criterion is not None and self.trainer.device.type == "cuda":
             criterion.prefetch(batch)

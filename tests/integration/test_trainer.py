@@ -262,7 +262,7 @@ def test_a_resumed_run_continues_where_it_was_cut_off_with_the_same_adapters(
     class Watched(MKDTrainer.using(tiny_detector.pt, until=1)):  # type: ignore[misc]
         def watch(self) -> None:
             if not found:
-                found.update(epoch=self.epoch, updates=self.model.criterion.updates)
+                found.update(epoch=self.epoch, updates=self.kd.criterion.detection.updates)
                 balancer = self.kd.distillers[0].balancer
                 found["gains"], found["frozen"] = dict(balancer.gains), balancer.frozen
                 found["adapters"] = {k: v.clone() for k, v in self.kd.adapters.state_dict().items()}
@@ -300,10 +300,7 @@ def test_a_teacher_without_an_active_term_is_refused_and_leaves_nothing_behind(
     stranger = YOLO(tiny_detector.pt)
     stranger.model.names = {0: "ship", 1: "car", 2: "tree"}
     stranger.save(tmp_path / "stranger.pt")
-    with pytest.raises(
-        BadInput,
-        match=r"no distillation term applies to teacher=.*stranger.* the teacher has none of this data's classes",
-    ):
+    with pytest.raises(BadInput, match=r"no distillation term .*stranger.* none of this data's classes"):
         train(trainer=MKDTrainer.using(tmp_path / "stranger.pt", **{**OFF, "soft": 1.0}))
     assert not (tmp_path / "run").exists()
 

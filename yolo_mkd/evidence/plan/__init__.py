@@ -25,6 +25,7 @@ from yolo_mkd.chain import assistant
 from yolo_mkd.chain.stages import ChainRequest, Stage, validate
 from yolo_mkd.distill.balance import GradientRatio
 from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.matching import Match, shared_classes
 from yolo_mkd.distill.monitor import notes
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.evidence.plan import cost, sample
@@ -33,6 +34,7 @@ from yolo_mkd.evidence.plan.advice import verdict, warnings
 from yolo_mkd.evidence.plan.probe import Probe
 from yolo_mkd.evidence.plan.schema import HopFigures, PlanFigures, StageFigures, Summary, TermFigures
 from yolo_mkd.host.dry import PLAIN, dry_run, silent
+from yolo_mkd.host.spec import MERGED_NAMES
 from yolo_mkd.settings import KD_OPTIONS, BadInput
 from yolo_mkd.trainer import TRAINERS
 
@@ -57,6 +59,11 @@ class PlanRequest(ChainRequest):
     def imgsz(self) -> int:
         """Image size [pixels]."""
         return int(self.theirs.get("imgsz", 640))
+
+    @property
+    def single_cls(self) -> bool:
+        """Whether all classes of the data are trained as one."""
+        return bool(self.theirs.get("single_cls"))
 
     @property
     def device(self) -> str:
@@ -90,6 +97,7 @@ def plan(**arguments: Any) -> PlanFigures:
         BadInput: train would refuse these arguments.
     """
     started, json = time.perf_counter(), arguments.pop("json", None)
+    report.check_writable("json", json)
     with silent(), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
         figures = predict(validate_request(arguments), Path(folder))
     figures["warnings"] = warnings(figures)
@@ -137,7 +145,7 @@ def predict(request: PlanRequest, folder: Path) -> PlanFigures:
         "assistant": about_assistant(request),
         "stages": stages,
         "examined_images": len(images),
-        "accuracy": score_models(request, QuickEval(request.data, images, folder, request.device)),
+        "accuracy": score_models(request, QuickEval(request.data, images, folder, request.device, request.single_cls)),
         "total": {
             **{key: sum(s["cost"][key] for s in stages) for key in ("hours", "hours_plain")},
             **{key: sum(s["disk"][key] for s in stages) for key in ("peak", "kept")},
@@ -177,7 +185,8 @@ def probe_stages(
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
         run = run_of(request, probe, batch, len(train), len(val))
         found.append(stage_figures(stage, run, probe, hears, request.own["teacher_imgsz"] or request.imgsz))
-        teachers[name] = StageTeacher(name, stand_in(stage["model"], request.data, folder / f"{name}.pt"), False)
+        file = stand_in(stage["model"], request.data, folder / f"{name}.pt", request.single_cls)
+        teachers[name] = StageTeacher(name, file, False)
     return found
 
 
@@ -201,10 +210,10 @@ def run_of(request: PlanRequest, probe: Probe, batch: int, images: int, val_imag
     )
 
 
-def stand_in(model: str, data: dict[str, Any], file: Path) -> str:
+def stand_in(model: str, data: dict[str, Any], file: Path, single_cls: bool = False) -> str:
     """Write an untrained model of the shape that a stage will have, and return its file."""
-    built = host.build(model, data["nc"], data["channels"], data.get("kpt_shape"))
-    built.names = dict(data["names"])
+    built = host.build(model, 1 if single_cls else data["nc"], data["channels"], data.get("kpt_shape"))
+    built.names = dict(MERGED_NAMES if single_cls else data["names"])
     torch.save({"model": built}, file)
     return str(file)
 
@@ -248,7 +257,6 @@ def hop_figures(
 ) -> HopFigures:
     """What one teacher can teach one student, term by term."""
     match = distiller.match
-    known = {ours for ours, _ in match.classes}
     size = host.size(Path(teacher.file), imgsz)
     return {
         "teacher": teacher.name,
@@ -263,9 +271,18 @@ def hop_figures(
             for r in distiller.roles
         },
         "strides": {"student": match.student.strides, "teacher": match.teacher.strides},
-        "unknown_classes": [n for i, n in match.student.names.items() if i not in known],
+        "unknown_classes": unknown_classes(match),
         "notes": notes(distiller),
     }
+
+
+def unknown_classes(match: Match) -> list[str]:
+    """The names of the data's classes that the teacher lacks; none where both have single_cls=True's one class."""
+    if match.student.merged and match.teacher.names == MERGED_NAMES:
+        return []
+    names = match.student.merged or match.student.names
+    known = dict(shared_classes(names, match.teacher.names))
+    return [name for i, name in names.items() if i not in known]
 
 
 def term_figures(name: str, distiller: Distiller, ratios: Sequence[dict[str, GradientRatio]]) -> TermFigures:
