@@ -260,6 +260,19 @@ class DistillationSession:
                 extractor.hooks.attach()
                 self.student.criterion = criterion
 
+    def follow(self, event: str) -> None:
+        """Act on one of Ultralytics' events, after the user's own callbacks."""
+        if event == "on_train_epoch_start":
+            self.begin_epoch()
+        elif event == "on_train_batch_end":
+            self.end_batch()
+        elif event == "on_train_epoch_end":
+            self.end_epoch()
+        elif event == "on_train_end":
+            self.draw_shares()
+        elif event == "teardown":  # also after an error
+            self.detach()
+
     def begin_epoch(self) -> None:
         """Follow the trainer into its next epoch."""
         self.progress.epoch, self.progress.batch = self.trainer.epoch, 0
@@ -376,40 +389,3 @@ class DistillationSession:
         if self.criterion is not None:
             for name, count in (+self.criterion.skipped).items():
                 LOGGER.warning(f"M-KD: {name} was NaN or infinite in {count} batches and was left out there")
-
-
-# Ultralytics' callbacks, at the module's level because a DDP worker is given them by name
-
-
-def begin_epoch(trainer: Any) -> None:
-    """Follow the trainer into its next epoch."""
-    trainer.kd.begin_epoch()
-
-
-def end_batch(trainer: Any) -> None:
-    """Count a batch."""
-    trainer.kd.end_batch()
-
-
-def end_epoch(trainer: Any) -> None:
-    """Note the epoch's gradient shares."""
-    trainer.kd.end_epoch()
-
-
-def draw_shares(trainer: Any) -> None:
-    """Draw the gradient shares."""
-    trainer.kd.draw_shares()
-
-
-def detach(trainer: Any) -> None:
-    """Leave the student plain, also after an error."""
-    trainer.kd.detach()
-
-
-CALLBACKS: dict[str, Callable[[Any], None]] = {
-    "on_train_epoch_start": begin_epoch,
-    "on_train_batch_end": end_batch,
-    "on_train_epoch_end": end_epoch,
-    "on_train_end": draw_shares,
-    "teardown": detach,
-}

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.monitor import BAR_NAMES
-from yolo_mkd.session import CALLBACKS, DistillationSession
+from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import KD_OPTIONS, BadInput, refuse_unknown, resolve
 
-ADVICE = (
-    "use MKDTrainer, MKDSegmentationTrainer, MKDPoseTrainer or MKDOBBTrainer, of yolo_mkd.trainer, by the model's task"
-)
+ADVICE = "use MKDTrainer, MKDSegmentationTrainer, MKDPoseTrainer or MKDOBBTrainer, by the model's task"
 NATIVE_TOO = "distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher="
 
 
@@ -81,9 +79,6 @@ class MKDTrainer(host.DetectionTrainer):
         self.refuse_conflicts(kwargs.get("overrides") or (args[1] if len(args) > 1 else None) or {})
         self.kd = DistillationSession(self, self.teachers, self.kd_options)
         super().__init__(*args, **kwargs)
-        for event, callback in CALLBACKS.items():
-            if callback not in self.callbacks[event]:  # a DDP worker is given its parent's callbacks
-                self.add_callback(event, callback)
 
     @classmethod
     def refuse_conflicts(cls, given: dict[str, Any]) -> None:
@@ -136,9 +131,10 @@ class MKDTrainer(host.DetectionTrainer):
     # While training
 
     def run_callbacks(self, event: str) -> None:
-        """Run an event's callbacks on a plain student, which loggers may copy and pickle."""
+        """Run an event's callbacks on a plain student, which loggers may copy and pickle, then distillation's own."""
         with self.kd.plain_student():
             super().run_callbacks(event)
+        self.kd.follow(event)
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Preprocess as Ultralytics does; where the teacher has an image size of its own, scale to the student's."""

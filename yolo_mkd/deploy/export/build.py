@@ -84,7 +84,7 @@ def run_ultralytics(source: Path, size: list[int], arguments: dict[str, Any]) ->
     arguments = {"format": "onnx", "imgsz": size, **arguments}
     try:
         if arguments["format"] in SEPARATE:
-            return run_export(source, "detect", arguments, silent=True, limit_s=process.LIMIT_S)
+            return run_export(source, "detect", arguments, quiet=True, limit_s=process.LIMIT_S)
         with host.quiet(), no_installs():
             return Path(YOLO(str(source), task="detect").export(**arguments))
     except (AssertionError, AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -109,6 +109,6 @@ def export_unverified(source: Path, format: str, arguments: dict[str, Any]) -> P
     print(f"export    format={format} is exported by Ultralytics; yolo-mkd does not verify the file")
     try:
         arguments = {"format": format, **arguments}
-        return run_export(source.resolve(), None, arguments, silent=False, limit_s=process.LIMIT_S)
+        return run_export(source.resolve(), None, arguments, quiet=False, limit_s=process.LIMIT_S)
     except (OSError, RuntimeError) as error:
         raise ExportFailed(f"Ultralytics could not export {source.name}: {host.one_line(error)[:200]}") from error

@@ -20,14 +20,14 @@ class TimeLimit(RuntimeError):
     """The export did not end within its time."""
 
 
-def run_export(source: Path, task: str | None, arguments: dict[str, Any], silent: bool, limit_s: float) -> Path:
+def run_export(source: Path, task: str | None, arguments: dict[str, Any], quiet: bool, limit_s: float) -> Path:
     """Export a checkpoint in a process of its own.
 
     Args:
         source: the checkpoint.
         task: of the model; None leaves it to Ultralytics.
         arguments: of Ultralytics' export.
-        silent: suppress Ultralytics' log and the installing of packages.
+        quiet: suppress Ultralytics' log and the installing of packages.
         limit_s: the process and its children are ended after this time [s].
 
     Returns:
@@ -39,7 +39,7 @@ def run_export(source: Path, task: str | None, arguments: dict[str, Any], silent
     """
     with tempfile.TemporaryDirectory() as folder:
         wanted, outcome = Path(folder) / "wanted.json", Path(folder) / "outcome.json"
-        task_of_process = {"source": str(source), "task": task, "arguments": arguments, "silent": silent}
+        task_of_process = {"source": str(source), "task": task, "arguments": arguments, "quiet": quiet}
         wanted.write_text(json.dumps(task_of_process, default=str), encoding="utf-8")
         command = [sys.executable, "-m", "yolo_mkd.deploy.export.process", str(wanted), str(outcome)]
         paths = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
@@ -84,7 +84,7 @@ def main(wanted: Path, outcome: Path) -> None:
     asked = json.loads(wanted.read_text(encoding="utf-8"))
     try:
         with contextlib.ExitStack() as stack:
-            if asked["silent"]:
+            if asked["quiet"]:
                 stack.enter_context(host.quiet())
                 stack.enter_context(no_installs())
             found = {"file": str(YOLO(asked["source"], task=asked["task"]).export(**asked["arguments"]))}
