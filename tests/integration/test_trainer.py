@@ -313,7 +313,7 @@ def test_a_ddp_worker_does_not_count_its_batches_twice(
     parent = distilling(overrides=overrides)
     worker = distilling(overrides=overrides, _callbacks=parent.callbacks)
     counted: list[Any] = []
-    monkeypatch.setattr(DistillationSession, "end_batch", counted.append)
+    monkeypatch.setattr(DistillationSession, "end_batch", lambda self: counted.append(self))
     worker.run_callbacks("on_train_batch_end")
     assert counted == [worker.kd]
 
