@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,41 @@ def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> No
         raise ZeroDivisionError
     assert file.read_text() == "old"
     assert [f.name for f in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("FOLDER", "is not a regular file"),
+        ("FIFO", "is not a regular file"),
+        ("/dev/null", "json=/dev/null is not a regular file"),
+        ("FILE/under.json", "json=.* cannot be written \\("),
+        ("/proc/x.json", r"json=/proc/x.json cannot be written \("),
+        ("", "json= must be a file or folder"),
+        (7, "json=7 must be a file or folder"),
+        ("a\0b", "must be a file or folder"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(value: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "fifo")
+    text = value
+    if isinstance(value, str):
+        places = {"FOLDER": tmp_path, "FIFO": tmp_path / "fifo", "FILE": tmp_path / "file"}
+        for name, place in places.items():
+            text = text.replace(name, str(place))
+    with pytest.raises(BadInput, match=message) as e:
+        report.check_writable("json", text)
+    assert "\n" not in str(e.value)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["fifo", "file"]
+
+
+def test_a_file_that_can_be_written_is_not_made_by_the_check(tmp_path: Path) -> None:
+    report.check_writable("json", None)
+    report.check_writable("json", tmp_path / "new/deeper/figures.json")
+    (tmp_path / "old.json").write_text("old")
+    report.check_writable("json", str(tmp_path / "old.json"))
+    assert [f.name for f in tmp_path.iterdir()] == ["old.json"] and (tmp_path / "old.json").read_text() == "old"
 
 
 def test_temporary_names_are_unique_and_carry_the_process_and_the_ending(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from yolo_mkd import report
 from yolo_mkd.settings import BadInput, Failed, argument_sections, defaults, parse, refuse_unknown
 from yolo_mkd.settings.commands import NOT_OF_TRAINING, OWN, ULTRALYTICS_REFUSED, Option, listing, options_of
 
@@ -346,7 +347,13 @@ def run(words: list[str]) -> int:
     reports = reports_to_compare(command, rest)
     if reports:
         return COMMANDS[command](*reports) or 0
-    return COMMANDS[command](**parse(rest, is_switch)) or 0
+    arguments = parse(rest, is_switch)
+    if command in NOT_OF_TRAINING and "cfg" in arguments:
+        from yolo_mkd import host
+
+        arguments = host.with_cfg_file(arguments)
+    report.check_writable("json", arguments.get("json"))
+    return COMMANDS[command](**arguments) or 0
 
 
 def known_command(name: str) -> str:

@@ -8,22 +8,24 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import tabulate
 
-from yolo_mkd.settings import BadInput, Failed
+from yolo_mkd.settings import BadInput, Failed, file_path
+from yolo_mkd.settings.errors import short
 
 PACKAGES = ("yolo-mkd", "ultralytics", "torch", "onnx", "onnxruntime", "numpy")
 PART = ".part"  # ends the name of a file that is being written
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk, a quota or a limit that is reached
 
 
-def write(path: str | Path, kind: str, figures: dict[str, Any], version: int = 1) -> Path:
+def write(path: str | Path, kind: str, figures: Mapping[str, Any], version: int = 1) -> Path:
     """Write `figures` as JSON, whole or not at all.
 
     Args:
@@ -52,6 +54,31 @@ def write_text(path: str | Path, text: str) -> Path:
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
+
+
+def check_writable(argument: str, value: Any) -> None:
+    """Refuse a file that `atomic` could not write, before the work whose outcome it is to hold; nothing is left.
+
+    Args:
+        argument: the argument that names the file, for the message.
+        value: the file; nothing is checked for None.
+
+    Raises:
+        BadInput: it is not a path, something that is not a regular file is there, or its folder cannot be written.
+    """
+    if value is None:
+        return
+    path = file_path(argument, value, f"{argument}.json").absolute()
+    try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{argument}={path} is not a regular file and cannot be written: name another file")
+        folder = next(p for p in path.parents if p.exists())
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=path.name[:200], suffix=PART):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"{argument}={short(path)} cannot be written ({error.strerror}): name a file in a folder of yours"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -87,6 +87,13 @@ class DistillationSession:
         return self.teacher_imgsz != self.trainer.args.imgsz
 
     @property
+    def side_multiple(self) -> int:
+        """What sides of rectangular training images are multiples of, so that teachers and student both take them."""
+        strides = [max(d.match.teacher.strides) for d in self.distillers]
+        own = max(32, *self.spec.strides)
+        return host.shared_multiple(self.teacher_imgsz, self.trainer.args.imgsz, max(own, *strides, 0), own)
+
+    @property
     def images_per_labelled(self) -> float:
         """Images in a distilled batch for each labelled one."""
         joined = self.distillers and self.options["unlabelled"]
@@ -99,7 +106,12 @@ class DistillationSession:
             BadInput: they cannot be matched; an empty run folder is removed.
         """
         args = self.trainer.args
-        self.spec = host.model_spec(self.student, args.imgsz, args.classes)
+        with self.discarding_empty_run():
+            args.freeze = host.check_freeze(args.freeze, self.student)  # Ultralytics freezes next, and ignores a tuple
+            # with single_cls Ultralytics has replaced the data's names
+            names = host.check_data(args.data, fetch=False)["names"] if args.single_cls else self.student.names
+            spec = host.model_spec(self.student, args.imgsz)
+            self.spec = spec.of_data(names, spec.channels, args.single_cls, args.classes)
         asked = {name: self.options[name] for name in TERMS}
         if not any(asked.values()):
             LOGGER.warning("M-KD: all distillation weights are 0: training without a teacher")
@@ -172,6 +184,8 @@ class DistillationSession:
                 distiller.connect(self._cached(teacher, file) if self.options["record"] else teacher)
         if self.options["record"]:
             self._live = []  # a complete cache needs no model, and its memory is free
+        if self.distillers and (warning := self.schedule.inert(len(self.trainer.train_loader))):
+            LOGGER.warning(f"M-KD: {warning}")
         self.attach()
         self.monitor = ShareMonitor(Path(self.trainer.save_dir), fresh=not self.trainer.start_epoch)
         for distiller in self.distillers:
@@ -249,6 +263,19 @@ class DistillationSession:
                 extractor.hooks.attach()
                 self.student.criterion = criterion
 
+    def follow(self, event: str) -> None:
+        """Act on one of Ultralytics' events, after the user's own callbacks."""
+        if event == "on_train_epoch_start":
+            self.begin_epoch()
+        elif event == "on_train_batch_end":
+            self.end_batch()
+        elif event == "on_train_epoch_end":
+            self.end_epoch()
+        elif event == "on_train_end":
+            self.draw_shares()
+        elif event == "teardown":  # also after an error
+            self.detach()
+
     def begin_epoch(self) -> None:
         """Follow the trainer into its next epoch."""
         self.progress.epoch, self.progress.batch = self.trainer.epoch, 0
@@ -272,8 +299,7 @@ class DistillationSession:
         if self.rescales:
             batch["teacher_img"] = loaded.to(batch["img"].device).float() / 255
             if not args.multi_scale:  # else Ultralytics has brought them to about the student's size
-                zoom, stride = args.imgsz / self.teacher_imgsz, self.trainer.stride
-                size = [max(1, round(side * zoom / stride)) * stride for side in loaded.shape[2:]]
+                size = [round(side * args.imgsz / self.teacher_imgsz) for side in loaded.shape[2:]]
                 batch["img"] = F.interpolate(batch["img"], size, mode="bilinear", antialias=True)
         if criterion is not None and self.trainer.device.type == "cuda":
             criterion.prefetch(batch)
@@ -378,40 +404,3 @@ class DistillationSession:
         if self.criterion is not None:
             for name, count in (+self.criterion.skipped).items():
                 LOGGER.warning(f"M-KD: {name} was NaN or infinite in {count} batches and was left out there")
-
-
-# Ultralytics' callbacks, at the module's level because a DDP worker is given them by name
-
-
-def begin_epoch(trainer: Any) -> None:
-    """Follow the trainer into its next epoch."""
-    trainer.kd.begin_epoch()
-
-
-def end_batch(trainer: Any) -> None:
-    """Count a batch."""
-    trainer.kd.end_batch()
-
-
-def end_epoch(trainer: Any) -> None:
-    """Note the epoch's gradient shares."""
-    trainer.kd.end_epoch()
-
-
-def draw_shares(trainer: Any) -> None:
-    """Draw the gradient shares."""
-    trainer.kd.draw_shares()
-
-
-def detach(trainer: Any) -> None:
-    """Leave the student plain, also after an error."""
-    trainer.kd.detach()
-
-
-CALLBACKS: dict[str, Callable[[Any], None]] = {
-    "on_train_epoch_start": begin_epoch,
-    "on_train_batch_end": end_batch,
-    "on_train_epoch_end": end_epoch,
-    "on_train_end": draw_shares,
-    "teardown": detach,
-}

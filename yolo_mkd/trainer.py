@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.monitor import BAR_NAMES
-from yolo_mkd.session import CALLBACKS, DistillationSession
+from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import KD_OPTIONS, BadInput, refuse_unknown, resolve
+
+ADVICE = "use MKDTrainer, MKDSegmentationTrainer, MKDPoseTrainer or MKDOBBTrainer, by the model's task"
+NATIVE_TOO = "distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher="
 
 
 class MKDTrainer(host.DetectionTrainer):
@@ -68,16 +71,28 @@ class MKDTrainer(host.DetectionTrainer):
         """As Ultralytics' trainer.
 
         Raises:
-            BadInput: no teacher was given.
+            BadInput: no teacher was given, or an argument is refused as `yolo-mkd train` refuses it.
         """
         if not self.teachers:
             name = type(self).__name__
             raise BadInput(f"{name} has no teacher: use trainer={name}.using(teacher='yolo26m.pt')")
+        self.refuse_conflicts(kwargs.get("overrides") or (args[1] if len(args) > 1 else None) or {})
         self.kd = DistillationSession(self, self.teachers, self.kd_options)
         super().__init__(*args, **kwargs)
-        for event, callback in CALLBACKS.items():
-            if callback not in self.callbacks[event]:  # a DDP worker is given its parent's callbacks
-                self.add_callback(event, callback)
+
+    @classmethod
+    def refuse_conflicts(cls, given: dict[str, Any]) -> None:
+        """Refuse Ultralytics' arguments that cannot work here, before anything is written.
+
+        Raises:
+            BadInput: Ultralytics' own distillation, a model of another task, or a value that cannot work.
+        """
+        if given.get("distill_model"):
+            raise BadInput(NATIVE_TOO)
+        host.check_values(given)
+        own = next(task for task, kind in reversed(TRAINERS.items()) if issubclass(cls, kind))
+        if given.get("task", own) not in {None, own}:
+            raise BadInput(f"{cls.__name__} trains models of the task {own}, this one is of {given['task']}: {ADVICE}")
 
     # Before training
 
@@ -94,7 +109,10 @@ class MKDTrainer(host.DetectionTrainer):
         """Build Ultralytics' data set; the one to train on has the teacher's image size."""
         size = self.kd.teacher_imgsz if mode == "train" else self.args.imgsz
         with host.override_configs(self.args, {"imgsz": size}):
-            return super().build_dataset(img_path, mode, batch)
+            dataset = super().build_dataset(img_path, mode, batch)
+        if mode == "train":
+            host.widen_shapes(dataset, self.kd.side_multiple)
+        return dataset
 
     def _build_train_pipeline(self) -> None:
         nbs = self.args.nbs / self.kd.images_per_labelled  # nbs counts all images of an update
@@ -113,9 +131,10 @@ class MKDTrainer(host.DetectionTrainer):
     # While training
 
     def run_callbacks(self, event: str) -> None:
-        """Run an event's callbacks on a plain student, which loggers may copy and pickle."""
+        """Run an event's callbacks on a plain student, which loggers may copy and pickle, then distillation's own."""
         with self.kd.plain_student():
             super().run_callbacks(event)
+        self.kd.follow(event)
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Preprocess as Ultralytics does; where the teacher has an image size of its own, scale to the student's."""

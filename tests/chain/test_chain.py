@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from ultralytics import YOLO
+from ultralytics.utils import DEFAULT_CFG_PATH
 
 from yolo_mkd import MKD, chain, host
 from yolo_mkd.chain import assistant
-from yolo_mkd.chain.stages import build_stages
+from yolo_mkd.chain.stages import build_stages, validate
 from yolo_mkd.settings import BadInput, defaults, shipped
 from yolo_mkd.trainer import MKDTrainer
 
@@ -110,6 +111,21 @@ def test_a_chain_is_resumed_only_with_the_teacher_that_it_was_begun_with(
         chain.train(resume=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"device": "cuda:9"}, "device=cuda:9 cannot be used, since no CUDA GPU"), ({"batch": -5}, "batch=-5 must be")],
+)
+def test_what_may_differ_when_a_chain_is_resumed_is_checked_too(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    chain.save(tmp_path, {"schema": chain.SCHEMA, "stages": [], "arguments": {}, "teacher": None})
+    before = (tmp_path / "chain.yaml").read_bytes()
+    with pytest.raises(BadInput, match=message):
+        chain.train(resume=str(tmp_path), **change)
+    assert (tmp_path / "chain.yaml").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_with_teacher_epochs_the_teacher_is_trained_first(arguments: dict[str, Any], tmp_path: Path) -> None:
     arguments |= {"teacher": str(tmp_path / "assistantn.yaml"), "assistant": None, "teacher_epochs": 1}
@@ -122,13 +138,35 @@ def test_two_assistants_make_a_longer_chain_in_which_all_larger_models_are_teach
 ) -> None:
     own = {**defaults(), "model": arguments["model"], "teacher": arguments["teacher"]}
     own["assistant"] = f"{arguments['assistant']},yolo26n-w125.yaml"
-    stages = build_stages(own, {"nc": 3, "channels": 3, "names": {0: "red", 1: "green", 2: "blue"}}, imgsz=64)
+    stages = build_stages(own, {"nc": 3, "channels": 3, "names": {0: "red", 1: "green", 2: "blue"}}, {"imgsz": 64})
     teacher = str(untrained_detector.pt)
     assert [(s["name"], s["hears"]) for s in stages] == [
         ("assistant1", [teacher]),
         ("assistant2", [teacher, "assistant1"]),
         ("student", [teacher, "assistant1", "assistant2"]),
     ]
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Model files that cannot be built, and a data set whose only label file mixes boxes and outlines."""
+    import cv2
+    import numpy as np
+
+    layer = [-1, 1, "CBAM", [64]]
+    models = {
+        "cbam": yaml.safe_dump({"nc": 3, "backbone": [layer], "head": [[[0], 1, "Detect", ["nc"]]]}),
+        "broken": "backbone: [",
+        "short": "nc: 3\nhead: [1]",
+    }
+    for name, text in models.items():
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "mixed/images").mkdir(parents=True)
+    (folder / "mixed/labels").mkdir()
+    cv2.imwrite(str(folder / "mixed/images/a.png"), np.zeros((32, 32, 3), np.uint8))
+    (folder / "mixed/labels/a.txt").write_text("0 .5 .5 .2 .2\n0 .1 .1 .2 .1 .2 .2 .1 .2\n")
+    mixed = {"path": str(folder / "mixed"), "train": "images", "val": "images", "names": ["red", "green", "blue"]}
+    (folder / "mixed.yaml").write_text(yaml.safe_dump(mixed))
+    return {name.upper(): str(folder / f"{name}.yaml") for name in (*models, "mixed")}
 
 
 REFUSED = [
@@ -158,22 +196,67 @@ REFUSED = [
     ({"distill_model": "yolo26s.pt"}, "Ultralytics' own distillation"),
     ({"task": "segment"}, "task=segment"),
     ({"resume": "nowhere"}, "cannot change when a chain is resumed"),
+    ({"save_dir": "here"}, "save_dir= would put all stages in one folder"),
+    ({"freeze": 24}, r"freeze=24 freezes all 24 layers of assistant, .*: use a smaller number, for example freeze=12"),
+    ({"freeze": (0, 99)}, r"freeze=\[0, 99\]: assistant has no layer 99: its layers are 0 to 23"),
+    ({"freeze": "abc"}, "freeze=abc must be a number of layers"),
+    ({"model": "CBAM"}, r"model=.*cbam.yaml has the module CBAM, which this version of Ultralytics does not have"),
+    ({"model": "BROKEN"}, r"model=.*broken.yaml cannot be read as a model's architecture"),
+    ({"model": "SHORT"}, r"model=.*short.yaml has no head"),
+    ({"data": "MIXED"}, "none of the 1 images for 'train' can be used: .* labels mix segment and detection rows"),
+    ({"imgsz": [96, 160]}, r"imgsz=\[96, 160\]: images are squares while training: .* imgsz=160, and rect=True"),
+    ({"batch": 1.5}, "batch=1.5 must be a whole number of images"),
+    ({"batch": -5}, "batch=-5 must be a whole number of images"),
+    ({"batch": 0}, "batch=0 must be"),
+    ({"optimizer": "abc"}, "optimizer=abc is not known: choose from auto, SGD"),
+    ({"warmup_epochs": float("nan")}, "warmup_epochs=nan must be a finite number"),
+    ({"seed": 2**32}, "seed=4294967296 must be between 0 and 4294967295"),
+    ({"seed": -1}, "seed"),
+    ({"device": 0}, "device=0 cannot be used, since no CUDA GPU was found: use device=cpu"),
+    ({"device": "cuda:9"}, "device=cuda:9 cannot be used, since no CUDA GPU was found"),
+    ({"device": "abc"}, "device=abc cannot be used"),
+    ({"json": "/proc/x/y.json"}, "json=/proc/x/y.json cannot be written"),
+    ({"project": "/proc/x"}, "project=/proc/x/.*chain.yaml cannot be written"),
+    ({"classes": [0, 3]}, r"classes=\[0, 3\]: the data has no class 3: give indices of its 3 classes"),
+    ({"classes": "red"}, "classes=red: the data has no class red"),
+    ({"cfg": "gone.yaml"}, r"cfg=gone.yaml cannot be read"),
+    ({"cfg": "EMPTY", "data": None}, "names= is not an argument of yolo-mkd train"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)
 def test_bad_input_is_one_clear_line_and_leaves_nothing(
-    arguments: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+    arguments: dict[str, Any],
+    tmp_path: Path,
+    change: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     empty = tmp_path / "empty.yaml"
     (tmp_path / "images").mkdir()
     empty.write_text(yaml.safe_dump({"path": str(tmp_path), "train": "images", "val": "images", "names": ["a"]}))
-    places = {"EMPTY": str(empty), "SAME": arguments["teacher"]}
+    places = {"EMPTY": str(empty), "SAME": arguments["teacher"], **bad_files(tmp_path)}
     changed = {k: places.get(v, v) if isinstance(v, str) else v for k, v in change.items()}
     with pytest.raises(BadInput, match=message) as e:
         chain.train(**{**arguments, **changed})
     assert "\n" not in str(e.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_arguments_of_a_cfg_file_are_taken_and_those_that_are_given_win(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    stock = yaml.safe_load(Path(DEFAULT_CFG_PATH).read_text(encoding="utf-8"))
+    (tmp_path / "full.yaml").write_text(
+        yaml.safe_dump({**stock, **{k: arguments[k] for k in ("data", "model", "imgsz")}, "epochs": 7, "lr0": 0.002})
+    )
+    rest = {k: v for k, v in arguments.items() if k not in {"data", "model", "imgsz"}}
+    found = validate({**rest, "cfg": str(tmp_path / "full.yaml"), "epochs": 3}, "train")
+    assert found.data["yaml_file"] == arguments["data"]
+    assert found.stages[-1]["model"] == arguments["model"]
+    assert (found.theirs["imgsz"], found.theirs["epochs"], found.theirs["lr0"]) == (arguments["imgsz"], 3, 0.002)
+    assert not {"cfg", "mode", "task"} & set(found.theirs)
 
 
 def test_a_folder_without_a_chain_cannot_be_resumed(tmp_path: Path) -> None:

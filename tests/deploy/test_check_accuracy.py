@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import cv2
 import pytest
 import yaml
 
-from yolo_mkd.deploy.check import check
+from yolo_mkd.deploy.check import Parity, accuracy, check
 from yolo_mkd.deploy.check.accuracy import Scores, compare_accuracy, judge_accuracy, measure_map, why_not_measurable
-from yolo_mkd.deploy.exported_model import read_exported_model
+from yolo_mkd.deploy.exported_model import ExportedModel, read_exported_model
 from yolo_mkd.settings import BadInput
 
 NAMES = {0: "red", 1: "green", 2: "blue"}
@@ -93,6 +95,58 @@ def test_checkpoint_is_letterboxed_to_the_files_shape_not_to_a_square(tiny_detec
 def test_checkpoint_needs_a_size(tiny_detector):
     with pytest.raises(BadInput, match="is a checkpoint, for which imgsz= is required"):
         measure_map(tiny_detector.pt, tiny_detector.data)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "found", "verdict"),
+    [(0.0, "nothing", "not measured"), (0.0099, "almost nothing", "not measured"), (0.0101, "", "failed")],
+)
+def test_share_of_almost_nothing_is_not_judged(checkpoint, found, verdict, monkeypatch):
+    monkeypatch.setattr(accuracy, "why_not_measurable", lambda *arguments: "")
+    monkeypatch.setattr(
+        accuracy, "measure_map", lambda path, *rest, **more: scores(checkpoint * (1 if path == "a.pt" else 0.92))
+    )
+    model = SimpleNamespace(imgsz=(96, 96), head="one2one", precision="fp32")
+    outcome = compare_accuracy("a.pt", "a.onnx", model, "data.yaml", NAMES)
+    assert outcome.verdict == verdict and outcome.checkpoint_map50_95 == checkpoint
+    if found:
+        line = f"the checkpoint finds {found} on this data (mAP50-95 {checkpoint:.4f}), so its detections alone"
+        assert not outcome.reason and line in outcome.note and line in str(outcome)
+
+
+def test_model_of_merged_classes_is_measured_with_the_datas_classes_as_one(tiny_detector, tmp_path):
+    import torch
+    from ultralytics import YOLO
+
+    merged = {"data": str(tiny_detector.data), "single_cls": True, "imgsz": 96, "epochs": 2, "batch": 4, "nbs": 4}
+    run = {"warmup_epochs": 0, "mosaic": 0, "optimizer": "AdamW", "lr0": 0.003, "plots": False, "val": False}
+    YOLO(tiny_detector.pt).train(**merged, **run, device="cpu", workers=0, project=str(tmp_path), name="run", seed=0)
+    best = tmp_path / "run/weights/last.pt"
+    assert torch.load(best, weights_only=False)["model"].names == {0: "item"}
+    own = YOLO(best).val(
+        data=tiny_detector.data, imgsz=96, rect=False, batch=1, conf=0.001, plots=False, single_cls=True, device="cpu",
+        nms=False,
+    )  # fmt: skip
+    parity = check(YOLO(best).export(format="onnx", imgsz=96, nms=False), best)
+    assert parity.passed and parity.accuracy.verdict == "passed"
+    assert parity.accuracy.checkpoint_map50_95 == pytest.approx(own.box.map, rel=1e-3) and own.box.map > 0.05
+
+
+@pytest.mark.parametrize(
+    ("precision", "verdict", "printed"),
+    [
+        ("int8", "not measured", "not verified: INT8 is judged by its mAP, which was not measured: give data="),
+        ("int8", "passed", "passed"),
+        ("fp16", "not measured", "passed"),
+    ],
+)
+def test_int8_without_measured_map_is_not_verified(precision, verdict, printed):
+    model = ExportedModel.__new__(ExportedModel)
+    for name, value in {"precision": precision, "format": "onnx", "head": "one2one", "imgsz": (96, 96)}.items():
+        object.__setattr__(model, name, value)
+    judged = judge_accuracy(scores(0.5), scores(0.5), precision, NAMES) if verdict == "passed" else None
+    line = str(Parity(True, "", model, None, judged)).splitlines()[0]
+    assert line.startswith(f"check     {printed}")
 
 
 def test_reason_why_map_is_not_measured(tiny_detector, tmp_path):

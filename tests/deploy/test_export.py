@@ -44,6 +44,39 @@ def test_export_writes_a_verified_file_and_its_report(checkpoint, tiny_detector,
     assert "check     passed" in printed and "head      one2one (final boxes, no NMS), output [1, 189, 6]" in printed
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_model_of_other_than_colour_images_is_refused_before_the_work(channels, tiny_detector, exported, tmp_path):
+    from yolo_mkd import host
+    from yolo_mkd.deploy.check import check
+
+    other = host.build(str(tiny_detector.student), classes=3, channels=channels)
+    torch.save({"model": other}, tmp_path / "other.pt")
+    for refused in (
+        lambda: export(tmp_path / "other.pt", images=tiny_detector.images),
+        lambda: export(tmp_path / "other.pt", images=tiny_detector.images, format="ncnn"),
+        lambda: check(exported["one2one"], tmp_path / "other.pt", images=tiny_detector.images),
+    ):
+        with pytest.raises(BadInput, match=f"=.*other.pt takes images of {channels} channel.*: use yolo export"):
+            refused()
+    assert [p.name for p in tmp_path.iterdir()] == ["other.pt"]
+
+
+@pytest.mark.parametrize("format", ["ncnn", "torchscript"])
+def test_an_export_that_takes_too_long_is_ended_with_one_line(format, checkpoint, tiny_detector, monkeypatch):
+    monkeypatch.setattr("yolo_mkd.deploy.export.process.LIMIT_S", 0.5)
+    images = {"images": tiny_detector.images} if format == "ncnn" else {}
+    with pytest.raises(ExportFailed, match=r"could not export .*tiny.pt: it took longer than 0.5 s$"):
+        export(checkpoint, format=format, **images)
+    assert [p.name for p in checkpoint.parent.iterdir()] == ["tiny.pt"]
+
+
+def test_a_format_that_is_not_verified_is_exported_in_a_process_of_its_own(checkpoint, capfd):
+    assert export(checkpoint, format="torchscript", imgsz=96) == checkpoint.with_suffix(".torchscript")
+    assert "does not verify the file" in capfd.readouterr().out
+    with pytest.raises(ExportFailed, match=r"could not export tiny\.pt: "):
+        export(checkpoint, format="torchscript", imgsz=96, opset=-1, device="tpu:0")
+
+
 def test_head_size_opset_and_report_are_as_requested(checkpoint, tiny_detector, tmp_path):
     file = export(
         checkpoint,
@@ -170,9 +203,11 @@ def test_failure_inside_ultralytics_is_a_one_line_error(checkpoint):
         ({"quantize": 4}, "quantize=4 must be 16"),
         (
             {"quantize": 8, "calibration": 0},
-            "calibration=0 must be a whole number of at least 1",
+            "calibration=0 must be at least 1, for example calibration=300",
         ),
         ({"opse": 17}, "opse= is not an argument of yolo-mkd export: did you mean opset="),
+        ({"device": "cuda:99"}, "device=cuda:99 cannot be used, since"),
+        ({"json": "/proc/x.json"}, "json=/proc/x.json cannot be written"),
         ({"images": "nowhere"}, "images=nowhere: no such file or folder"),
     ],
 )
@@ -202,7 +237,7 @@ def test_classifier_is_an_error(tmp_path, tiny_detector):
     from ultralytics import YOLO
 
     YOLO("yolo11n-cls.yaml").save(tmp_path / "cls.pt")
-    with pytest.raises(BadInput, match=r"cls\.pt is no YOLO of the kinds detect"):
+    with pytest.raises(BadInput, match=r"cls\.pt \(.*\) must be a YOLO model of the task detect"):
         export(tmp_path / "cls.pt", images=tiny_detector.images[:1])
 
 

@@ -309,9 +309,9 @@ def test_session_on_another_provider_is_a_failure(exported, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"duration": 0}, "duration=0 must be a number greater than 0, for example duration=60"),
+        ({"duration": 0}, "duration=0 must be greater than 0, for example duration=60"),
         ({"duration": "long"}, "duration=long must be a number"),
-        ({"threads": 0}, "threads=0 must be a whole number of at least 1"),
+        ({"threads": 0}, "threads=0 must be at least 1"),
         ({"images": "nowhere"}, "images=nowhere"),
         ({"device": "tpu"}, "device=tpu cannot run"),
     ],

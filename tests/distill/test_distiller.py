@@ -12,12 +12,13 @@ from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.matching import shared_classes
+from yolo_mkd.distill.monitor import notes
 from yolo_mkd.distill.resample import anchors_of
 from yolo_mkd.distill.teachers import LiveTeacher, draw
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
 from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
-from yolo_mkd.settings import defaults
+from yolo_mkd.settings import BadInput, defaults
 
 GAINS = {name: float(defaults()[name]) for name in TERMS}
 LABELS = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0])), LossWeights()
@@ -217,6 +218,60 @@ def test_anchors_are_taken_level_by_level() -> None:
 def test_no_class_in_common_gives_no_pairs() -> None:
     assert shared_classes({0: "a"}, {}) == []
     assert shared_classes({0: "a", 1: "b"}, {0: "B ", 5: "A"}) == [(0, 5), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "pairs"),
+    [
+        (["Car", "Bus", "car"], ["Car", "Bus", "car"], [(0, 0), (1, 1), (2, 2)]),  # exact names first
+        (["car", "Car"], ["Car", "car"], [(0, 1), (1, 0)]),
+        (["Car", "bus"], ["car", "CAR", "Bus "], [(1, 2)]),  # two candidates for Car
+        (["Car", "CAR", "bus"], ["car", "bus"], [(2, 1)]),  # two candidates for the teacher's car
+        (["car", "CAR"], ["car", "Car"], [(0, 0), (1, 1)]),  # once the exact ones are paired, one is left on each side
+        (["a", "a", "b"], ["a", "a", "b"], [(0, 0), (1, 1), (2, 2)]),  # of the same data
+        (["a", "a", "b"], ["B", "c"], [(2, 0)]),  # duplicates that the teacher lacks
+    ],
+)
+def test_classes_are_paired_one_to_one(student: list[str], teacher: list[str], pairs: list[tuple[int, int]]) -> None:
+    assert shared_classes(dict(enumerate(student)), dict(enumerate(teacher))) == pairs
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (["a", "b", "a"], ["a"], r"the data has 2 classes named 'a' \(0, 2\), .* told apart: give each class a name"),
+        (["a", "a"], ["A"], r"the data has 2 classes named 'a' \(0, 1\)"),
+        (["a"], ["b", "a", "a"], r"the teacher has 2 classes named 'a' \(1, 2\)"),
+    ],
+)
+def test_classes_of_equal_name_on_one_side_are_refused(student: list[str], teacher: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        shared_classes(dict(enumerate(student)), dict(enumerate(teacher)))
+
+
+def test_the_soft_target_of_merged_classes_is_the_teachers_best_score_over_the_datas_classes() -> None:
+    s, t = model("yolo26n", {0: "item"}).train(), model("yolo26s", {0: "dog", 1: "bird", 2: "cat"})
+    spec = host.model_spec(s, 64).of_data(NAMES, 3, single_cls=True)
+    assert (spec.names, spec.merged) == ({0: "item"}, NAMES)
+    matched = Distiller(spec, host.model_spec(t, 64), GAINS)
+    assert matched.match.classes == ((0, (2, 0)),)  # cat and dog; the data have no bird, the teacher no cow
+    images = torch.rand(2, 3, 64, 64)
+    ks, kt = student_outputs(s, matched, images), teacher_outputs(t, matched, images)
+    best = {b: torch.maximum(kt.branches[b].logits[:, 0], kt.branches[b].logits[:, 2])[:, None] for b in kt.branches}
+    wanted = sum(class_loss(ks.branches[b].logits, best[b]) for b in matched.match.branches)
+    assert matched.losses(ks, kt, *LABELS)["soft"].item() == pytest.approx(wanted.item(), rel=1e-6)
+    masses = matched.class_masses(kt)
+    assert all(torch.equal(masses[b], class_mass(best[b])) for b in matched.match.branches)
+    assert matched.label_counts(torch.zeros(5, 1)).tolist() == [5]
+    text = "single_cls=True merges the data's classes: the soft target of the one class is the best score of the "
+    assert f"{text}teacher's cat, dog" in notes(matched)
+
+
+def test_a_teacher_of_one_merged_class_is_matched_with_the_merged_class() -> None:
+    s, t = model("yolo26n", {0: "item"}), model("yolo26s", {0: "item"})
+    spec = host.model_spec(s, 64).of_data(NAMES, 3, single_cls=True, classes=[1, 2])
+    assert spec.merged == {1: "dog", 2: "cow"}
+    assert Distiller(spec, host.model_spec(t, 64), GAINS).match.classes == ((0, (0,)),)
 
 
 def test_raw_outputs_decode_to_ultralytics_own_boxes() -> None:

@@ -35,6 +35,21 @@ def test_warm_up_is_linear_and_meets_the_cosine() -> None:
     assert [schedule.weight(e) for e in (0, 1, 2, 4)] == pytest.approx([0, 0.25, 0.5, 1])
 
 
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "until", "batches", "inert"),
+    [(1, 3, 1, 1, True), (1, 0, 1, 1, False), (1, 3, 1, 2, False), (2, 3, 0.5, 1, True), (2, 3, 1, 1, False)],
+)
+def test_a_run_in_which_the_weight_stays_0_has_a_warning(
+    epochs: int, warmup: float, until: float, batches: int, inert: bool
+) -> None:
+    schedule = Schedule.of(epochs, warmup, until=until)
+    weights = [schedule.weight(epoch + i / batches) for epoch in range(epochs) for i in range(batches)]
+    assert (max(weights) == 0) == inert
+    found = schedule.inert(batches)
+    assert bool(found) == inert and "\n" not in found
+    assert not inert or all(f"{name}=" in found for name in ("epochs", "until", "batch", "warmup_epochs"))
+
+
 def test_its_text_shows_when_distillation_is_off() -> None:
     assert str(Schedule.of(100, 3, until=0.5)).endswith("off for the last 50 of 100 epochs")
 

@@ -372,7 +372,7 @@ def test_all_methods_that_support_it_share_one_teacher_cache(tiny_detector: Any,
         ({"imgsz": 40}, "imgsz=40 is not a multiple of 32"),
         ({"epoch": 3}, "epoch= is not an argument of yolo-mkd compare: did you mean epochs="),
         ({"latency": "fast"}, "latency=fast must be true or false"),
-        ({"parallel": 0}, "parallel=0 must be a number of trials"),
+        ({"parallel": 0}, "parallel=0 must be at least 1"),
         (
             {"record": "folder"},
             "record=folder must be true or false: the teacher caches of a comparison are in its own folder",

@@ -150,8 +150,8 @@ def test_table_picture_and_json_hold_the_figures(measured: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rounds": 2}, "rounds=2 is too few"),
-        ({"batch": -1}, "batch=-1 has to be a number of images"),
+        ({"rounds": 2}, "rounds=2 must be at least 3"),
+        ({"batch": -1}, "batch=-1 must be at least 1"),
         ({"batch": 500}, "has 96 train images, fewer than batch=500"),
         ({"data": "gone.yaml"}, "gone.yaml"),
         ({"epoch": 3}, "epoch= is not an argument of yolo-mkd cost"),

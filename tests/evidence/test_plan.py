@@ -236,6 +236,33 @@ def test_a_class_is_found_by_name_whatever_its_index(
     assert sorted(found["classes"]) == known
 
 
+def test_merged_classes_are_scored_as_one_without_the_detections_of_other_classes(
+    tiny_detector: Any, tmp_path: Path
+) -> None:
+    from ultralytics import YOLO
+
+    labels = sorted((tiny_detector.data.parent / "labels/val").glob("*.txt"))
+    classes, names = {0: 0, 2: 1}, {0: "red", 1: "blue"}
+    kept = dict.fromkeys(("train", "val"), tiny_detector.images)
+    data = host.check_data(str(sample.copy(host.check_data(tiny_detector.data), kept, tmp_path, classes, names)))
+    exam = accuracy.QuickEval(data, sample.images_of(data, "val"), tmp_path / "exam", "cpu", single_cls=True)
+    found = exam.score("teacher", str(tiny_detector.pt), 64)
+    assert found["classes"] == [0, 1] and len(labels) == 16
+    stock = YOLO(tiny_detector.pt).val(
+        data=tiny_detector.data, imgsz=64, device="cpu", plots=False, verbose=False, single_cls=True
+    )
+    merged = accuracy.QuickEval(
+        host.check_data(tiny_detector.data), tiny_detector.images, tmp_path / "all", "cpu", True
+    )
+    assert merged.score("teacher", str(tiny_detector.pt), 64)["map50_95"] == pytest.approx(stock.box.map, abs=1e-9)
+    # with the green boxes counted as false detections it would be lower
+    with_green = YOLO(tiny_detector.pt).val(
+        data=str(tmp_path / "exam/exam_teacher/data.yaml"), imgsz=64, device="cpu", plots=False, verbose=False,
+        single_cls=True,
+    )  # fmt: skip
+    assert found["map50_95"] > with_green.box.map + 0.02
+
+
 def test_label_rows_are_renamed_and_others_dropped() -> None:
     rows = ["0 0.5 0.5 0.1 0.1", "", "2 0.1 0.1 0.1 0.1", "1.0 0 0 1 1 1 0"]
     assert sample.renamed(rows, {0: 7, 1: 0}) == ["7 0.5 0.5 0.1 0.1", "0 0 0 1 1 1 0"]

@@ -113,6 +113,7 @@ def train(**arguments: Any) -> tuple[Path, Chain]:
         The chain's folder and the contents of its `chain.yaml`.
     """
     json = arguments.pop("json", None)
+    report.check_writable("json", json)
     folder, chain = resume(arguments) if arguments.get("resume") else create(arguments)
     with exclusive(folder):
         if arguments.get("resume"):
@@ -178,6 +179,7 @@ def resume(arguments: dict[str, Any]) -> tuple[Path, Chain]:
     teacher = chain["teacher"]
     if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the same file")
+    host.check_values({k: v for k, v in arguments.items() if k in {"device", "batch"}})
     chain["arguments"].update({k: v for k, v in arguments.items() if k not in {"resume", "json"}})
     folder = file.parent.resolve()
     for stage in chain["stages"]:

@@ -31,6 +31,7 @@ def record(**arguments: Any) -> dict[str, Any]:
         BadInput: train would refuse these arguments, or the teacher is not trained yet.
     """
     json = arguments.pop("json", None)
+    report.check_writable("json", json)
     arguments = {"preset": "recorded", **arguments}
     if arguments.get("teacher_epochs"):
         raise BadInput("teacher_epochs= trains the teacher first: build its cache once it is trained")

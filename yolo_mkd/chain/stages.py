@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypedDict
 
-from yolo_mkd import host
+from yolo_mkd import host, report
 from yolo_mkd.cache.unlabelled import find_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
@@ -16,6 +16,7 @@ from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown, resolve, split_commas
+from yolo_mkd.trainer import NATIVE_TOO
 
 
 class Stage(TypedDict, total=False):
@@ -73,6 +74,7 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
     Raises:
         BadInput: they cannot work.
     """
+    arguments = host.with_cfg_file(arguments)
     refuse_unknown(arguments, {*defaults(), *host.arguments()}, command)
     own = resolve({k: v for k, v in arguments.items() if k in defaults()})
     theirs = {k: v for k, v in arguments.items() if k not in defaults()}
@@ -85,9 +87,14 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
         find_images(own["unlabelled"])
     place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     host.check_arguments(theirs)
+    if theirs.get("freeze") is not None:
+        theirs["freeze"] = host.frozen_layers(theirs["freeze"])
     refuse_task(theirs.pop("task", None), own["model"])
-    stages = build_stages(own, data, theirs.get("imgsz", 640))
+    stages = build_stages(own, data, theirs)
+    for task in sorted({host.task(stage["model"]) for stage in stages}):
+        host.check_usable(data, task, bool(theirs.get("single_cls")))
     folder = host.run_folder(place["project"], place["name"], bool(place["exist_ok"]))
+    report.check_writable("project", folder / "chain.yaml")
     if (folder / "chain.yaml").exists():
         raise BadInput(f"{folder} holds a chain already: continue it with resume={folder}, or choose another name=")
     return ChainRequest(own, theirs, data, folder, stages)
@@ -97,12 +104,10 @@ def refuse_conflicts(theirs: dict[str, Any]) -> None:
     """Refuse Ultralytics arguments that a chain cannot take.
 
     Raises:
-        BadInput: no data, Ultralytics' own distillation, or one folder for all stages.
+        BadInput: Ultralytics' own distillation, or one folder for all stages.
     """
-    if not theirs.get("data"):
-        raise BadInput("data= is missing: give a data set's YAML file, for example data=coco8.yaml")
     if theirs.get("distill_model"):
-        raise BadInput("distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher=")
+        raise BadInput(NATIVE_TOO)
     if theirs.get("save_dir"):
         raise BadInput("save_dir= would put all stages in one folder: use project= and name=")
 
@@ -120,13 +125,13 @@ def refuse_task(named: Any, model: Any) -> None:
         raise BadInput(f"task={named}, but model={model} is of the task {own}: leave task= out, the model decides")
 
 
-def build_stages(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[Stage]:
+def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, Any]) -> list[Stage]:
     """The stages of a new chain, every model found, loaded once and matched with its teachers.
 
     Args:
         own: M-KD's arguments.
         data: the data set, as `host.check_data` gives it.
-        imgsz: image size [pixels].
+        theirs: Ultralytics' arguments; those that are absent have its defaults.
 
     Raises:
         BadInput: a model is missing, untrained where it has to teach, or no term applies between two models.
@@ -136,6 +141,8 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[
     stages = name_stages(student, teacher, find_assistants(own["assistant"], student, teacher), own["teacher_epochs"])
     asked = {name: own[name] for name in TERMS}
     specs: dict[str, ModelSpec] = {}
+    imgsz, single_cls = theirs.get("imgsz", 640), bool(theirs.get("single_cls"))
+    count = 1 if single_cls else data["nc"]
     if not own["teacher_epochs"]:
         model = host.load_detector("teacher", teacher, transformer=True)
         size, argument = own["teacher_imgsz"] or imgsz, "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
@@ -144,16 +151,22 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], imgsz: int) -> list[
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
         host.check_labels(data, host.task(stage["model"], argument))
-        model = host.build(stage["model"], data["nc"], data["channels"], data.get("kpt_shape"), argument)
+        model = host.build(stage["model"], count, data["channels"], data.get("kpt_shape"), argument)
         host.check_imgsz(imgsz, model, argument)
-        spec = replace(host.model_spec(model, imgsz), names=data["names"], channels=data["channels"])
-        specs[stage["name"]] = spec  # as it will be once fitted to the data
+        host.check_freeze(theirs.get("freeze"), model, argument)
+        spec = host.model_spec(model, imgsz).of_data(data["names"], data["channels"], single_cls, theirs.get("classes"))
+        specs[stage["name"]] = spec
         for name in stage["hears"]:
             distiller = Distiller(spec, specs[name], asked)
             distiller.require_active_term(name)
             if own["record"]:
                 distiller.require_cacheable()
         stage["parameters"], stage["status"] = spec.parameters, "waiting"
+    if data["channels"] != 3:
+        LOGGER.warning(
+            f"M-KD: the images have {data['channels']} channel(s), but export, check, time and bundle of yolo-mkd take "
+            "only models of 3: to use them, leave channels: out of the data set's YAML file"
+        )
     log_sizes(stages, {name: spec.parameters for name, spec in specs.items()})
     return stages
 

@@ -35,6 +35,25 @@ def find_images(images: Any, data: str | Path | None, trained_on: str | None = N
         raise BadInput(f"no images ({cause}): give images= (a folder) or data= (a data.yaml)") from error
 
 
+def refuse_channels(argument: str, source: Path, trained: Any) -> None:
+    """Refuse a checkpoint whose images are not colour images, since no exported file of it could be checked here.
+
+    Args:
+        argument: the argument that names it, for the message.
+        source: its file.
+        trained: its model.
+
+    Raises:
+        BadInput: its images do not have 3 channels.
+    """
+    channels = int(trained.yaml.get("channels", 3))
+    if channels != 3:
+        raise BadInput(
+            f"{argument}={source} takes images of {channels} channel{'s' if channels > 1 else ''}: yolo-mkd exports, "
+            "checks, times and bundles models of 3 channels: use yolo export of Ultralytics, whose file is not checked"
+        )
+
+
 def images_at(place: str | Path) -> list[Path]:
     """The image file at a path, or all images of a folder.
 

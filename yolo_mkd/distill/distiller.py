@@ -157,9 +157,8 @@ class Distiller:
 
     def class_masses(self, kt: Knowledge) -> dict[str, Tensor]:
         """The sum of the teacher's scores for each class that both have, C, by branch; empty where no term needs it."""
-        theirs = [t for _, t in self.match.classes]
         needed = self.match.branches if any(t.branched for t in self.acting) else ()
-        return {branch: class_mass(kt.branches[branch].logits[:, theirs]) for branch in needed}
+        return {branch: class_mass(self.match.shared_logits(kt.branches[branch].logits)) for branch in needed}
 
     def label_counts(self, classes: Tensor) -> Tensor:
         """How many labels of a batch each class has that both models have: the class of N labels in, C out."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from yolo_mkd.distill.resample import at_levels, at_size, at_strides
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, Outputs
 from yolo_mkd.knowledge.exploration import inheriting
+from yolo_mkd.settings import BadInput
 
 SMALLEST = 2  # rows and columns that a map needs to have a pattern to compare
 
@@ -24,7 +28,8 @@ class Match:
         explores: whether half of the student's neck channels explore; the other terms then use the other half.
         strides: of the head's levels that both have.
         branches: of the head that both have.
-        classes: pairs of student's and teacher's class index with the same name.
+        classes: the student's class indices that the teacher has too, each with the teacher's indices of it: the class
+            of the same name, or those of all the classes that `single_cls=True` merged into it.
         shared: roles of the hidden layers that both have.
         neck: those of them that are the heads' inputs.
     """
@@ -34,7 +39,7 @@ class Match:
     explores: bool
     strides: tuple[int, ...]
     branches: tuple[str, ...]
-    classes: tuple[tuple[int, int], ...]
+    classes: tuple[tuple[int, tuple[int, ...]], ...]
     shared: tuple[str, ...]
     neck: tuple[str, ...]
 
@@ -53,7 +58,7 @@ class Match:
             explores and bool(neck),
             tuple(s for s in student.strides if s in teacher.strides),
             tuple(b for b in student.branches if b in teacher.branches and not (b == "one2one" and coarser)),
-            tuple(shared_classes(student.names, teacher.names)),
+            matched_classes(student, teacher),
             shared,
             neck,
         )
@@ -71,7 +76,6 @@ class Match:
 
     def heads(self, ks: Knowledge, kt: Knowledge) -> list[tuple[Outputs, Outputs, Tensor]]:
         """Student's and teacher's outputs by branch at the shared strides, and the teacher's shared classes' logits."""
-        theirs = [t for _, t in self.classes]
         given = {stride: kt.levels[stride] for stride in self.strides}
         wanted = {stride: ks.levels[stride] for stride in self.strides}
         pairs = []
@@ -80,8 +84,14 @@ class Match:
             t = at_strides(kt.branches[branch], kt.levels, self.strides)
             if given != wanted:
                 t = at_levels(t, given, wanted)
-            pairs.append((s, t, t.logits[:, theirs]))
+            pairs.append((s, t, self.shared_logits(t.logits)))
         return pairs
+
+    def shared_logits(self, logits: Tensor) -> Tensor:
+        """The teacher's logits of the shared classes, B C A of all its classes in; of merged classes the best one."""
+        if all(len(theirs) == 1 for _, theirs in self.classes):
+            return logits[:, [t for _, (t,) in self.classes]]
+        return torch.stack([logits[:, list(theirs)].amax(1) for _, theirs in self.classes], 1)
 
     def inherited(self, ks: Knowledge, role: str) -> Tensor:
         """The student's features of a role, only the channels that are compared with the teacher's."""
@@ -102,8 +112,60 @@ def patterned(model: ModelSpec, role: str) -> bool:
     return min(model.layers[role].rows, model.layers[role].columns) >= SMALLEST
 
 
-def shared_classes(student: dict[int, str], teacher: dict[int, str]) -> list[tuple[int, int]]:
-    """Pairs of student's and teacher's class index with the same name, ignoring case and surrounding spaces."""
-    index = {str(name).strip().lower(): i for i, name in teacher.items()}
-    pairs = [(i, index.get(str(name).strip().lower())) for i, name in student.items()]
-    return [(i, t) for i, t in pairs if t is not None]
+def matched_classes(student: ModelSpec, teacher: ModelSpec) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """The student's classes that the teacher has too, each with the teacher's indices of it; see `Match.classes`."""
+    if student.merged:
+        theirs = tuple(t for _, t in shared_classes(student.merged, teacher.names))
+        if theirs:
+            return tuple((ours, theirs) for ours in student.names)
+    return tuple((ours, (t,)) for ours, t in shared_classes(student.names, teacher.names))
+
+
+def shared_classes(student: Mapping[int, str], teacher: Mapping[int, str]) -> list[tuple[int, int]]:
+    """Pairs of student's and teacher's class index with the same name, in the student's order.
+
+    Names are equal as they are written or, among those without such a partner, when case and surrounding spaces are
+    ignored and only one class on each side has that name then.
+
+    Raises:
+        BadInput: several classes of one side have the same name and the other side has it too. They are paired by
+            their indices where both sides have that name at the same indices.
+    """
+    ours, theirs = {i: str(n) for i, n in student.items()}, {i: str(n) for i, n in teacher.items()}
+    pairs = exact_pairs(ours, theirs)
+    ours = {i: name for i, name in ours.items() if i not in pairs}
+    theirs = {i: name for i, name in theirs.items() if i not in pairs.values()}
+    refuse_duplicates("data", ours, theirs)
+    refuse_duplicates("teacher", theirs, ours)
+    counts = [Counter(map(folded, names.values())) for names in (ours, theirs)]
+    index = {folded(name): i for i, name in theirs.items()}
+    pairs |= {i: index[folded(n)] for i, n in ours.items() if all(count[folded(n)] == 1 for count in counts)}
+    return [(i, pairs[i]) for i in student if i in pairs]
+
+
+def exact_pairs(ours: dict[int, str], theirs: dict[int, str]) -> dict[int, int]:
+    """The teacher's class index of each student's class index whose name is written in the same way; see above."""
+    pairs: dict[int, int] = {}
+    for name in dict.fromkeys(ours.values()):
+        at = [i for i, n in ours.items() if n == name]
+        there = [i for i, n in theirs.items() if n == name]
+        if len(at) == len(there) == 1 or at == there:
+            pairs |= dict(zip(at, there, strict=True))
+    return pairs
+
+
+def refuse_duplicates(side: str, names: dict[int, str], others: dict[int, str]) -> None:
+    """Refuse a name that several classes of one side have, if the other side has it too."""
+    wanted = set(map(folded, others.values()))
+    for name, count in Counter(names.values()).items():
+        if count > 1 and folded(name) in wanted:
+            indices = ", ".join(str(i) for i, n in names.items() if n == name)
+            raise BadInput(
+                f"the {side} has {count} classes named '{name}' ({indices}), which cannot be told apart: "
+                "give each class a name of its own"
+            )
+
+
+def folded(name: str) -> str:
+    """A class name without surrounding spaces, in lower case."""
+    return name.strip().casefold()

@@ -130,6 +130,10 @@ def notes(distiller: Distiller) -> list[str]:
         known = {s for s, _ in match.classes}
         missing = [name for i, name in match.student.names.items() if i not in known]
         found.append(f"the teacher lacks {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
+    if match.student.merged:
+        merged = [match.teacher.names[t] for _, theirs in match.classes for t in theirs]
+        best = f"the best score of the teacher's {', '.join(merged[:5])}{' ...' if len(merged) > 5 else ''}"
+        found.append(f"single_cls=True merges the data's classes: the soft target of the one class is {best}")
     if match.resampled:
         found.append("the teacher takes the images at another size; its maps are resampled to the student's")
     if match.student.channels < match.teacher.channels:

@@ -52,6 +52,20 @@ class Schedule:
         done = (epoch - self.warmup) / (self.end - self.warmup)
         return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * done)) / 2
 
+    def inert(self, batches: int) -> str:
+        """Why the weight is 0 in every batch of the run, in one line; empty where it is not.
+
+        Args:
+            batches: in an epoch.
+        """
+        if self.weight(self.end - 1 / batches) > 0:
+            return ""
+        return (
+            f"distillation has the weight 0 in every batch, so this run trains without a teacher: its warm-up begins "
+            f"in {self.end} epoch of {batches} batch: use more epochs (epochs=, until=), a smaller batch=, or "
+            "warmup_epochs=0"
+        )
+
     def __str__(self) -> str:
         off = f", off for the last {self.epochs - self.end}" if self.end < self.epochs else ""
         return f"weight 0 to 1 in {self.warmup:.3g} epochs, then falling to {FLOOR}{off} of {self.epochs} epochs"

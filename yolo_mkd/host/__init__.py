@@ -16,11 +16,14 @@ from yolo_mkd.host.files import (
     check_data,
     check_imgsz,
     check_labels,
+    check_usable,
     find_model,
     images_in,
     one_line,
     quiet,
+    with_cfg_file,
 )
+from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.models import (
     UNREADABLE,
     architecture_name,
@@ -57,6 +60,7 @@ from yolo_mkd.host.runs import (
     size,
     write_tensors,
 )
+from yolo_mkd.host.shapes import shared_multiple, widen_shapes
 
 __all__ = [
     "LOGGER",
@@ -79,11 +83,15 @@ __all__ = [
     "caches_folder",
     "check_arguments",
     "check_data",
+    "check_freeze",
     "check_imgsz",
     "check_labels",
+    "check_usable",
+    "check_values",
     "discarding_empty_run",
     "find_model",
     "freeze",
+    "frozen_layers",
     "frozen_precision",
     "head",
     "images_in",
@@ -103,11 +111,14 @@ __all__ = [
     "remaining",
     "remove_head",
     "run_folder",
+    "shared_multiple",
     "shared_weights",
     "size",
     "student_only",
     "task",
     "unwrap_model",
+    "widen_shapes",
+    "with_cfg_file",
     "write_architecture",
     "write_tensors",
 ]

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
-from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths, verify_image_label
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import LOGGER, SETTINGS
+from ultralytics.utils import LOGGER, SETTINGS, YAML
+from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
+from yolo_mkd.host.limits import check_values
 from yolo_mkd.settings import BadInput, shipped
+from yolo_mkd.settings.errors import short
 
 
 def arguments() -> dict[str, Any]:
@@ -25,15 +29,38 @@ def arguments() -> dict[str, Any]:
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Check types and values of Ultralytics' own arguments by its own rules.
+    """Check types and values of Ultralytics' own arguments by its own rules, then by those of `check_values`.
 
     Raises:
-        BadInput: Ultralytics refuses one; the message is Ultralytics'.
+        BadInput: one is refused.
     """
     try:
         get_cfg(overrides=given)
     except (TypeError, ValueError, SyntaxError) as e:
         raise BadInput(one_line(e)) from e
+    check_values(given)
+
+
+def with_cfg_file(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with those of the file that `cfg=` names, as `yolo train cfg=file.yaml` joins them.
+
+    Args:
+        given: the user's arguments; they win over the file's.
+
+    Raises:
+        BadInput: the file is missing, or is not a YAML file of arguments.
+    """
+    if given.get("cfg") is None:
+        return {k: v for k, v in given.items() if k != "cfg"}
+    file = given["cfg"]
+    try:
+        found = YAML.load(check_yaml(file))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as e:
+        raise BadInput(f"cfg={short(file)} cannot be read ({one_line(e)[:160]}): give a YAML file of arguments") from e
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise BadInput(f"cfg={short(file)} contains no arguments: write lines such as epochs: 100")
+    own = {k: v for k, v in found.items() if v is not None and k not in {"cfg", "mode"}}
+    return {**own, **{k: v for k, v in given.items() if k != "cfg"}}
 
 
 def check_imgsz(imgsz: Any, model: DetectionModel, argument: str, key: str = "imgsz") -> None:
@@ -43,8 +70,14 @@ def check_imgsz(imgsz: Any, model: DetectionModel, argument: str, key: str = "im
         BadInput: it is not a whole number, or not a multiple of the model's largest stride.
     """
     stride = max(int(model.stride.max()), 32)
+    if isinstance(imgsz, list | tuple) and key == "imgsz":
+        longer = max((side for side in imgsz if isinstance(side, int)), default=640)
+        raise BadInput(
+            f"imgsz={short(imgsz)}: images are squares while training: give one number, for example imgsz={longer}, "
+            "and rect=True for images that keep their shape"
+        )
     if isinstance(imgsz, bool) or not isinstance(imgsz, int):
-        raise BadInput(f"{key}={imgsz} must be a whole number of pixels, for example {key}=640")
+        raise BadInput(f"{key}={short(imgsz)} must be a whole number of pixels, for example {key}=640")
     if imgsz % stride or imgsz < stride:
         near = max(stride, round(imgsz / stride) * stride)
         raise BadInput(
@@ -66,6 +99,8 @@ def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[st
     Raises:
         BadInput: missing, incomplete, or without images to train or validate on.
     """
+    if data is None or data == "":
+        raise BadInput(f"{argument}= is missing: give a data set's YAML file, for example {argument}=coco8.yaml")
     advice = "give the path of a data set's YAML file"
     try:
         with contextlib.nullcontext() if fetch else quiet():
@@ -113,6 +148,36 @@ def check_labels(data: dict[str, Any], task: str, argument: str = "data") -> Non
             raise BadInput(
                 f"{source}: {file} has no outlines, which a model of the task {task} needs: "
                 "give a data set of this task, or a detector as model="
+            )
+
+
+def check_usable(data: dict[str, Any], task: str, single_cls: bool = False, argument: str = "data") -> None:
+    """Refuse a data set in which Ultralytics would leave out every image of a split.
+
+    Args:
+        data: the data set, as `check_data` returns it.
+        task: the task to train.
+        single_cls: one class for all objects.
+        argument: the argument that names it, for the message.
+
+    Raises:
+        BadInput: no image of a split can be read together with its labels; the message has the first reason.
+    """
+    points, dimensions = (data.get("kpt_shape") or [0, 0])[:2]
+    fixed = ("", task == "pose", len(data["names"]), points, dimensions, single_cls)
+    for split in ("train", "val"):
+        places = data[split] if isinstance(data[split], list) else [data[split]]
+        images = [str(image) for place in places for image in images_in(Path(place))]
+        pairs = zip(images, img2label_paths(images), strict=True)
+        found = (verify_image_label((*pair, *fixed)) for pair in pairs)
+        reason = ""
+        for image, *_, message in found:
+            if image is not None:
+                break
+            reason = reason or one_line(message)
+        else:
+            raise BadInput(
+                f"{argument}={data['yaml_file']}: none of the {len(images)} images for '{split}' can be used: {reason}"
             )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.modules.head import RTDETRDecoder
@@ -34,8 +35,22 @@ HEADS = {  # the task of each kind of head
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, TypeError, KeyError, AttributeError, ValueError)
 
 
-def architecture(path: str) -> dict[str, Any]:
-    """The full architecture of a model .yaml; this project's own name an Ultralytics model as base, and a width."""
+def architecture(path: str, argument: str = "model") -> dict[str, Any]:
+    """The full architecture of a model .yaml; this project's own name an Ultralytics model as base, and a width.
+
+    Raises:
+        BadInput: the file cannot be read as an architecture.
+    """
+    try:
+        return full_architecture(path)
+    except (*UNREADABLE, yaml.YAMLError, RecursionError) as e:
+        raise BadInput(
+            f"{argument}={path} cannot be read as a model's architecture ({one_line(e)[:160]}): give a model's .yaml"
+        ) from e
+
+
+def full_architecture(path: str) -> dict[str, Any]:
+    """As `architecture`, with the errors of an unreadable file."""
     text = YAML.load(path) if Path(path).is_file() else {}
     if "base" not in text:
         return dict(yaml_model_load(path))
@@ -76,7 +91,16 @@ def build(
         return load_detector(argument, path)
     kind = TASKS[task(path, argument)]
     pose = {"data_kpt_shape": keypoints} if kind is PoseModel and keypoints else {}
-    return kind({**architecture(path), "nc": classes}, ch=channels, nc=classes, verbose=False, **pose).eval()
+    full = {**architecture(path, argument), "nc": classes}
+    try:
+        return kind(full, ch=channels, nc=classes, verbose=False, **pose).eval()
+    except KeyError as e:  # Ultralytics looks a module up by its name
+        raise BadInput(
+            f"{argument}={path} has the module {e.args[0]}, which this version of Ultralytics does not have: "
+            "use its own modules"
+        ) from e
+    except (*UNREADABLE, ArithmeticError, AssertionError, LookupError, NameError, NotImplementedError) as e:
+        raise BadInput(f"{argument}={path} cannot be built ({one_line(e)[:160]}): check its layers") from e
 
 
 def load_detector(argument: str, path: str, transformer: bool = False) -> DetectionModel:
@@ -119,8 +143,8 @@ def task(path: str, argument: str = "model") -> str:
     """
     if path.endswith(".pt"):
         return HEADS[type(head(load_detector(argument, path))).__name__]
-    layers = architecture(path).get("head")
-    if not layers:
+    layers = architecture(path, argument).get("head")
+    if not isinstance(layers, list) or not layers or not isinstance(layers[-1], list) or len(layers[-1]) < 3:
         raise BadInput(f"{argument}={path} has no head, so it is not a model: give a model's .yaml or .pt")
     name = layers[-1][2]
     if name not in HEADS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,15 +17,13 @@ from yolo_mkd.knowledge import Outputs
 
 
 @torch.no_grad()
-def model_spec(model: DetectionModel, imgsz: int, classes: int | Sequence[int] | None = None) -> ModelSpec:
+def model_spec(model: DetectionModel, imgsz: int) -> ModelSpec:
     """Find a detector's layers by role, with one forward pass over an empty image.
 
     Args:
         model: a YOLO detector; its weights and statistics do not change.
         imgsz: image size of the shapes [pixels], rounded up to the model's stride as Ultralytics does.
-        classes: indices of the classes to train (Ultralytics' `classes=`); None for all.
     """
-    kept = {*model.names} if classes is None else {classes} if isinstance(classes, int) else {*classes}
     shapes: dict[int, torch.Size] = {}
     largest = max(int(model.stride.max()), 32)
     imgsz = math.ceil(imgsz / largest) * largest
@@ -58,7 +55,7 @@ def model_spec(model: DetectionModel, imgsz: int, classes: int | Sequence[int] |
     for i, s in zip(end.f, strides, strict=True):
         layers_by_role[f"neck_p{int(math.log2(s))}"] = LayerSpec(i, *shapes[i][1:])
     return ModelSpec(
-        names={i: name for i, name in model.names.items() if i in kept},
+        names=dict(model.names),
         strides=strides,
         branches=branches_of(end),
         reg_max=int(getattr(end, "reg_max", 0)),

@@ -6,11 +6,12 @@ import contextlib
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
@@ -62,6 +63,7 @@ def score(
     nms_iou: float,
     max_det: int,
     tell: Callable[[int, int], None],
+    single_cls: bool = False,
 ) -> dict[str, Any]:
     """Validate a checkpoint or an exported file on a data set's val split: one image at a time, full letterbox.
 
@@ -73,6 +75,7 @@ def score(
         nms_iou: threshold of NMS.
         max_det: largest number of detections in an image.
         tell: called every 10 s with the number of images done and of all images.
+        single_cls: count all classes as one.
 
     Returns:
         map50_95, map50, `classes` {index: AP50-95} of those that have labels, `images` {file: AP50-95}.
@@ -99,6 +102,7 @@ def score(
             project=folder,
             name="val",
             exist_ok=True,
+            single_cls=single_cls,
             **protocol,
             **nothing_else,
         )
@@ -109,6 +113,28 @@ def score(
         "classes": {int(c): float(ap) for c, ap in zip(box.ap_class_index, box.ap, strict=True)},
         "images": metrics.by_image,
     }
+
+
+def only_classes(yolo: YOLO, kept: Iterable[int]) -> type[DetectionValidator]:
+    """The validator class of a model's task, in which the model detects some of its classes only.
+
+    Args:
+        yolo: the model.
+        kept: the indices of these classes.
+    """
+    base: type[DetectionValidator] = yolo.task_map[yolo.task]["validator"]
+    wanted = sorted(set(kept))
+
+    class Selected(base):
+        def postprocess(self, preds: Any) -> list[dict[str, Any]]:
+            """Drop the detections of other classes."""
+            found = []
+            for image in super().postprocess(preds):
+                rows = torch.isin(image["cls"], torch.tensor(wanted).to(image["cls"]))
+                found.append({key: value[rows] for key, value in image.items()})
+            return found
+
+    return Selected
 
 
 def letterbox(

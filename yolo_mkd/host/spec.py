@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from yolo_mkd.settings import BadInput
+from yolo_mkd.settings.errors import short
+
+MERGED_NAMES = {0: "item"}  # Ultralytics' name of the class of single_cls=True
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class ModelSpec:
         layers: by role: `backbone_p3` is the last backbone layer of stride 8, `neck_p3` the head's input of stride 8.
         channels: of its input images.
         parameters: their number.
+        merged: the data's classes that `single_cls=True` merges into the student's only one; empty otherwise.
     """
 
     names: dict[int, str]
@@ -41,3 +48,34 @@ class ModelSpec:
     layers: dict[str, LayerSpec]
     channels: int
     parameters: int
+    merged: dict[int, str] = field(default_factory=dict)
+
+    def of_data(
+        self,
+        names: Mapping[int, str],
+        channels: int,
+        single_cls: bool = False,
+        classes: int | Sequence[int] | None = None,
+    ) -> ModelSpec:
+        """The spec of the model once it is fitted to a data set.
+
+        Args:
+            names: the data's class names by index.
+            channels: of its images.
+            single_cls: Ultralytics' argument: one class for all objects.
+            classes: indices of the classes to train (Ultralytics' argument); None for all.
+
+        Raises:
+            BadInput: `classes` is not such indices.
+        """
+        listed = list(classes) if isinstance(classes, list | tuple) else [*names] if classes is None else [classes]
+        if wrong := [i for i in listed if isinstance(i, bool) or not isinstance(i, int) or i not in names]:
+            raise BadInput(
+                f"classes={short(classes)}: the data has no class {short(wrong[0])}: give indices of its {len(names)} "
+                "classes, for example classes=0,1"
+            )
+        chosen = {*listed}
+        kept = {i: name for i, name in names.items() if i in chosen}
+        if single_cls:
+            return replace(self, names=dict(MERGED_NAMES), merged=kept, channels=channels)
+        return replace(self, names=kept, channels=channels)

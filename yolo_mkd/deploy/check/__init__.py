@@ -19,7 +19,7 @@ from yolo_mkd.deploy.exported_model import (
     format_of,
     read_exported_model,
 )
-from yolo_mkd.deploy.images import find_images
+from yolo_mkd.deploy.images import find_images, refuse_channels
 from yolo_mkd.settings import BadInput, number
 
 __all__ = ["CONF", "CheckFigures", "CheckRequest", "Parity", "check", "verify"]
@@ -63,8 +63,19 @@ class Parity:
             "accuracy": dataclasses.asdict(self.accuracy) if self.accuracy else None,
         }
 
+    @property
+    def unverified(self) -> str:
+        """Why a file that passed was not verified, in one line; empty when it was, or failed."""
+        if not self.passed or self.model is None or self.model.precision != "int8":
+            return ""
+        if self.accuracy is not None and self.accuracy.verdict != "not measured":
+            return ""
+        note = self.accuracy.note if self.accuracy else "give data= with labels of the checkpoint's classes"
+        return f"INT8 is judged by its mAP, which was not measured: {note}"
+
     def __str__(self) -> str:
-        lines = [f"check     {'passed' if self.passed else 'FAILED: ' + self.reason}"]
+        outcome = f"not verified: {self.unverified}" if self.unverified else "passed"
+        lines = [f"check     {outcome if self.passed else 'FAILED: ' + self.reason}"]
         if self.model:
             size = "x".join(map(str, self.model.imgsz))
             lines.append(f"{'':10}{self.model.format} {self.model.precision}, head {self.model.head}, {size}")
@@ -117,6 +128,7 @@ def check(
     """
     from yolo_mkd import host
 
+    report.check_writable("json", json)
     path = Path(model)
     if format_of("model", path) == "engine":
         raise BadInput(
@@ -124,6 +136,7 @@ def check(
         )
     source = existing_file("against", against, ".pt")
     trained = host.load_detector("against", str(source))
+    refuse_channels("against", source, trained)
     number("conf", conf, above=0, below=1, example=0.25)
     trained_on = trained.args.get("data")
     pictures = find_images(images, data, trained_on)
@@ -156,10 +169,11 @@ def verify(path: Path, request: CheckRequest) -> Parity:
     lowest = lowest_conf(request.conf)
     expected = detect_in_files(request.source, request.pictures, model, lowest)
     got = detect_in_files(path, request.pictures, model, lowest)
+    merged = bool(request.trained.args.get("single_cls"))
     found = judge_detections(expected, got, [p.name for p in request.pictures], request.conf, model.precision)
     if not found.file_detections:
         return Parity(not found.reason, found.reason, model, found)
-    measured = compare_accuracy(request.source, path, model, request.data, names) if request.accuracy else None
+    measured = compare_accuracy(request.source, path, model, request.data, names, merged) if request.accuracy else None
     reason = found.reason or (measured.reason if measured else "")
     if reason:
         reason = faults.diagnose(request.source, request.pictures, model, expected, got, found) or reason

@@ -14,6 +14,7 @@ from yolo_mkd.settings import BadInput
 # share of the checkpoint's mAP50-95 that passes, and that passes with a warning. MLPerf's edge gates for int8 are
 # 99 % and 95 %; fp32 must be exact, so it has no warning
 FLOORS = {"fp32": (0.999, 0.999), "fp16": (0.999, 0.95), "int8": (0.99, 0.95)}
+LEAST_MAP = 0.01  # our choice: a checkpoint below it finds almost nothing, and the share of almost nothing is noise
 WORST = 10  # images
 NO_LABELS = "images have no labels; give data="
 
@@ -94,6 +95,7 @@ def measure_map(
     data: str | Path,
     imgsz: tuple[int, int] | None = None,
     head: str | None = None,
+    single_cls: bool = False,
 ) -> Scores:
     """Measure mAP with Ultralytics' validator: conf 0.001, one image at a time, letterboxed to the full size.
 
@@ -102,6 +104,7 @@ def measure_map(
         data: the data.yaml whose val split is used, all of it.
         imgsz: height and width [pixels], required for a checkpoint; an exported file states its own.
         head: one2one or one2many, of a checkpoint that has both; an exported file states its own.
+        single_cls: count all classes of the data as one, for a model that was trained so.
 
     Raises:
         BadInput: the size is missing, or the exported file cannot be read.
@@ -120,11 +123,11 @@ def measure_map(
     def print_progress(done: int, count: int) -> None:
         print(f"{'':10}{done} of {count} images", flush=True)
 
-    return Scores(**score(path, str(data), imgsz, head == "one2one", NMS_IOU, MAX_DET, print_progress))
+    return Scores(**score(path, str(data), imgsz, head == "one2one", NMS_IOU, MAX_DET, print_progress, single_cls))
 
 
 def compare_accuracy(
-    source: Path, path: Path, model: ExportedModel, data: str | None, names: dict[int, str]
+    source: Path, path: Path, model: ExportedModel, data: str | None, names: dict[int, str], single_cls: bool = False
 ) -> Accuracy:
     """Measure the share of its checkpoint's mAP that a file retains, with the same head on both sides.
 
@@ -134,17 +137,34 @@ def compare_accuracy(
         model: the file's metadata.
         data: the labelled data set; without one nothing is measured.
         names: the checkpoint's classes.
+        single_cls: whether it was trained with all classes of its data as one.
     """
-    if why := why_not_measurable(data, names):
+    if why := why_not_measurable(data, names, single_cls):
         return Accuracy("not measured", note=why)
     assert data is not None  # excluded by why_not_measurable
-    ours = measure_map(source, data, model.imgsz, model.head)
-    if not ours.map50_95:
-        return Accuracy("not measured", note="the checkpoint's own mAP is 0 on this data: train it further")
-    return judge_accuracy(ours, measure_map(path, data), model.precision, names)
+    ours = measure_map(source, data, model.imgsz, model.head, single_cls)
+    if ours.map50_95 < LEAST_MAP:
+        return finds_nothing(ours)
+    return judge_accuracy(ours, measure_map(path, data, single_cls=single_cls), model.precision, names)
 
 
-def why_not_measurable(data: str | None, names: dict[int, str]) -> str:
+def finds_nothing(ours: Scores) -> Accuracy:
+    """The outcome for a checkpoint that finds almost nothing: the share that a file retains is not judged."""
+    found = "nothing" if not ours.map50_95 else "almost nothing"
+    note = (
+        f"the checkpoint finds {found} on this data (mAP50-95 {ours.map50_95:.4f}), so its detections alone "
+        "were judged: train it further"
+    )
+    return Accuracy(
+        "not measured",
+        note=note,
+        images=len(ours.images),
+        checkpoint_map50_95=ours.map50_95,
+        checkpoint_map50=ours.map50,
+    )
+
+
+def why_not_measurable(data: str | None, names: dict[int, str], single_cls: bool = False) -> str:
     """Why mAP cannot be measured on a data set, in one line; empty when it can."""
     from yolo_mkd import host
     from yolo_mkd.host.files import first_labels
@@ -152,7 +172,7 @@ def why_not_measurable(data: str | None, names: dict[int, str]) -> str:
     if data is None:
         return NO_LABELS
     found = host.check_data(data, fetch=False)
-    if dict(found["names"]) != names:
+    if dict(found["names"]) != names and not single_cls:
         theirs = ", ".join(found["names"].values())
         return f"the data's classes ({theirs[:60]}) differ from the checkpoint's; give its own data="
     if not first_labels(found["val"])[1]:

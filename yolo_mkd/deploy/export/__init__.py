@@ -113,6 +113,8 @@ def export(
             passed_on=ultralytics_export_args,
         )
     )
+    report.check_writable("model", request.report_file)
+    report.check_writable("json", json)
     figures = export_verified(request)
     written = report.write(json or request.report_file, "export", dict(figures))
     print(summary_text(request.file, figures), f"report    {written}", sep="\n")

@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from yolo_mkd.deploy.export import graph
+from yolo_mkd.deploy.export import graph, process
 from yolo_mkd.deploy.export.arguments import VERIFIED
 from yolo_mkd.deploy.export.int8 import quantise_to_int8
+from yolo_mkd.deploy.export.process import run_export
 from yolo_mkd.deploy.export.request import ExportRequest
 from yolo_mkd.deploy.export.sensitivity import Sensitivity, measure_sensitivity, sensitivity_text
 from yolo_mkd.deploy.exported_model import file_identity
 from yolo_mkd.settings import BadInput, Failed
+
+SEPARATE = ("ncnn", "engine")  # formats whose converters can hang or crash
 
 
 class ExportFailed(Failed):
@@ -44,8 +47,9 @@ def build_file(request: ExportRequest, folder: Path) -> tuple[Path, Sensitivity 
         quantise_to_int8(made, file, pictures, request.size, request.target.quantized_weights)
         if request.sensitivity:
             kinds = {i: type(layer).__name__ for i, layer in enumerate(request.trained.model)}
+            merged = bool(request.trained.args.get("single_cls"))
             count = None if request.sensitivity is True else request.sensitivity
-            sensitivity = measure_sensitivity(made, pictures, request.size, request.data, kinds, count)
+            sensitivity = measure_sensitivity(made, pictures, request.size, request.data, kinds, count, merged)
             print(sensitivity_text(sensitivity))
     else:
         os.replace(made, file)
@@ -77,9 +81,12 @@ def run_ultralytics(source: Path, size: list[int], arguments: dict[str, Any]) ->
     from yolo_mkd import host
     from yolo_mkd.host.scoring import no_installs
 
+    arguments = {"format": "onnx", "imgsz": size, **arguments}
     try:
+        if arguments["format"] in SEPARATE:
+            return run_export(source, "detect", arguments, quiet=True, limit_s=process.LIMIT_S)
         with host.quiet(), no_installs():
-            return Path(YOLO(str(source), task="detect").export(**{"format": "onnx", "imgsz": size, **arguments}))
+            return Path(YOLO(str(source), task="detect").export(**arguments))
     except (AssertionError, AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ExportFailed(f"Ultralytics could not export {source.name}: {host.one_line(error)[:200]}") from error
 
@@ -91,8 +98,6 @@ def export_unverified(source: Path, format: str, arguments: dict[str, Any]) -> P
         BadInput: Ultralytics does not have the format, or an argument.
         ExportFailed: the export failed.
     """
-    from ultralytics import YOLO
-
     from yolo_mkd import host
     from yolo_mkd.host.scoring import formats
 
@@ -103,6 +108,7 @@ def export_unverified(source: Path, format: str, arguments: dict[str, Any]) -> P
     host.check_arguments(arguments)
     print(f"export    format={format} is exported by Ultralytics; yolo-mkd does not verify the file")
     try:
-        return Path(YOLO(str(source)).export(format=format, **arguments))
-    except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        arguments = {"format": format, **arguments}
+        return run_export(source.resolve(), None, arguments, quiet=False, limit_s=process.LIMIT_S)
+    except (OSError, RuntimeError) as error:
         raise ExportFailed(f"Ultralytics could not export {source.name}: {host.one_line(error)[:200]}") from error

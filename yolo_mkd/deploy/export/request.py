@@ -10,7 +10,7 @@ from typing import Any
 from yolo_mkd.deploy.export.arguments import PRECISIONS, image_size, refuse_unsupported, refuse_unverifiable
 from yolo_mkd.deploy.export.int8 import CalibrationFacts, calibration_images
 from yolo_mkd.deploy.export.targets import Target, choose_head, choose_opset, load_target
-from yolo_mkd.deploy.images import find_images
+from yolo_mkd.deploy.images import find_images, refuse_channels
 from yolo_mkd.settings import BadInput, number
 
 ENDINGS = {"onnx": ".onnx", "openvino": "_openvino_model", "ncnn": "_ncnn_model", "engine": ".engine"}
@@ -92,6 +92,7 @@ def validate_request(given: ExportArguments) -> ExportRequest:
     from yolo_mkd import host
 
     refuse_unverifiable(given.passed_on)
+    host.check_values({"device": given.passed_on.get("device")})
     device = load_target(given.target)
     refuse_unsupported(given.source, given.format, device, given.quantize)
     if given.sensitivity and given.quantize != 8:
@@ -99,6 +100,7 @@ def validate_request(given: ExportArguments) -> ExportRequest:
     if given.sensitivity and not isinstance(given.sensitivity, bool):
         number("sensitivity", given.sensitivity, whole=True, low=1, example=100)
     trained = host.load_detector("model", str(given.source))
+    refuse_channels("model", given.source, trained)
     trained_on = trained.args.get("data")
     size = image_size(trained.args.get("imgsz", 640) if given.imgsz is None else given.imgsz, int(max(trained.stride)))
     passed_on = dict(given.passed_on)

@@ -41,6 +41,7 @@ def measure_sensitivity(
     data: str,
     kinds: dict[int, str],
     count: int | None = None,
+    single_cls: bool = False,
 ) -> Sensitivity:
     """Quantise one block at a time and measure the change of mAP50-95.
 
@@ -51,6 +52,7 @@ def measure_sensitivity(
         data: the data set to measure on.
         kinds: the class of each block, by its index.
         count: measure on this many evenly spaced val images; by default on all.
+        single_cls: count all classes of the data as one, for a model that was trained so.
     """
     groups: dict[int, list[str]] = {}
     for name in quantisable_nodes(source):
@@ -59,7 +61,7 @@ def measure_sensitivity(
     rows: list[BlockSensitivity] = []
     with tempfile.TemporaryDirectory() as folder:
         data = val_subset(data, count, Path(folder)) if count else data
-        scores = measure_map(source, data)
+        scores = measure_map(source, data, single_cls=single_cls)
         before = scores.map50_95
         quantised = Path(folder) / source.name
         for index, nodes in sorted(groups.items()):
@@ -67,7 +69,7 @@ def measure_sensitivity(
             print(f"block {index:<4}{kind}, {len(nodes)} operators in INT8")
             quantise_to_int8(source, quantised, pictures, imgsz, nodes=nodes)
             write_metadata(quantised, {"precision": "int8"})
-            after = measure_map(quantised, data).map50_95
+            after = measure_map(quantised, data, single_cls=single_cls).map50_95
             change = after - before
             rows.append({"block": index, "kind": kind, "operators": len(nodes), "map50_95": after, "change": change})
     return {"images": len(scores.images), "map50_95": before, "blocks": sorted(rows, key=lambda row: row["change"])}

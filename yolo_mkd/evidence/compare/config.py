@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -293,7 +293,10 @@ def acting_terms(arguments: dict[str, Any], whole: str) -> list[str]:
         asked = validate({**arguments, **preset, "record": False}, "ablate")
     own, imgsz = asked.own, asked.theirs.get("imgsz", 640)
     student = host.build(own["model"], asked.data["nc"], asked.data["channels"], asked.data.get("kpt_shape"))
-    spec = replace(host.model_spec(student, imgsz), names=asked.data["names"], channels=asked.data["channels"])
+    data, theirs = asked.data, asked.theirs
+    spec = host.model_spec(student, imgsz).of_data(
+        data["names"], data["channels"], bool(theirs.get("single_cls")), theirs.get("classes")
+    )
     teacher = host.model_spec(host.load_detector("teacher", own["teacher"], True), own["teacher_imgsz"] or imgsz)
     return [t.name for t in Distiller(spec, teacher, {n: own[n] for n in TERMS}).acting]
 

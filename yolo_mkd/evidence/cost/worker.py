@@ -36,7 +36,7 @@ class StepServer:
     """Ultralytics callbacks that let a training go on for as many steps as the parent orders.
 
     Attributes:
-        answers: where to write what was measured.
+        answers: the stream for results, one JSON object a line.
     """
 
     def __init__(self, answers: TextIO):
@@ -53,7 +53,7 @@ class StepServer:
         if isinstance(trainer, MKDTrainer) and trainer.kd.criterion is not None:
             trainer.kd.criterion.due = lambda distiller: bool(self.order.get("reading"))
             trainer.kd.criterion.section = self.watch.section
-        self.tell({"ready": True, "batches": len(trainer.train_loader)})
+        self.send({"ready": True, "batches": len(trainer.train_loader)})
         self.next_order(trainer)
 
     def loaded(self, trainer: Any) -> None:
@@ -68,7 +68,7 @@ class StepServer:
             return
         self.watch.stop()
         steps = self.order["steps"]
-        self.tell(
+        self.send(
             {
                 "step_s": (now(trainer) - self.started) / steps,
                 "parts": {part: self.watch.seconds[part] / steps for part in PARTS} if self.watch.on else {},
@@ -83,7 +83,7 @@ class StepServer:
         """Wait until the parent wants steps.
 
         Raises:
-            Enough: it wants no more.
+            StopTraining: it wants no more.
         """
         line = sys.stdin.readline()
         if not line:
@@ -94,9 +94,9 @@ class StepServer:
         self.started = now(trainer)
         self.watch.begin("data")
 
-    def tell(self, answer: dict[str, Any]) -> None:
-        """Answer the parent."""
-        self.answers.write(json.dumps(answer) + "\n")
+    def send(self, result: dict[str, Any]) -> None:
+        """Send a result to the parent."""
+        self.answers.write(json.dumps(result) + "\n")
         self.answers.flush()
 
 
@@ -121,7 +121,7 @@ def kept(trainer: Any) -> dict[str, Any]:
         return {}
     images = len(trainer.train_loader.dataset)
     formula = estimate(teacher.layout, images, max(1, round(teacher.computed / images)))
-    return {"store_bytes": teacher.store.bytes_on_disk, "formula_bytes": formula, "asked": teacher.computed}
+    return {"store_bytes": teacher.store.bytes_on_disk, "formula_bytes": formula}
 
 
 def attach(watch: Stopwatch, trainer: Any) -> None:
@@ -142,7 +142,7 @@ def work(spec: dict[str, Any], answers: TextIO) -> None:
 
     Args:
         spec: model, arguments (Ultralytics'), teacher and knowledge (M-KD's arguments; absent for stock trainers).
-        answers: where to write what was measured.
+        answers: the stream for results, one JSON object a line.
 
     Raises:
         BadInput: this kind of training cannot be had for this pair.

@@ -25,13 +25,16 @@ from yolo_mkd.chain import assistant
 from yolo_mkd.chain.stages import ChainRequest, Stage, validate
 from yolo_mkd.distill.balance import GradientRatio
 from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.matching import Match, shared_classes
 from yolo_mkd.distill.monitor import notes
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.evidence.plan import cost, sample
 from yolo_mkd.evidence.plan.accuracy import QuickEval
 from yolo_mkd.evidence.plan.advice import verdict, warnings
 from yolo_mkd.evidence.plan.probe import Probe
+from yolo_mkd.evidence.plan.schema import HopFigures, PlanFigures, StageFigures, Summary, TermFigures
 from yolo_mkd.host.dry import PLAIN, dry_run, silent
+from yolo_mkd.host.spec import MERGED_NAMES
 from yolo_mkd.settings import KD_OPTIONS, BadInput
 from yolo_mkd.trainer import TRAINERS
 
@@ -44,7 +47,7 @@ REPLACED = {"data", "batch", "device", "fraction", "cache", "plots", "save_perio
 
 @dataclass(frozen=True)
 class PlanRequest(ChainRequest):
-    """What the user asks for.
+    """A plan that is requested.
 
     Attributes:
         named: terms that the user names.
@@ -56,6 +59,11 @@ class PlanRequest(ChainRequest):
     def imgsz(self) -> int:
         """Image size [pixels]."""
         return int(self.theirs.get("imgsz", 640))
+
+    @property
+    def single_cls(self) -> bool:
+        """Whether all classes of the data are trained as one."""
+        return bool(self.theirs.get("single_cls"))
 
     @property
     def device(self) -> str:
@@ -76,7 +84,7 @@ class StageTeacher:
     known: bool
 
 
-def plan(**arguments: Any) -> dict[str, Any]:
+def plan(**arguments: Any) -> PlanFigures:
     """Predict a training: which terms act and how strongly, what it costs, and what to change.
 
     Args:
@@ -89,8 +97,9 @@ def plan(**arguments: Any) -> dict[str, Any]:
         BadInput: train would refuse these arguments.
     """
     started, json = time.perf_counter(), arguments.pop("json", None)
+    report.check_writable("json", json)
     with silent(), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
-        figures = foresee(checked(arguments), Path(folder))
+        figures = predict(validate_request(arguments), Path(folder))
     figures["warnings"] = warnings(figures)
     figures["answer"] = verdict(figures)
     figures["seconds"] = round(time.perf_counter() - started, 1)
@@ -99,7 +108,7 @@ def plan(**arguments: Any) -> dict[str, Any]:
     return figures
 
 
-def checked(arguments: dict[str, Any]) -> PlanRequest:
+def validate_request(arguments: dict[str, Any]) -> PlanRequest:
     """Check everything as train does.
 
     Raises:
@@ -107,36 +116,36 @@ def checked(arguments: dict[str, Any]) -> PlanRequest:
     """
     if arguments.get("resume"):
         raise BadInput("resume= continues a chain that has begun: give the arguments of a new one")
-    asked = validate(arguments, "plan")
-    return PlanRequest(**vars(asked), named=[n for n in TERMS if n in arguments])
+    request = validate(arguments, "plan")
+    return PlanRequest(**vars(request), named=[n for n in TERMS if n in arguments])
 
 
-def foresee(asked: PlanRequest, folder: Path) -> dict[str, Any]:
+def predict(request: PlanRequest, folder: Path) -> PlanFigures:
     """Probe each stage, then examine the models that are trained already."""
-    train = sample.images_of(asked.data, "train", asked.theirs.get("fraction", 1.0))
-    val = sample.images_of(asked.data, "val")
-    wanted = asked.theirs.get("batch", 16)
+    train = sample.images_of(request.data, "train", request.theirs.get("fraction", 1.0))
+    val = sample.images_of(request.data, "val")
+    wanted = request.theirs.get("batch", 16)
     automatic = not isinstance(wanted, int) or wanted < 1
     batch = min(16 if automatic else wanted, len(train))
-    stages = probe_stages(asked, folder, batch, train, val)
-    images = sample.evenly_spaced(val, examined(stages))
+    stages = probe_stages(request, folder, batch, train, val)
+    images = sample.evenly_spaced(val, images_to_score(stages))
     return {
-        "data": str(asked.data["yaml_file"]),
-        "classes": asked.data["nc"],
+        "data": str(request.data["yaml_file"]),
+        "classes": request.data["nc"],
         "train_images": len(train),
         "val_images": len(val),
-        "device": "cpu" if asked.device == "cpu" else torch.cuda.get_device_name(torch.device("cuda")),
-        "device_memory": None if asked.device == "cpu" else torch.cuda.mem_get_info()[1],
-        "imgsz": asked.imgsz,
+        "device": "cpu" if request.device == "cpu" else torch.cuda.get_device_name(torch.device("cuda")),
+        "device_memory": None if request.device == "cpu" else torch.cuda.mem_get_info()[1],
+        "imgsz": request.imgsz,
         "batch": batch,
         "batch_is_automatic": automatic,
-        "calibrate": asked.own["calibrate"],
-        "gate": asked.own["gate"],
-        "named_terms": asked.named,
-        "assistant": about_assistant(asked),
+        "calibrate": request.own["calibrate"],
+        "gate": request.own["gate"],
+        "named_terms": request.named,
+        "assistant": about_assistant(request),
         "stages": stages,
         "examined_images": len(images),
-        "accuracy": examine(asked, QuickEval(asked.data, images, folder, asked.device)),
+        "accuracy": score_models(request, QuickEval(request.data, images, folder, request.device, request.single_cls)),
         "total": {
             **{key: sum(s["cost"][key] for s in stages) for key in ("hours", "hours_plain")},
             **{key: sum(s["disk"][key] for s in stages) for key in ("peak", "kept")},
@@ -145,40 +154,47 @@ def foresee(asked: PlanRequest, folder: Path) -> dict[str, Any]:
 
 
 def probe_stages(
-    asked: PlanRequest, folder: Path, batch: int, train: list[Path], val: list[Path]
-) -> list[dict[str, Any]]:
+    request: PlanRequest, folder: Path, batch: int, train: list[Path], val: list[Path]
+) -> list[StageFigures]:
     """Set up each stage on a few images and measure it."""
-    small = min(batch, max(2, CPU_PIXELS // asked.imgsz**2)) if asked.device == "cpu" else batch
+    small = min(batch, max(2, CPU_PIXELS // request.imgsz**2)) if request.device == "cpu" else batch
     shown = sample.evenly_spaced(train, max(TRAIN_IMAGES, 4 * small))
     shown = shown[: len(shown) // small * small]  # whole batches only: another size would take another time
-    few = sample.copy(asked.data, {"train": shown, "val": sample.evenly_spaced(val, TIMED_VAL_IMAGES)}, folder / "few")
+    few = sample.copy(
+        request.data, {"train": shown, "val": sample.evenly_spaced(val, TIMED_VAL_IMAGES)}, folder / "few"
+    )
     arguments = {
-        **{k: v for k, v in asked.theirs.items() if k not in REPLACED},
-        **{"data": str(few), "batch": small, "device": asked.device, "project": str(folder), "plots": False},
+        **{k: v for k, v in request.theirs.items() if k not in REPLACED},
+        **{"data": str(few), "batch": small, "device": request.device, "project": str(folder), "plots": False},
     }
     teachers: dict[str, StageTeacher] = {}
     found = []
-    for stage in asked.stages:
+    for stage in request.stages:
         name, task = stage["name"], host.task(stage["model"])
         hears = [teachers.get(h) or StageTeacher("teacher", h, True) for h in stage["hears"]]
-        length = {"epochs": asked.own["teacher_epochs"]} if name == "teacher" else {}
-        probe, trainer = Probe(PROBE_S / len(asked.stages)), PLAIN[task]
+        length = {"epochs": request.own["teacher_epochs"]} if name == "teacher" else {}
+        probe, trainer = Probe(PROBE_S / len(request.stages)), PLAIN[task]
         if hears:
-            knowledge = {**{key: asked.own[key] for key in (*KD_OPTIONS, *TERMS)}, "record": False, "unlabelled": None}
+            knowledge = {
+                **{key: request.own[key] for key in (*KD_OPTIONS, *TERMS)},
+                "record": False,
+                "unlabelled": None,
+            }
             trainer = TRAINERS[task].using(hears[0].file, [h.file for h in hears[1:]], **knowledge)
         model = host.write_architecture(stage["model"], folder)
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
-        run = run_of(asked, probe, batch, len(train), len(val))
-        found.append(stage_figures(stage, run, probe, hears, asked.own["teacher_imgsz"] or asked.imgsz))
-        teachers[name] = StageTeacher(name, stand_in(stage["model"], asked.data, folder / f"{name}.pt"), False)
+        run = run_of(request, probe, batch, len(train), len(val))
+        found.append(stage_figures(stage, run, probe, hears, request.own["teacher_imgsz"] or request.imgsz))
+        file = stand_in(stage["model"], request.data, folder / f"{name}.pt", request.single_cls)
+        teachers[name] = StageTeacher(name, file, False)
     return found
 
 
-def run_of(asked: PlanRequest, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
+def run_of(request: PlanRequest, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
     """The whole run of a stage, with Ultralytics' defaults where nothing is asked for."""
     args = probe.args
-    schedule = Schedule.of(args.epochs, args.warmup_epochs, asked.own["until"])
-    recorded = shown(asked.own["views"], 0, schedule.end, args.epochs - args.close_mosaic)
+    schedule = Schedule.of(args.epochs, args.warmup_epochs, request.own["until"])
+    recorded = shown(request.own["views"], 0, schedule.end, args.epochs - args.close_mosaic)
     return cost.Run(
         epochs=args.epochs,
         batch=batch,
@@ -186,37 +202,38 @@ def run_of(asked: PlanRequest, probe: Probe, batch: int, images: int, val_images
         val_images=val_images,
         nbs=args.nbs,
         schedule=schedule,
-        hours=asked.theirs.get("time"),
-        save_period=asked.theirs.get("save_period", -1),
+        hours=request.theirs.get("time"),
+        save_period=request.theirs.get("save_period", -1),
         validates=args.val,
-        asked=len(recorded) if asked.own["record"] else None,
-        joined=1 + (asked.own["unlabelled_ratio"] if asked.own["unlabelled"] and probe.distillers else 0.0),
+        asked=len(recorded) if request.own["record"] else None,
+        joined=1 + (request.own["unlabelled_ratio"] if request.own["unlabelled"] and probe.distillers else 0.0),
     )
 
 
-def stand_in(model: str, data: dict[str, Any], file: Path) -> str:
+def stand_in(model: str, data: dict[str, Any], file: Path, single_cls: bool = False) -> str:
     """Write an untrained model of the shape that a stage will have, and return its file."""
-    built = host.build(model, data["nc"], data["channels"], data.get("kpt_shape"))
-    built.names = dict(data["names"])
+    built = host.build(model, 1 if single_cls else data["nc"], data["channels"], data.get("kpt_shape"))
+    built.names = dict(MERGED_NAMES if single_cls else data["names"])
     torch.save({"model": built}, file)
     return str(file)
 
 
-def stage_figures(stage: Stage, run: cost.Run, probe: Probe, hears: list[StageTeacher], imgsz: int) -> dict[str, Any]:
+def stage_figures(stage: Stage, run: cost.Run, probe: Probe, hears: list[StageTeacher], imgsz: int) -> StageFigures:
     """What is known of a stage before it is trained."""
     figures, args = probe.figures, probe.args
     return {
         "name": stage["name"],
         "model": Path(stage["model"]).name,
         "trained": stage["model"].endswith(".pt"),
-        **figures["size"],
+        "parameters": figures["size"]["parameters"],
+        "gflops": figures["size"]["gflops"],
         "epochs": run.epochs,
         "knowledge_epochs": run.schedule.end if probe.distillers else 0,
         "updates": run.updates,
         "mosaic_epochs": max(args.epochs - args.close_mosaic, 0) if args.mosaic else 0,
         "optimizer": figures["optimizer"],
         "hears": [h.name for h in hears],
-        "hops": [hop(*each, imgsz) for each in zip(hears, probe.distillers, probe.ratios, strict=False)],
+        "hops": [hop_figures(*each, imgsz) for each in zip(hears, probe.distillers, probe.ratios, strict=False)],
         "cost": {**cost.duration(run, figures), "probe": {k: figures[k] for k in PROBED}},
         "memory": cost.memory(run, figures),
         "disk": cost.disk(run, figures),
@@ -235,17 +252,18 @@ def cache_figures(distiller: Distiller, run: cost.Run) -> dict[str, Any]:
 PROBED = ("batch", "timed", "plain", "taught", "reading_s", "load_s", "update_s", "val_s_per_image")
 
 
-def hop(
+def hop_figures(
     teacher: StageTeacher, distiller: Distiller, ratios: list[dict[str, GradientRatio]], imgsz: int
-) -> dict[str, Any]:
+) -> HopFigures:
     """What one teacher can teach one student, term by term."""
     match = distiller.match
-    known = {ours for ours, _ in match.classes}
+    size = host.size(Path(teacher.file), imgsz)
     return {
         "teacher": teacher.name,
         "file": Path(teacher.file).name if teacher.known else None,
         "known": teacher.known,
-        **host.size(Path(teacher.file), imgsz),
+        "parameters": int(size["parameters"]),
+        "gflops": size["gflops"],
         "ratio": match.teacher.parameters / match.student.parameters,
         "terms": [term_figures(t.name, distiller, ratios if teacher.known else []) for t in distiller.terms],
         "layers": {
@@ -253,15 +271,24 @@ def hop(
             for r in distiller.roles
         },
         "strides": {"student": match.student.strides, "teacher": match.teacher.strides},
-        "unknown_classes": [n for i, n in match.student.names.items() if i not in known],
+        "unknown_classes": unknown_classes(match),
         "notes": notes(distiller),
     }
 
 
-def term_figures(name: str, distiller: Distiller, ratios: Sequence[dict[str, GradientRatio]]) -> dict[str, Any]:
+def unknown_classes(match: Match) -> list[str]:
+    """The names of the data's classes that the teacher lacks; none where both have single_cls=True's one class."""
+    if match.student.merged and match.teacher.names == MERGED_NAMES:
+        return []
+    names = match.student.merged or match.student.names
+    known = dict(shared_classes(names, match.teacher.names))
+    return [name for i, name in names.items() if i not in known]
+
+
+def term_figures(name: str, distiller: Distiller, ratios: Sequence[dict[str, GradientRatio]]) -> TermFigures:
     """What a term reads, and its gradient's share and direction where its teacher is known."""
     term, balancer = distiller.term(name), distiller.balancer
-    found: dict[str, Any] = {
+    found: TermFigures = {
         "term": name,
         "asked": term.asked,
         "acts": not term.why_not,
@@ -272,42 +299,40 @@ def term_figures(name: str, distiller: Distiller, ratios: Sequence[dict[str, Gra
     if term.why_not or not ratios:
         return found
     nominal = balancer.asked[name].nominal if balancer.calibrate else term.asked
-    found.update(
-        nominal_gain=nominal,
-        share=spread([r[name].strength * nominal for r in ratios]),
-        gain=balancer.gains[name],
-        at_limit=name in balancer.limited(),
-        cosine=spread([r[name].cosine for r in ratios]),
-    )
+    found["nominal_gain"] = nominal
+    found["share"] = summary([r[name].strength * nominal for r in ratios])
+    found["gain"] = balancer.gains[name]
+    found["at_limit"] = name in balancer.limited()
+    found["cosine"] = summary([r[name].cosine for r in ratios])
     return found
 
 
-def spread(values: list[float]) -> dict[str, Any]:
+def summary(values: list[float]) -> Summary:
     """The mean, the standard deviation, and the values themselves."""
     return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else 0.0, "values": values}
 
 
-def about_assistant(asked: PlanRequest) -> str:
+def about_assistant(request: PlanRequest) -> str:
     """Which assistant was chosen and why; empty where the user chose."""
-    if asked.own["assistant"] != "auto":
+    if request.own["assistant"] != "auto":
         return ""
-    paths = [host.find_model(argument, asked.own[argument]) for argument in ("model", "teacher")]
+    paths = [host.find_model(argument, request.own[argument]) for argument in ("model", "teacher")]
     name, reason = assistant.choose(*paths)
     return f"assistant=auto chose {name or 'none'}: {reason}"
 
 
-def examined(stages: list[dict[str, Any]]) -> int:
-    """How many images there is time for in an exam."""
+def images_to_score(stages: list[StageFigures]) -> int:
+    """How many images there is time to score."""
     each = [s["cost"]["probe"] for s in stages]
     per_image = sum((p["plain"]["student_s"] + p["taught"].get("teacher_s", 0.0)) / p["batch"] for p in each)
     return int(min(VAL_IMAGES, max(8, EXAM_S / per_image)))
 
 
-def examine(asked: PlanRequest, exam: QuickEval) -> dict[str, dict[str, Any]]:
+def score_models(request: PlanRequest, evaluator: QuickEval) -> dict[str, dict[str, Any]]:
     """The accuracy of every model that is trained already, by its name in the chain."""
-    last = asked.stages[-1]
-    trained = {s["name"]: s["model"] for s in asked.stages if s["model"].endswith(".pt") and s["name"] != "teacher"}
-    if not asked.own["teacher_epochs"]:
+    last = request.stages[-1]
+    trained = {s["name"]: s["model"] for s in request.stages if s["model"].endswith(".pt") and s["name"] != "teacher"}
+    if not request.own["teacher_epochs"]:
         trained["teacher"] = last["hears"][0]
-    size = {"teacher": asked.own["teacher_imgsz"] or asked.imgsz}
-    return {name: exam.score(name, file, size.get(name, asked.imgsz)) for name, file in trained.items()}
+    size = {"teacher": request.own["teacher_imgsz"] or request.imgsz}
+    return {name: evaluator.score(name, file, size.get(name, request.imgsz)) for name, file in trained.items()}

@@ -10,6 +10,8 @@ from typing import Any
 from yolo_mkd import host
 from yolo_mkd.distill.matching import shared_classes
 from yolo_mkd.evidence.plan import sample
+from yolo_mkd.host.scoring import only_classes
+from yolo_mkd.host.spec import MERGED_NAMES
 from yolo_mkd.settings import BadInput
 
 
@@ -22,12 +24,14 @@ class QuickEval:
         images: of its validation images.
         folder: for temporary files.
         device: as Ultralytics takes it.
+        single_cls: all classes of the data count as one, and of the model only those that the data has.
     """
 
     data: Mapping[str, Any]
     images: list[Path]
     folder: Path
     device: str
+    single_cls: bool = False
 
     def score(self, name: str, file: str, imgsz: int) -> dict[str, Any]:
         """Validate a model with Ultralytics.
@@ -44,6 +48,8 @@ class QuickEval:
 
         model = host.load_detector(name, file, transformer=True)
         classes = dict(shared_classes(self.data["names"], model.names))
+        if self.single_cls and not classes and model.names == MERGED_NAMES:
+            classes = dict.fromkeys(self.data["names"], 0)
         if not classes:
             return {"classes": [], "why_not": "has no class of this data"}
         try:
@@ -57,8 +63,10 @@ class QuickEval:
         data = sample.copy(self.data, {"val": self.images}, place, classes, model.names)
         if not any(f.stat().st_size for f in (place / "labels/val").glob("*.txt")):
             return {"classes": list(classes), "why_not": "has none of the classes on these images"}
-        found = YOLO(file).val(
+        yolo = YOLO(file)
+        merging = {"single_cls": True, "validator": only_classes(yolo, classes.values())} if self.single_cls else {}
+        found = yolo.val(
             data=str(data), imgsz=imgsz, batch=8, device=self.device, workers=0, plots=False, verbose=False,
-            project=str(place), name="val", exist_ok=True,
+            project=str(place), name="val", exist_ok=True, **merging,
         )  # fmt: skip
         return {"classes": list(classes), "map50_95": float(found.box.map), "map50": float(found.box.map50)}

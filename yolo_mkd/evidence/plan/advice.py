@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from yolo_mkd.chain.assistant import BRIDGE, FAR
+from yolo_mkd.evidence.plan.schema import PlanFigures, StageFigures, TermFigures
 
 FEW_UPDATES = 200
 BRIEF_UPDATES = 1000  # up to here mosaic to the end cost plain training 0.02 to 0.03 mAP50-95: see RESULTS.md
@@ -14,11 +14,10 @@ AGAINST = -0.05  # a cosine that matters, once it is clearly below 0
 LEAST_LEAD = 0.01  # mAP50-95 by which a teacher should be better than its student
 COSTLY = 1.5  # times a plain run
 
-Figures = dict[str, Any]
 Found = Iterator[tuple[str, str]]  # the kind of a warning and its text
 
 
-def warnings(figures: Figures) -> list[dict[str, str]]:
+def warnings(figures: PlanFigures) -> list[dict[str, str]]:
     """The warnings about a training.
 
     Args:
@@ -39,7 +38,7 @@ def warnings(figures: Figures) -> list[dict[str, str]]:
     return found
 
 
-def large_teacher(figures: Figures, stage: Figures) -> Found:
+def large_teacher(figures: PlanFigures, stage: StageFigures) -> Found:
     """A teacher that is far larger than its student."""
     if stage["hops"]:
         nearest = min(stage["hops"], key=lambda h: h["ratio"])
@@ -48,7 +47,7 @@ def large_teacher(figures: Figures, stage: Figures) -> Found:
             yield "ratio", f"{ratio}: {BRIDGE}"
 
 
-def weak_teacher(figures: Figures, stage: Figures) -> Found:
+def weak_teacher(figures: PlanFigures, stage: StageFigures) -> Found:
     """A teacher that is not better than its student is now, or that cannot be measured on this data."""
     ours = figures["accuracy"].get(stage["name"], {})
     for name in [h["teacher"] for h in stage["hops"] if h["known"]]:
@@ -64,7 +63,7 @@ def weak_teacher(figures: Figures, stage: Figures) -> Found:
             yield "teacher_no_better", text
 
 
-def partial_match(figures: Figures, stage: Figures) -> Found:
+def partial_match(figures: PlanFigures, stage: StageFigures) -> Found:
     """Classes and strides that only the teacher or only the student has."""
     for h in stage["hops"]:
         missing, strides = h["unknown_classes"], h["strides"]
@@ -78,7 +77,7 @@ def partial_match(figures: Figures, stage: Figures) -> Found:
             yield "strides", f"{differ}: only matching strides are distilled; prefer a teacher with the same strides"
 
 
-def inactive_terms(figures: Figures, stage: Figures) -> Found:
+def inactive_terms(figures: PlanFigures, stage: StageFigures) -> Found:
     """Terms that cannot act; those that the user did not name and that need another kind of head are left out."""
     for h in stage["hops"]:
         reasons: dict[str, list[str]] = {}
@@ -89,7 +88,7 @@ def inactive_terms(figures: Figures, stage: Figures) -> Found:
             yield "silent", f"{' '.join(names)} cannot act between the {h['teacher']} and the {stage['name']}: {why}"
 
 
-def term_gradients(figures: Figures, stage: Figures) -> Found:
+def term_gradients(figures: PlanFigures, stage: StageFigures) -> Found:
     """Terms whose gradient opposes the task, is zero or not finite, or cannot have its share with a sensible gain."""
     for h in stage["hops"]:
         for t in (t for t in h["terms"] if "share" in t):
@@ -104,21 +103,21 @@ def term_gradients(figures: Figures, stage: Figures) -> Found:
                 yield "against", f"{opposes}: switch it off ({t['term']}=0), or use gate=true"
 
 
-def direction(term: Figures) -> int:
+def direction(term: TermFigures) -> int:
     """1 for a gradient along that of the task, -1 against it, 0 if the sign is not clear (two standard errors)."""
     cosine = term["cosine"]
     doubt = 2 * cosine["sd"] / math.sqrt(len(cosine["values"]))
     return (cosine["mean"] > doubt) - (cosine["mean"] < -doubt)
 
 
-def short_run(figures: Figures, stage: Figures) -> Found:
+def short_run(figures: PlanFigures, stage: StageFigures) -> Found:
     """Runs with too few updates to compare two trainings."""
     if stage["updates"] < FEW_UPDATES:
         updates = f"the {stage['name']} has about {stage['updates']} optimizer updates in {stage['epochs']} epochs"
         yield "short", f"{updates}: use more epochs, a smaller batch or nbs={figures['batch']}"
 
 
-def mosaic_in_short_run(figures: Figures, stage: Figures) -> Found:
+def mosaic_in_short_run(figures: PlanFigures, stage: StageFigures) -> Found:
     """Short runs that train on mosaics nearly to their end."""
     epochs, brief = stage["epochs"], FEW_UPDATES <= stage["updates"] < BRIEF_UPDATES
     if brief and stage["mosaic_epochs"] > 0.75 * epochs:
@@ -127,7 +126,7 @@ def mosaic_in_short_run(figures: Figures, stage: Figures) -> Found:
         yield "mosaic", f"{mosaics}: on two data sets a run as short was more accurate with {better}"
 
 
-def costly_run(figures: Figures, stage: Figures) -> Found:
+def costly_run(figures: PlanFigures, stage: StageFigures) -> Found:
     """Runs that take so much longer than plain ones that a longer plain run is an alternative."""
     distilled, plain = stage["cost"]["hours"], stage["cost"]["hours_plain"]
     if distilled > COSTLY * plain:
@@ -135,7 +134,7 @@ def costly_run(figures: Figures, stage: Figures) -> Found:
         yield "costly", f"{ratio}, which could have that many more epochs: use a smaller teacher or a smaller until="
 
 
-def memory_limit(figures: Figures, stage: Figures) -> Found:
+def memory_limit(figures: PlanFigures, stage: StageFigures) -> Found:
     """Runs that need more than 90 % of the device's memory."""
     has, needs = figures["device_memory"], stage["memory"].get("peak_taught", stage["memory"]["total_taught"])
     if has and needs > 0.9 * has:
@@ -156,7 +155,7 @@ CHECKS = (
 )
 
 
-def verdict(figures: Figures) -> str:
+def verdict(figures: PlanFigures) -> str:
     """Whether distillation is likely to help, and what it costs, without a promise of what was not measured.
 
     Args:
@@ -169,7 +168,7 @@ def verdict(figures: Figures) -> str:
     return f"{expected_benefit(figures, student, kinds)} {cost}; {plain}."
 
 
-def expected_benefit(figures: Figures, student: Figures, kinds: set[str]) -> str:
+def expected_benefit(figures: PlanFigures, student: StageFigures, kinds: set[str]) -> str:
     """Whether distillation can help the student, as far as that can be measured before training.
 
     Args:

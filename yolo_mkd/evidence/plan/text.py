@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from yolo_mkd import report
 from yolo_mkd.evidence.plan.advice import duration_text
+from yolo_mkd.evidence.plan.schema import HopFigures, PlanFigures, StageFigures, TermFigures
 
 WIDTH = 100
 MB = 2**20
 STEP_PARTS = ("student_s", "loss_s", "teacher_s", "terms_s", "backward_s")
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "average", "activations_taught", "teachers", "total_taught")
 
-Figures = dict[str, Any]
 
-
-def text(figures: Figures) -> str:
+def text(figures: PlanFigures) -> str:
     """The whole plan for a terminal.
 
     Args:
@@ -42,11 +40,11 @@ def table_lines(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> list[s
     return textwrap.indent(report.table(rows, headers), "  ").splitlines()
 
 
-def chain_lines(figures: Figures) -> list[str]:
+def chain_lines(figures: PlanFigures) -> list[str]:
     """The models of the chain, their sizes, and which is distilled from which."""
     rows, notes = [], []
     for hop in [h for h in figures["stages"][-1]["hops"] if h["known"]]:
-        rows.append([hop["teacher"], hop["file"], *size_cells(hop), "-", "-"])
+        rows.append([hop["teacher"], hop["file"] or "", *size_cells(hop), "-", "-"])
         notes.append(f"The {hop['teacher']} is trained already.")
     for s in figures["stages"]:
         rows.append([s["name"], s["model"], *size_cells(s), str(s["epochs"]), str(s["updates"])])
@@ -62,12 +60,12 @@ def chain_lines(figures: Figures) -> list[str]:
     ]
 
 
-def size_cells(model: Figures) -> list[str]:
+def size_cells(model: StageFigures | HopFigures) -> list[str]:
     """A model's parameters and GFLOPs."""
     return [f"{model['parameters'] / 1e6:.2f} M", f"{model['gflops']:.2f}"]
 
 
-def hop_lines(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
+def hop_lines(figures: PlanFigures, stage: StageFigures, hop: HopFigures) -> list[str]:
     """The terms between one teacher and one student with their gradients, and the layers that they compare."""
     lines = [f"Terms between the {hop['teacher']} and the {stage['name']}", *term_lines(figures, stage, hop)]
     if not hop["known"]:
@@ -83,7 +81,7 @@ def hop_lines(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
     return lines + [line for note in hop["notes"] for line in wrap_line(note)]
 
 
-def term_lines(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
+def term_lines(figures: PlanFigures, stage: StageFigures, hop: HopFigures) -> list[str]:
     """The table of the terms between one teacher and one student, and what its columns mean."""
     weight = "share" if figures["calibrate"] else "gain"
     measured = [t for t in hop["terms"] if "share" in t]
@@ -108,7 +106,7 @@ def term_lines(figures: Figures, stage: Figures, hop: Figures) -> list[str]:
     return lines
 
 
-def gradient_cells(term: Figures) -> list[str]:
+def gradient_cells(term: TermFigures) -> list[str]:
     """A term's gain, share and cosine; empty cells where they were not measured."""
     if "share" not in term:
         return ["", "", ""]
@@ -118,12 +116,12 @@ def gradient_cells(term: Figures) -> list[str]:
     return [gain + limit, f"{share['mean']:.2g} +- {share['sd']:.1g}", f"{cosine['mean']:+.2f} +- {cosine['sd']:.2f}"]
 
 
-def layer_text(layer: Figures) -> str:
+def layer_text(layer: dict[str, int]) -> str:
     """A layer's index and its output's shape."""
     return f"{layer['layer']}: {layer['channels']}x{layer['rows']}x{layer['columns']}"
 
 
-def accuracy_lines(figures: Figures) -> list[str]:
+def accuracy_lines(figures: PlanFigures) -> list[str]:
     """The accuracy of the trained models on this data."""
     if not figures["accuracy"]:
         return ["Accuracy now: no model of this chain is trained yet"]
@@ -140,7 +138,7 @@ def accuracy_lines(figures: Figures) -> list[str]:
     return [head, *table_lines(rows, ["model", "mAP50-95", "mAP50", ""])]
 
 
-def time_lines(figures: Figures) -> list[str]:
+def time_lines(figures: PlanFigures) -> list[str]:
     """The time of a step and of the run."""
     steps, parts = [], []
     for s in figures["stages"]:
@@ -173,7 +171,7 @@ def time_lines(figures: Figures) -> list[str]:
     return [*lines, "  Plain run and this run include loading, updates and validation."]
 
 
-def memory_lines(figures: Figures) -> list[str]:
+def memory_lines(figures: PlanFigures) -> list[str]:
     """Memory and disk."""
     parts, limits = [], []
     for s in figures["stages"]:
