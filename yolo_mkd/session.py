@@ -231,8 +231,7 @@ class DistillationSession:
         self.criterion = student.criterion = Criterion(
             detection, self.extractor, self.distillers, self.schedule, self.progress, weights, seed
         )
-        for name, value in self._positions.get("criterion", {}).items():
-            setattr(self.criterion, name, value)
+        vars(self.criterion).update(self._positions.get("criterion", {}))
 
     def detach(self) -> None:
         """Leave the student as stock Ultralytics made it."""
@@ -364,12 +363,9 @@ class DistillationSession:
     @property
     def positions(self) -> dict[str, Any]:
         """Where the criterion and the loader of unlabelled images are."""
-        found: dict[str, Any] = {}
-        if self.criterion is not None:
-            found["criterion"] = {"step": self.criterion.step, "measured": self.criterion.measured}
-        if self.unlabelled is not None:
-            found["unlabelled"] = self.unlabelled.position()
-        return found
+        criterion, pool = self.criterion, self.unlabelled
+        counters = {} if criterion is None else {"step": criterion.step, "measured": criterion.measured}
+        return {"criterion": counters, **({} if pool is None else {"unlabelled": pool.position()})}
 
     @contextmanager
     def saving(self) -> Iterator[None]:
