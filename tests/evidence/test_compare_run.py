@@ -22,7 +22,7 @@ from yolo_mkd.settings import BadInput
 
 pytestmark = pytest.mark.slow
 
-METHODS = "plain,native,mkd-guidance,plain:optimizer=Nope"
+METHODS = "plain,native,mkd-guidance,plain:copy_paste_mode=Nope"
 
 
 def student_of(detector: Any, folder: Path, width: float = 0.0625) -> str:
@@ -64,9 +64,9 @@ def test_every_method_trains_with_the_same_inputs_as_plain(compared: tuple[Path,
 
 
 def test_a_failed_trial_is_a_row_with_its_reason(compared: tuple[Path, dict[str, Any]]) -> None:
-    row = by_method(compared[1])["plain:optimizer=Nope"]
+    row = by_method(compared[1])["plain:copy_paste_mode=Nope"]
     assert row["seeds"] == []
-    assert "Optimizer 'Nope' not found" in row["failed"]["0"]
+    assert "but got Nope" in row["failed"]["0"]
 
 
 def test_the_folder_contains_plan_report_tables_and_plots(compared: tuple[Path, dict[str, Any]]) -> None:
@@ -80,7 +80,7 @@ def test_the_folder_contains_plan_report_tables_and_plots(compared: tuple[Path, 
     with open(root / "compare.csv", newline="") as f:
         raw = {r["method"]: r for r in csv.DictReader(f)}
     assert float(raw["native"]["map50_95"]) == by_method(document)["native"]["map50_95"]["mean"]
-    assert "Nope" in raw["plain:optimizer=Nope"]["failed"]
+    assert "Nope" in raw["plain:copy_paste_mode=Nope"]["failed"]
 
 
 def test_the_figures_are_those_of_ultralytics_validation_of_best_and_last(
@@ -126,8 +126,8 @@ def test_resume_runs_only_failed_trials_again(
     run: list[str] = []
     monkeypatch.setattr(executors, "run_trial", lambda folder, *_: (run.append(Path(folder).name), "still broken")[1])
     document = compare(resume=str(root))
-    assert run == ["plain_optimizer=Nope-s0"]
-    assert by_method(document)["plain:optimizer=Nope"]["failed"] == {"0": "still broken"}
+    assert run == ["plain_copy_paste_mode=Nope-s0"]
+    assert by_method(document)["plain:copy_paste_mode=Nope"]["failed"] == {"0": "still broken"}
     assert by_method(document)["native"] == by_method(compared[1])["native"]
     for change, message in (
         ({"epochs": 5}, "epochs= cannot change"),
@@ -147,8 +147,8 @@ def test_methods_and_seeds_can_be_added_later(
     monkeypatch.setattr(executors, "run_trial", lambda folder, *_: (run.append(Path(folder).name), "broken")[1])
     monkeypatch.chdir(tmp_path)
     document = compare(resume="compare", methods="mkd:lr0=0.1,native", seeds="1")
-    everywhere = ["plain", "native", "mkd-guidance", "plain_optimizer=Nope", "mkd_lr0=0.1"]
-    assert run == ["plain_optimizer=Nope-s0", "mkd_lr0=0.1-s0", *(f"{m}-s1" for m in everywhere)]
+    everywhere = ["plain", "native", "mkd-guidance", "plain_copy_paste_mode=Nope", "mkd_lr0=0.1"]
+    assert run == ["plain_copy_paste_mode=Nope-s0", "mkd_lr0=0.1-s0", *(f"{m}-s1" for m in everywhere)]
     assert document["seeds"] == [0, 1]
     assert f"methods={METHODS},mkd:lr0=0.1 " in document["command"] + " "
     assert by_method(document)["native"]["map50_95"] == by_method(compared[1])["native"]["map50_95"]
@@ -200,7 +200,7 @@ def test_trials_of_other_versions_or_defaults_are_not_mixed(
         for more in ({}, {"seeds": 2}):  # one cell has failed, so it would be run again
             with pytest.raises(BadInput, match=message):
                 compare(resume=str(copied), **more)
-        assert (copied / "data" / "studentn" / "plain_optimizer=Nope-s0" / "result.json").is_file()
+        assert (copied / "data" / "studentn" / "plain_copy_paste_mode=Nope-s0" / "result.json").is_file()
 
 
 def test_the_cost_that_longer_matches_cannot_change(tiny_detector: Any, tmp_path: Path) -> None:
