@@ -1,8 +1,7 @@
 """One distilled run of a trainer: teachers, adapters, loss weights, teacher cache, unlabelled images and their state.
 
-`MKDTrainer` holds Ultralytics' overrides and hands everything else over to this, in the order of a run: `prepare` once
-the student has the data's classes, `wrap_loader` once its loader is built, `start` once all is set up, then `attach`,
-`begin_epoch`, `prepare_batch`, `end_batch`, `end_epoch`, and `detach` at the end.
+`MKDTrainer` holds Ultralytics' overrides and hands everything else over to this, in the order of a run: `prepare`,
+`wrap_loader`, `start`, then `attach`, the events that `follow` receives, `prepare_batch`, and `detach` at the end.
 """
 
 from __future__ import annotations
