@@ -197,7 +197,7 @@ def test_mosaics_of_unlabelled_images_hold_no_labelled_image(train: Any, tmp_pat
 
 @pytest.mark.slow
 def test_nothing_is_joined_once_distillation_is_off(train: Any, batches: list[Any], pool: Path) -> None:
-    train({**FIXED, "unlabelled": str(pool)}, epochs=4, close_mosaic=2)
+    train({**FIXED, "until": 0.5, "unlabelled": str(pool)}, epochs=4, close_mosaic=2)
     assert [c["images"] for c in batches] == [16] * 6 + [8] * 6
 
 
@@ -237,7 +237,7 @@ def test_with_an_assistant_each_teachers_caches_count_the_views_of_their_own_ima
 ) -> None:
     assistant = Path(shutil.copy(tiny_detector.pt, tmp_path / "assistant.pt"))
     cache = {"record": str(tmp_path / "r"), "views": 8, "unlabelled": str(pool)}
-    distilling = MKDTrainer.using(tiny_detector.pt, assistant, **{**preset("recorded"), "until": 1, **cache})
+    distilling = MKDTrainer.using(tiny_detector.pt, assistant, **{**preset("recorded"), "until": 0.5, **cache})
     run = {"data": tiny_detector.data, "imgsz": 64, "epochs": 4, "batch": 8, "fraction": 0.25, "close_mosaic": 2}
     quiet = {"device": "cpu", "plots": False, "project": str(tmp_path), "verbose": False}
     logged: list[str] = []

@@ -106,7 +106,7 @@ def test_each_acting_term_has_a_column_with_values_and_no_validation_column(trai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("close_mosaic", "until", "distilled"), [(2, 1, 2), (0, 0.5, 2), (0, 0.75, 3)])
+@pytest.mark.parametrize(("close_mosaic", "until", "distilled"), [(2, 1, 4), (2, 0.75, 3), (0, 0.5, 2)])
 def test_the_teacher_does_not_run_once_distillation_is_off(
     train: Any, inferred: list[int], close_mosaic: int, until: float, distilled: int
 ) -> None:
