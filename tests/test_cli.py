@@ -164,6 +164,7 @@ def test_a_commands_own_arguments_are_listed_once_and_accepted(name: str, capsys
     assert {option.name for option in OWN.get(name, ())} <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -238,6 +239,7 @@ def test_every_public_name_is_found_and_every_home_is_public() -> None:
     assert all(getattr(yolo_mkd, name) is not None for name in yolo_mkd.__all__)
 
 
+@pytest.mark.slow
 def test_public_names_are_functions_and_classes_in_any_order_of_import() -> None:
     program = (
         "import yolo_mkd.deploy.export, yolo_mkd.deploy.check, yolo_mkd.deploy.time\n"
