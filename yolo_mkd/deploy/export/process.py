@@ -88,7 +88,7 @@ def main(wanted: Path, outcome: Path) -> None:
                 stack.enter_context(host.quiet())
                 stack.enter_context(no_installs())
             found = {"file": str(YOLO(asked["source"], task=asked["task"]).export(**asked["arguments"]))}
-    except Exception as error:
+    except Exception as error:  # of any exporter: the parent process reports it in one line
         found = {"error": host.one_line(error)}
     outcome.write_text(json.dumps(found), encoding="utf-8")
 
