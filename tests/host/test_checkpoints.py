@@ -113,6 +113,12 @@ def test_the_last_epoch_is_repeated_where_its_end_was_cut_off(run: Run) -> None:
     assert unfinished_epoch(run.weights / "last.pt") == 2
 
 
+def test_early_stopping_that_was_cut_off_repeats_its_epoch_though_the_checkpoint_is_whole(run: Run) -> None:
+    run.epoch(3, stop=True)  # of six: resumed as it is, training would go on for one epoch more
+    assert run.keeper.restore()
+    assert unfinished_epoch(run.weights / "last.pt") == 2
+
+
 def test_a_last_checkpoint_of_the_last_epoch_cannot_be_resumed_and_is_not(run: Run) -> None:
     for epoch in (3, 4):
         run.epoch(epoch)
