@@ -134,7 +134,8 @@ class DistillationSession:
         if self.rescales:
             host.check_imgsz(self.teacher_imgsz, model, "teacher", "teacher_imgsz")
         spec = host.model_spec(model, self.teacher_imgsz)
-        distiller = Distiller(self.spec, spec, asked, options["calibrate"], options["gate"], options["soft_pw"])
+        found = host.frozen_head(model) if asked["head_guidance"] else None
+        distiller = Distiller(self.spec, spec, asked, options["calibrate"], options["gate"], options["soft_pw"], found)
         distiller.require_active_term(file)
         roles = distiller.roles
         if options["record"]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from yolo_mkd.distill import baseline_terms, terms
+from yolo_mkd.distill import baseline_terms, object_terms, terms
 from yolo_mkd.distill.balance import GradientBalancer, TermWeight
 from yolo_mkd.distill.matching import Match
 from yolo_mkd.distill.teachers import Teacher
 from yolo_mkd.distill.terms import Term
 from yolo_mkd.host.spec import ModelSpec
-from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
+from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
 from yolo_mkd.knowledge.soft_targets import class_mass
 from yolo_mkd.settings import NOMINAL_GAINS, BadInput
 
@@ -42,6 +42,10 @@ TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trun
     "relation": TermSpec(terms.relation, NOMINAL_GAINS["relation"], 0.1),
     "guidance": TermSpec(terms.guidance, NOMINAL_GAINS["guidance"], 1.0),
     "exploration": TermSpec(terms.exploration, NOMINAL_GAINS["exploration"], 0.05),
+    "head_guidance": TermSpec(object_terms.head_guidance, 1.0, 1.0),
+    "object_guidance": TermSpec(object_terms.object_guidance, 1.0, 1.0),
+    "class_attention": TermSpec(object_terms.class_attention, 1.0, 0.5),
+    "object_relation": TermSpec(object_terms.object_relation, 1.0, 0.5),
     "channel_wise": TermSpec(baseline_terms.channel_wise, 1.0, 1.0),
     "masked_generation": TermSpec(baseline_terms.masked_generation, 2e-5, 1.0),
     "focal_global": TermSpec(baseline_terms.focal_global, 1.0, 1.0),
@@ -69,6 +73,7 @@ class Distiller:
         calibrate: bool = True,
         gate: bool = False,
         soft_pw: float = 0.0,
+        head: Callable[[list[Tensor]], Outputs] | None = None,
     ):
         """Match two models and decide which terms act.
 
@@ -79,8 +84,9 @@ class Distiller:
             calibrate: measure the gains, so that `asked` are shares of the detection gradient; else `asked` are gains.
             gate: leave a term out while its gradient opposes the task's.
             soft_pw: power of the class weights of soft targets.
+            head: the teacher's frozen head on given neck features.
         """
-        self.match = Match.of(student, teacher, explores=asked.get("exploration", 0) > 0)
+        self.match = replace(Match.of(student, teacher, explores=asked.get("exploration", 0) > 0), teacher_head=head)
         named = {name: spec for name, spec in TERMS.items() if asked.get(name, 0) > 0}
         self.terms = [replace(spec.between(self.match), name=n, asked=asked[n]) for n, spec in named.items()]
         self.adapters = nn.ModuleDict({t.name: t.adapters for t in self.acting if t.adapters is not None})

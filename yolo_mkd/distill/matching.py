@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Match:
             of the same name, or those of all the classes that `single_cls=True` merged into it.
         shared: roles of the hidden layers that both have.
         neck: those of them that are the heads' inputs.
+        teacher_head: the teacher's frozen one2many branch on given neck features, where there is one.
     """
 
     student: ModelSpec
@@ -42,6 +43,7 @@ class Match:
     classes: tuple[tuple[int, tuple[int, ...]], ...]
     shared: tuple[str, ...]
     neck: tuple[str, ...]
+    teacher_head: Callable[[list[Tensor]], Outputs] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, student: ModelSpec, teacher: ModelSpec, explores: bool = False) -> Match:

@@ -42,6 +42,7 @@ from yolo_mkd.host.optimizer import adapter_states, merged, student_only
 from yolo_mkd.host.reading import (
     branch_weights,
     branches_of,
+    frozen_head,
     keep_graphs,
     model_spec,
     of_first,
@@ -79,6 +80,7 @@ __all__ = [
     "augmentation",
     "branch_weights",
     "branches_of",
+    "frozen_head",
     "build",
     "caches_folder",
     "check_arguments",
