@@ -10,8 +10,8 @@ from yolo_mkd.distill.terms import Term, class_weights_of, describe_layers, mean
 from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.attention import attention_map
 from yolo_mkd.knowledge.class_attention import class_attention_loss
+from yolo_mkd.knowledge.correlation import pearson_loss
 from yolo_mkd.knowledge.head_guidance import match_statistics
-from yolo_mkd.knowledge.object_guidance import weighted_correlation_loss
 from yolo_mkd.knowledge.object_relation import MOST, object_gram, object_masks, object_relation_loss
 from yolo_mkd.knowledge.ridge import RidgeAdapter
 from yolo_mkd.knowledge.soft_targets import best_score, box_loss, class_loss
@@ -88,7 +88,7 @@ def object_guidance(match: Match) -> Term:
             w = position_weights(match, kt, weights, r, (fs.shape[2], fs.shape[3]))
             if not fs.requires_grad:
                 adapters[r].fit(fs, ft, w + BACKGROUND)
-            losses.append(weighted_correlation_loss(adapters[r](fs), ft, w + BACKGROUND))
+            losses.append(pearson_loss(adapters[r](fs), ft, w + BACKGROUND))
         return mean(losses)
 
     why = no_scores(match) or too_few_layers(match.neck)

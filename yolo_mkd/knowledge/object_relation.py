@@ -7,10 +7,11 @@ the second part is the transformation of IRG (Liu et al., CVPR 2019): the change
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 MOST = 192  # objects of a batch that are compared
+FLOOR = 0.05  # share of a layer's energy below which its variation counts as noise; keeps flat layers' gradients small
+INACTIVE = 1e-4  # variance below which a layer counts as inactive
 
 
 def object_masks(boxes: Tensor, rows: int, columns: int) -> Tensor:
@@ -33,8 +34,9 @@ def object_gram(f: Tensor, masks: Tensor, image: Tensor) -> Tensor:
     """
     total = torch.einsum("nchw,nhw->nc", f[image], masks) / masks.sum((1, 2)).clamp(min=1)[:, None]
     centred = total - total.mean(0)
-    scaled = centred / (centred.square().mean(0).sqrt() + 1e-3 * centred.square().mean().sqrt() + 1e-6)
-    unit = F.normalize(scaled, dim=1)
+    floor = (FLOOR * total).square().mean() + INACTIVE
+    scaled = centred / (centred.square().mean(0) + floor).sqrt()  # each channel on its own scale
+    unit = scaled / (scaled.square().sum(1, keepdim=True) + FLOOR * scaled.shape[1]).sqrt()
     return unit @ unit.t()
 
 

@@ -1,0 +1,94 @@
+"""Hidden-layer losses that depend on where the objects are, and the closed-form adapter: known values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from yolo_mkd.knowledge.class_attention import class_attention_loss
+from yolo_mkd.knowledge.correlation import pearson_loss, standardise
+from yolo_mkd.knowledge.head_guidance import match_statistics
+from yolo_mkd.knowledge.object_relation import object_gram, object_masks, object_relation_loss
+from yolo_mkd.knowledge.ridge import RidgeAdapter
+
+
+def test_equal_weights_give_the_unweighted_correlation() -> None:
+    torch.manual_seed(0)
+    fs, ft = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    ones = torch.full((2, 1, 4, 5), 7.0)
+    assert pearson_loss(fs, ft, ones).item() == pytest.approx(pearson_loss(fs, ft).item(), abs=1e-6)
+    assert torch.allclose(standardise(fs, ones / ones.sum()), standardise(fs), atol=1e-5)
+
+
+def test_positions_of_weight_0_do_not_count_in_a_correlation() -> None:
+    """Four positions, 1 2 1 2 against 1 2 2 1: correlation 0 over all, 1 over the first two, -1 over the last two."""
+    fs, ft = torch.tensor([1.0, 2, 1, 2]).view(1, 1, 1, 4), torch.tensor([1.0, 2, 2, 1]).view(1, 1, 1, 4)
+    for weight, loss in (([1, 1, 1, 1], 1.0), ([1, 1, 0, 0], 0.0), ([0, 0, 1, 1], 2.0), ([3, 3, 1, 1], 0.5)):
+        found = pearson_loss(fs, ft, torch.tensor(weight).float().view(1, 1, 1, 4))
+        assert found.item() == pytest.approx(loss, abs=1e-3)
+
+
+def test_matched_statistics_are_the_teachers() -> None:
+    """1 3 has mean 2 and deviation 1; with mean 10 and deviation 4 it is 6 14."""
+    g, ft = torch.tensor([1.0, 3]).view(1, 1, 1, 2), torch.tensor([14.0, 6]).view(1, 1, 1, 2)
+    assert match_statistics(g, ft).flatten().tolist() == pytest.approx([6, 14], abs=1e-3)
+
+
+def test_an_adapter_is_fitted_to_a_linear_map_in_one_batch() -> None:
+    torch.manual_seed(0)
+    adapter, fs = RidgeAdapter(4, 6), torch.randn(8, 4, 5, 5)
+    ft = torch.einsum("dc,bchw->bdhw", torch.randn(6, 4), fs) + torch.arange(6.0).view(1, 6, 1, 1)
+    before = (adapter(fs) - ft).square().mean()
+    adapter.fit(fs, ft, torch.ones(8, 1, 5, 5))
+    assert (adapter(fs) - ft).square().mean() < 1e-4 * before
+
+
+def test_an_adapter_is_fitted_where_the_weight_is() -> None:
+    """The teacher doubles the student on the left half and negates it on the right one."""
+    torch.manual_seed(0)
+    fs, left = torch.randn(4, 1, 6, 6), torch.zeros(4, 1, 6, 6)
+    left[..., :3] = 1
+    for weight, slope in ((left, 2.0), (1 - left, -1.0)):
+        adapter = RidgeAdapter(1, 1)
+        adapter.fit(fs, torch.where(left > 0, 2 * fs, -fs), weight)
+        assert adapter.map.weight.item() == pytest.approx(slope, rel=0.01)
+
+
+def one_class(scores: list[float]) -> Tensor:
+    return torch.tensor(scores).view(1, 1, 1, -1)
+
+
+def test_attention_by_class_compares_where_the_class_is() -> None:
+    """Energies agree on the first four positions and are opposite on the last four."""
+    es = torch.tensor([1.0, 4, 1, 4, 1, 4, 1, 4]).view(1, 1, 8)
+    et = torch.tensor([1.0, 4, 1, 4, 4, 1, 4, 1]).view(1, 1, 8)
+    there = class_attention_loss(es, et, one_class([1.0, 1, 1, 1, 0, 0, 0, 0]))
+    elsewhere = class_attention_loss(es, et, one_class([0.0, 0, 0, 0, 1, 1, 1, 1]))
+    assert there.item() < 0.2 < 1.8 < elsewhere.item()
+    assert class_attention_loss(es, 9 * es, one_class([0.5] * 8)).item() == pytest.approx(0, abs=1e-5)
+    assert class_attention_loss(es, et, one_class([0.01] * 8)).item() == 0  # no class is present
+
+
+def test_the_mask_of_an_object_has_its_positions_and_at_least_one() -> None:
+    """On a map of 4 x 4: the left upper quarter, and a box smaller than a position."""
+    boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.9, 0.1, 0.01, 0.01]])
+    quarter, small = object_masks(boxes, 4, 4)
+    assert quarter.nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert small.nonzero().tolist() == [[0, 3]]
+
+
+def test_relations_between_objects_do_not_depend_on_width_and_scale() -> None:
+    torch.manual_seed(0)
+    f, image = torch.randn(2, 3, 4, 4), torch.tensor([0, 0, 1])
+    masks = object_masks(torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.5, 0.5, 1, 1]]), 4, 4)
+    gram = object_gram(f, masks, image)
+    assert gram.diagonal().tolist() == pytest.approx([1, 1, 1], abs=0.1)
+    assert torch.allclose(object_gram(torch.cat([f, f], 1) * 5, masks, image), gram, atol=1e-3)
+
+
+def test_a_change_between_layers_counts_beside_the_layers() -> None:
+    """Two layers off by +0.1 and -0.1: 0.01 for the layers and 0.04 for the change; both by +0.1: 0.01 and 0."""
+    gram = torch.eye(3)
+    assert object_relation_loss([gram + 0.1, gram - 0.1], [gram, gram]).item() == pytest.approx(0.05)
+    assert object_relation_loss([gram + 0.1, gram + 0.1], [gram, gram]).item() == pytest.approx(0.01)
