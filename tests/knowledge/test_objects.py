@@ -8,6 +8,7 @@ from torch import Tensor
 
 from yolo_mkd.knowledge.class_attention import class_attention_loss
 from yolo_mkd.knowledge.correlation import pearson_loss, standardise
+from yolo_mkd.knowledge.error_focus import error_focus_loss, lay_over, teacher_quality
 from yolo_mkd.knowledge.head_guidance import match_statistics
 from yolo_mkd.knowledge.object_relation import object_gram, object_masks, object_relation_loss
 from yolo_mkd.knowledge.ridge import RidgeAdapter
@@ -92,3 +93,55 @@ def test_a_change_between_layers_counts_beside_the_layers() -> None:
     gram = torch.eye(3)
     assert object_relation_loss([gram + 0.1, gram - 0.1], [gram, gram]).item() == pytest.approx(0.05)
     assert object_relation_loss([gram + 0.1, gram + 0.1], [gram, gram]).item() == pytest.approx(0.01)
+
+
+LEVELS = {8: (4, 4)}
+
+
+def sides_at(x: float, y: float, w: float, h: float) -> Tensor:
+    """Sides, in stride units, that draw one box (in shares of a 4 x 4 map) from each of its anchors: 1 4 16."""
+    return lay_over(torch.tensor([[x, y, w, h]]), torch.zeros(1), LEVELS).sides
+
+
+def test_a_teacher_that_detects_an_object_leaves_nothing_to_explore() -> None:
+    """Score 0.8 on the right box: quality 0.8. Half of the box: 0.4. Another class or no such class: 0."""
+    box = (0.5, 0.5, 0.5, 0.5)
+    objects = lay_over(torch.tensor([box]), torch.zeros(1), LEVELS)
+    zt = torch.full((1, 2, 16), -20.0)
+    zt[:, 0] = torch.tensor(0.8).logit()
+    right, half = sides_at(*box), sides_at(0.375, 0.5, 0.25, 0.5)
+    for sides, cls, quality in ((right, 0, 0.8), (half, 0, 0.4), (right, 1, 0), (right, -1, 0)):
+        found = teacher_quality(objects, zt, sides, torch.tensor([cls]))
+        assert found.item() == pytest.approx(quality, abs=1e-4), (cls, quality)
+
+
+def test_only_anchors_inside_an_object_count_for_it() -> None:
+    """The box covers the middle 2 x 2 of 4 x 4 anchors; a confident teacher outside it does not see the object."""
+    objects = lay_over(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.zeros(1), LEVELS)
+    assert objects.inside.nonzero()[:, 1].tolist() == [5, 6, 9, 10]
+    zt = torch.full((1, 1, 16), -20.0)
+    zt[..., 0] = 20
+    assert teacher_quality(objects, zt, objects.sides, torch.tensor([0])).item() < 1e-6
+
+
+def test_a_missed_object_trains_the_student_by_its_weight() -> None:
+    objects = lay_over(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.zeros(1), LEVELS)
+    zs, ds = torch.zeros(1, 1, 16, requires_grad=True), objects.sides.clone()
+    weight, cls = torch.tensor([0.5]), torch.tensor([0])
+    loss = error_focus_loss(objects, zs, ds, cls, weight, 1)
+    # right box: target 1 at score 0.5: |0.5 - 1| x log 2, and no box loss; half of it for the weight
+    assert loss.item() == pytest.approx(0.5 * 0.5 * 0.6931, abs=1e-4)
+    (gradient,) = torch.autograd.grad(loss, zs)
+    assert gradient.sum() < 0  # a higher score lowers the loss
+    assert gradient.nonzero().shape[0] == 1
+    assert error_focus_loss(objects, zs, ds, cls, torch.zeros(1), 1).item() == 0
+    shifted = sides_at(0.75, 0.5, 0.5, 0.5)  # IoU 1/3, GIoU 1/3: the hull is the union
+    loss = error_focus_loss(objects, zs, shifted, cls, torch.ones(1), 1)
+    assert loss.item() == pytest.approx(2 / 3 + (0.5 - 1 / 3) * 0.6931, abs=1e-4)
+
+
+def test_no_objects_give_no_loss() -> None:
+    none = lay_over(torch.zeros(0, 4), torch.zeros(0), LEVELS)
+    zs, ds = torch.zeros(2, 3, 16, requires_grad=True), torch.ones(2, 4, 16)
+    empty = torch.zeros(0)
+    assert error_focus_loss(none, zs, ds, empty.long(), empty, 8).item() == 0

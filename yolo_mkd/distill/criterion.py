@@ -169,7 +169,7 @@ class Criterion:
             distiller.balancer.observe_classes(distiller.class_masses(kt), distiller.label_counts(batch["cls"]))
         labelled, images = batch.get("labelled"), len(batch["img"])
         return (
-            Targets(batch["bboxes"][:, :4].float(), batch["batch_idx"], labelled),
+            Targets(batch["bboxes"][:, :4].float(), batch["batch_idx"], labelled, batch["cls"].flatten().long()),
             LossWeights(
                 images=None if labelled is None else image_weights(kt, labelled, images),
                 branches=host.branch_weights(self.detection),

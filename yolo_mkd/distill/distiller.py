@@ -46,6 +46,7 @@ TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trun
     "object_guidance": TermSpec(object_terms.object_guidance, 1.0, 1.0),
     "class_attention": TermSpec(object_terms.class_attention, 1.0, 0.5),
     "object_relation": TermSpec(object_terms.object_relation, 1.0, 0.5),
+    "error_focus": TermSpec(object_terms.error_focus, 1.0, 0.5),
     "channel_wise": TermSpec(baseline_terms.channel_wise, 1.0, 1.0),
     "masked_generation": TermSpec(baseline_terms.masked_generation, 2e-5, 1.0),
     "focal_global": TermSpec(baseline_terms.focal_global, 1.0, 1.0),

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from yolo_mkd.distill.matching import Match
 from yolo_mkd.distill.resample import anchors_of, at_size
-from yolo_mkd.distill.terms import Term, class_weights_of, describe_layers, mean, too_few_layers
+from yolo_mkd.distill.terms import (
+    Term,
+    class_weights_of,
+    describe_layers,
+    mean,
+    rotation_mismatch,
+    too_few_layers,
+    weighted_by_branch,
+)
 from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.attention import attention_map
 from yolo_mkd.knowledge.class_attention import class_attention_loss
 from yolo_mkd.knowledge.correlation import pearson_loss
+from yolo_mkd.knowledge.error_focus import ANCHORS, error_focus_loss, lay_over, teacher_quality
 from yolo_mkd.knowledge.head_guidance import match_statistics
 from yolo_mkd.knowledge.object_relation import MOST, object_gram, object_masks, object_relation_loss
 from yolo_mkd.knowledge.ridge import RidgeAdapter
@@ -128,3 +138,25 @@ def object_relation(match: Match) -> Term:
     return Term(describe_layers(roles), too_few_layers(roles), loss, roles, labels=True)
 
 
+
+
+def error_focus(match: Match) -> Term:
+    """Exploration: labelled objects that the teacher misses."""
+    teachers = {ours: i for i, (ours, _) in enumerate(match.classes)}
+
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
+        assert targets.classes is not None
+        theirs = torch.tensor([teachers.get(c, -1) for c in targets.classes.tolist()], device=targets.boxes.device)
+        target = kt.branches["one2many"]
+        zt = match.shared_logits(target.logits) if match.classes else target.logits
+        over_teacher = lay_over(targets.boxes, targets.image, kt.levels)
+        missed = 1 - teacher_quality(over_teacher, zt, target.distances, theirs)
+        over_student = lay_over(targets.boxes, targets.image, ks.levels)
+        losses = [
+            error_focus_loss(over_student, s.logits, s.distances, targets.classes, missed, ANCHORS[branch])
+            for branch, s in ((b, ks.branches[b]) for b in match.branches)
+        ]
+        return weighted_by_branch(losses, match, weights)
+
+    why = no_scores(match) or rotation_mismatch(match)
+    return Term("labelled objects that the teacher misses", why, loss, cacheable=True, head=True, labels=True, branched=True)

@@ -207,6 +207,7 @@ TERM_EXAMPLES = {  # distillation terms: a share of the detection gradient, or a
     "object_guidance": 1.0,
     "class_attention": 0.5,
     "object_relation": 0.5,
+    "error_focus": 0.5,
     # terms of other methods
     "channel_wise": 1.0,
     "masked_generation": 2e-5,
