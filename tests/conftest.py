@@ -35,7 +35,9 @@ class TinyDetector:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of single tests."""
-    parser.addoption("--kills", type=int, default=10, help="faults that integration/test_kills.py makes")
+    parser.addoption(
+        "--kills", type=int, default=0, help="faults that integration/test_kills.py makes, also in trainings"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

@@ -71,7 +71,7 @@ class Fault:
     def changes(self, event: str, arguments: tuple[Any, ...]) -> bool:
         """Whether an event changes a file below the folder."""
         path = arguments[0]
-        if event == "open" and not arguments[2] & WRITES or isinstance(path, int):
+        if (event == "open" and not arguments[2] & WRITES) or isinstance(path, int):
             return False
         if CHANGES.get(event) and arguments[CHANGES[event]] not in {-1, None}:
             return True  # relative to an open folder, as shutil.rmtree has it

@@ -156,7 +156,9 @@ class Trials:
         if code:
             return [*found, f"then exit code {code}: {output.strip()[-300:]}"]
         found += [f"then: {each}" for each in [*damaged(folder), *differing(expected, contents(folder))]]
-        return found + [f"then: finished {name} has changed" for name, at in finished.items() if at != stamp(Path(name))]
+        return found + [
+            f"then: finished {name} has changed" for name, at in finished.items() if at != stamp(Path(name))
+        ]
 
 
 def is_whole(name: str, content: Any) -> bool:
