@@ -74,7 +74,7 @@ def test_each_run_is_validated_at_its_epochs_and_timed_until_plains_accuracy(
         first, last = result["curve"]
         assert (last["map50_95"], last["cost_s"]) == (result["last"]["map50_95"], result["cost_s"])
         assert 0 < first["cost_s"] < last["cost_s"]
-        assert (first["images"], last["images"]) == (8, 16)  # a quarter of the images in each of two epochs
+        assert (first["images"], last["images"]) == (24, 48)  # a quarter of 96 in each of two epochs
         assert not list(place.rglob("snapshots"))
         found = rows[method]["to_plain"]["map50_95"]
         assert len(found["reached"]) + len(found["missed"]) == 1
