@@ -90,7 +90,7 @@ class Match:
     def shared_logits(self, logits: Tensor) -> Tensor:
         """The teacher's logits of the shared classes, B C A of all its classes in; of merged classes the best one."""
         if all(len(theirs) == 1 for _, theirs in self.classes):
-            return logits[:, [t for _, (t,) in self.classes]]
+            return of_classes(logits, [t for _, (t,) in self.classes])
         return torch.stack([logits[:, list(theirs)].amax(1) for _, theirs in self.classes], 1)
 
     def inherited(self, ks: Knowledge, role: str) -> Tensor:
@@ -105,6 +105,11 @@ class Match:
     def explored(self, ks: Knowledge, role: str) -> Tensor:
         """The student's exploring channels of a neck layer."""
         return ks.features[role][:, self.widths(role)[0] :]
+
+
+def of_classes(logits: Tensor, chosen: list[int]) -> Tensor:
+    """The logits of some classes, B C A in and out; without a copy where these are all in order."""
+    return logits if chosen == list(range(logits.shape[1])) else logits[:, chosen]
 
 
 def patterned(model: ModelSpec, role: str) -> bool:

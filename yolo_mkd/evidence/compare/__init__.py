@@ -15,7 +15,7 @@ from typing import Any, cast
 import yaml
 
 from yolo_mkd import chain, host, report
-from yolo_mkd.evidence.compare import plots, tables
+from yolo_mkd.evidence.compare import curves, plots, tables
 from yolo_mkd.evidence.compare.config import (
     SCHEMA,
     create_folder,
@@ -27,7 +27,8 @@ from yolo_mkd.evidence.compare.executors import LocalExecutor, RayExecutor, run_
 from yolo_mkd.evidence.compare.findings import FIGURES, comparison_rows, mean_rows
 from yolo_mkd.evidence.compare.latency import measure_latency
 from yolo_mkd.evidence.compare.notes import report_notes
-from yolo_mkd.evidence.compare.schema import Comparison, ComparisonPlan, Latency, TrialResult
+from yolo_mkd.evidence.compare.schema import Comparison, ComparisonPlan, Latency, Row, TrialResult
+from yolo_mkd.evidence.compare.tables import TIME_COLUMNS
 from yolo_mkd.evidence.compare.trials import RESULT, Trial, load_result, moved, roots
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
@@ -209,7 +210,7 @@ def write_report(
         "together": together,
         "rows": rows,
         "mean": mean_rows(rows, plan["references"]),
-        "cells": [trial_figures(trial, results[trial.name]) for trial in trials],
+        "cells": [trial_figures(trial, results[trial.name], rows) for trial in trials],
     }
     figures["notes"] = report_notes(cast(Comparison, figures))
     file = report.write(root / "compare.json", "compare", figures)
@@ -217,15 +218,29 @@ def write_report(
     tables.write_csv(root / "compare.csv", comparison)
     plots.draw_differences(comparison, root / "differences.png")
     plots.draw_accuracy_cost(comparison, root / "cost.png")
+    curves.draw_curves(comparison, root / "curve.png")
     plots.draw_accuracy_latency(comparison, root / "latency.png")
     report.write_text(root / "compare.md", tables.comparison_page(comparison))
     return comparison
 
 
-def trial_figures(trial: Trial, result: TrialResult) -> dict[str, Any]:
-    """The figures of one trial, or why it failed, as a row of compare.csv."""
+def trial_figures(trial: Trial, result: TrialResult, rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of one trial, or why it failed: a row of compare.csv, and its curve.
+
+    Args:
+        trial: to be reported.
+        result: its result.
+        rows: of the report, which hold the times to plain's final accuracy.
+    """
     place = {"data": trial.data, "student": trial.student, "method": trial.method, "seed": trial.seed}
     if result["status"] != "done":
         return {**place, "failed": result["reason"]}
     figures = {name: figure(result) for name, figure in FIGURES.items()}
-    return {**place, **figures, "epochs": result["epochs"], "train_s": result["train_s"], "cost_s": result["cost_s"]}
+    labels = (trial.data, trial.student, trial.method)
+    row = next(r for r in rows if (r["data"], r["student"], r["method"]) == labels)
+    times: dict[str, float | None] = {}
+    for figure, (cost, images) in TIME_COLUMNS.items():
+        if found := row["to_plain"].get(figure):
+            times[cost], times[images] = (found[k].get(trial.seed) for k in ("cost_s", "images_seen"))
+    spent = {k: result[k] for k in ("epochs", "train_s", "cost_s")}
+    return {**place, **figures, **spent, **times, "curve": result.get("curve", [])}
