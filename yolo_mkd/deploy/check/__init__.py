@@ -105,7 +105,7 @@ def check(
     """Verify an exported file against the checkpoint it was made from: structure, detections, mAP.
 
     Args:
-        model: the .onnx file, or the *_openvino_model or *_ncnn_model folder.
+        model: the .onnx or .tflite file, or the *_openvino_model or *_ncnn_model folder.
         against: the .pt checkpoint.
         images: a folder, a file or a list of files to detect on; they have no labels, so mAP is not measured.
         data: a data.yaml: detections are matched on at most 32 evenly spaced val images, and mAP is measured on all of

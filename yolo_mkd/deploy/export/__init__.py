@@ -65,8 +65,8 @@ def export(
 
     Args:
         model: the .pt checkpoint.
-        format: onnx, openvino or ncnn, verified; engine where TensorRT is installed; any other format of Ultralytics is
-            exported by it and not verified.
+        format: onnx, openvino, ncnn or litert, verified; engine where TensorRT is installed; any other format of
+            Ultralytics is exported by it and not verified.
         head: one2one (final boxes, no NMS) or one2many (NMS outside the file); by default one2one where the model has
             it and the target supports it.
         target: jp5, jp6, jp7 (JetPack) or generic: chooses the ONNX opset, and rejects what is known to fail there.

@@ -14,7 +14,13 @@ from yolo_mkd.deploy.export.targets import Target, choose_head, choose_opset, lo
 from yolo_mkd.deploy.images import find_images, refuse_channels
 from yolo_mkd.settings import BadInput, number
 
-ENDINGS = {"onnx": ".onnx", "openvino": "_openvino_model", "ncnn": "_ncnn_model", "engine": ".engine"}
+ENDINGS = {
+    "onnx": ".onnx",
+    "openvino": "_openvino_model",
+    "ncnn": "_ncnn_model",
+    "litert": ".tflite",
+    "engine": ".engine",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class ExportRequest:
     @property
     def report_file(self) -> Path:
         """The default file of the report: best.export.json beside best.onnx."""
-        base = self.file.with_suffix("") if self.format in {"onnx", "engine"} else self.file
+        base = self.file.with_suffix("") if self.file.suffix else self.file
         return base.with_name(f"{base.name}.export.json")
 
     @property
