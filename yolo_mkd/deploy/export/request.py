@@ -81,7 +81,7 @@ class ExportRequest:
     @property
     def report_file(self) -> Path:
         """The default file of the report: best.export.json beside best.onnx."""
-        base = self.file.with_suffix("") if self.file.suffix else self.file
+        base = self.file.with_suffix("") if self.format in {"onnx", "engine"} else self.file
         return base.with_name(f"{base.name}.export.json")
 
     @property
