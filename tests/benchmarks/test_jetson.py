@@ -16,7 +16,7 @@ echo "$@" >> "$LOG"
 case "$*" in
 *--check*) echo '{"check": {"passed": '$PASSED'}}'; [ $PASSED = true ] ;;
 *time.py*) echo '{"schema": "yolo-mkd/time/1"}' > "$BUNDLE/jetson.part/time.json" ;;
-*--build*) exit $BUILT ;;
+*"run.py --build"*) exit $BUILT ;;
 esac
 """
 pytestmark = pytest.mark.slow  # starts processes
