@@ -41,7 +41,9 @@ def cut_graph(source: Path, target: Path) -> list[str]:
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
     maps = [n.output[0] for n in model.graph.node if n.name in last]
     boxes_first = sorted(maps, key=lambda name: (-shapes[name][2], "cv3" in name))
-    if len(maps) % 2 or any("cv2" not in b or "cv3" not in s for b, s in zip(boxes_first[::2], boxes_first[1::2])):
+    if len(maps) % 2 or any(
+        "cv2" not in b or "cv3" not in s for b, s in zip(boxes_first[::2], boxes_first[1::2], strict=True)
+    ):
         raise ValueError(f"{source.name} does not end in pairs of box and score maps, but in {maps}")
     cut = Extractor(model).extract_model([i.name for i in model.graph.input], boxes_first)
     if left := {n.op_type for n in cut.graph.node} & DECODE_ONLY:
@@ -60,7 +62,7 @@ def decode_maps(maps: list[NDArray[Any]], imgsz: tuple[int, int]) -> NDArray[np.
         imgsz: height and width of the input [pixels].
     """
     columns = []
-    for boxes, scores in zip(maps[::2], maps[1::2]):
+    for boxes, scores in zip(maps[::2], maps[1::2], strict=True):
         channels, height, width = boxes.shape[1:]
         stride = imgsz[0] / height
         bins = boxes[0].reshape(4, channels // 4, height * width)
