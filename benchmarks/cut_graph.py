@@ -56,6 +56,8 @@ def cut_graph(source: Path, target: Path) -> list[str]:
 def decode_maps(maps: list[NDArray[Any]], imgsz: tuple[int, int]) -> NDArray[np.float32]:
     """Boxes and scores of a cut graph's outputs, as head one2many has them: 1 x (4 + classes) x anchors.
 
+    Head one2many then needs NMS. With head one2one each pair of anchor and class above the threshold is a final box.
+
     Args:
         maps: box map and score map of each level; box maps have 4 x bins channels (DFL, Generalized Focal Loss, NeurIPS
             2020, eq. 5), or 4 channels with the distances themselves.

@@ -57,7 +57,6 @@ def check(bundle: Path, ort: Path, chromium: str) -> int:
         found = [
             page.evaluate(detect, [f"./bundle/sample/{i['file']}", expected["conf"] / 2]) for i in expected["images"]
         ]
-        page.screenshot(path=str(bundle / "browser.png"))
         version = browser.version
         browser.close()
         server.shutdown()
