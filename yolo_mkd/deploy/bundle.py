@@ -20,7 +20,7 @@ from yolo_mkd.deploy.export import export
 from yolo_mkd.deploy.exported_model import existing_file, file_identity, read_exported_model
 from yolo_mkd.deploy.images import MOST_IMAGES, evenly_spaced, find_images
 from yolo_mkd.edge import bundle as edge_bundle
-from yolo_mkd.edge.boxes import MAX_DET, NMS_IOU
+from yolo_mkd.edge.boxes import CONF, MAX_DET, NMS_IOU
 from yolo_mkd.edge.bundle import SCHEMA, read_bundle
 from yolo_mkd.edge.check import check_samples
 from yolo_mkd.edge.onnx_runtime import ONNXRuntime
@@ -58,6 +58,16 @@ class Reference(TypedDict):
     command: str
 
 
+class BundleThresholds(TypedDict):
+    """Score thresholds of the file; None where the data have no labels."""
+
+    conf: float  # run.py's default: what 0.25 of the checkpoint corresponds to in this file
+    checkpoint_conf: float
+    shift_logits: float | None  # of the file's scores, where they are clearly shifted
+    best_f1: float | None
+    classes: dict[str, float]  # best F1 by class
+
+
 class BundleFacts(TypedDict):
     """bundle.json."""
 
@@ -76,6 +86,7 @@ class BundleFacts(TypedDict):
     model: dict[str, Any]
     source: dict[str, Any]
     reference: Reference
+    thresholds: BundleThresholds
     samples: int
     licence: str | None
 
@@ -266,8 +277,21 @@ def bundle_facts(model: Path, graph: Any, export_report: dict[str, Any], samples
             "data": data,
             "command": f"yolo-mkd check model=model.onnx against={source['file']} data={data}",
         },
+        "thresholds": thresholds_of(export_report),
         "samples": samples,
         "licence": stated.get("license"),
+    }
+
+
+def thresholds_of(export_report: dict[str, Any]) -> BundleThresholds:
+    """The score thresholds that an export measured."""
+    shift, best = export_report["score_shift"], export_report["accuracy"]["thresholds"]
+    return {
+        "conf": round(shift["conf"], 4) if shift else CONF,
+        "checkpoint_conf": CONF,
+        "shift_logits": shift["logits"] if shift else None,
+        "best_f1": best["file"] if best else None,
+        "classes": {row["name"]: row["file"] for row in best["classes"]} if best else {},
     }
 
 

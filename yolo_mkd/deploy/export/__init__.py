@@ -65,8 +65,8 @@ def export(
 
     Args:
         model: the .pt checkpoint.
-        format: onnx, openvino or ncnn, verified; engine where TensorRT is installed; any other format of Ultralytics is
-            exported by it and not verified.
+        format: onnx, openvino, ncnn or litert, verified; engine where TensorRT is installed; any other format of
+            Ultralytics is exported by it and not verified.
         head: one2one (final boxes, no NMS) or one2many (NMS outside the file); by default one2one where the model has
             it and the target supports it.
         target: jp5, jp6, jp7 (JetPack) or generic: chooses the ONNX opset, and rejects what is known to fail there.
@@ -137,6 +137,7 @@ def export_verified(request: ExportRequest) -> ExportReport:
                 pictures=request.pictures,
                 data=request.labelled,
                 opset=request.highest_opset,
+                other_head=True,
             )
             parity = verify(file, against)
             print(parity)
@@ -182,7 +183,7 @@ def export_report(
 ) -> ExportReport:
     """The facts of an exported file, for its report."""
     model = read_exported_model(file)
-    outcome: CheckFigures = parity.figures() if parity else {"parity": None, "accuracy": None}
+    outcome: CheckFigures = parity.figures() if parity else {"parity": None, "accuracy": None, "score_shift": None}
     return {
         **file_identity(file),
         "format": request.format,
@@ -212,6 +213,12 @@ def summary_text(target: Path, figures: ExportReport) -> str:
         f"input 1x3x{height}x{width}, {len(figures['names'])} classes, target {figures['target']}",
         f"head      {HEAD_TEXTS[figures['head']]}{shape}",
     ]
+    accuracy = figures["accuracy"] or {}
+    if other := accuracy.get("other_head"):
+        lines.append(
+            f"{'':10}of the checkpoint's heads {figures['head']} has mAP50-95 {accuracy['checkpoint_map50_95']:.4f}, "
+            f"{other} {accuracy['other_head_map50_95']:.4f} (head={other} exports it)"
+        )
     if found := figures["calibration"]:
         lines.append(
             f"calibrated on {found['images']} of {found['of']} {found['split']} images, seed {found['seed']}, "

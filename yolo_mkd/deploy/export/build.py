@@ -16,7 +16,7 @@ from yolo_mkd.deploy.export.sensitivity import Sensitivity, measure_sensitivity,
 from yolo_mkd.deploy.exported_model import file_identity
 from yolo_mkd.settings import BadInput, Failed
 
-SEPARATE = ("ncnn", "engine")  # formats whose converters can hang or crash
+SEPARATE = ("ncnn", "litert", "engine")  # formats whose converters can hang or crash, or change PyTorch
 
 
 class ExportFailed(Failed):

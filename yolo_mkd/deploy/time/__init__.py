@@ -55,7 +55,7 @@ def time(
     """Time an exported detector on this machine, from an image in memory to its boxes.
 
     Args:
-        model: the .onnx file, the *_openvino_model or the *_ncnn_model folder.
+        model: the .onnx or .tflite file, the *_openvino_model or the *_ncnn_model folder.
         images: a folder, a file or a list of files to run on in turn, at most 32.
         data: a data.yaml whose val images to run on; without both, one synthetic picture of 640 x 480.
         duration: length of the measurement after the warm-up [s]; MLPerf's single-stream scenario takes 600.
