@@ -116,7 +116,7 @@ def class_lines(title: str, rows: Sequence[Row]) -> list[str]:
     for row in rows:
         changes = {n: c["change"] for n, c in row.get("classes", {}).items() if c["change"]}
         clear = [f"{n} {c['mean']:+.3f}" for n, c in changes.items() if c and c["verdict"] in STATES]
-        if changes and changes[next(iter(changes))]["low"] is not None:  # type: ignore[index]
+        if changes and changes[next(iter(changes))]["low"] is not None:
             lines.append(
                 f"{title}: classes in which {row['method']} differs clearly from plain: {', '.join(clear) or 'none'}."
             )

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolo_mkd.deploy.pareto.rows import join_reports, read_report, report_files, report_kind
-from yolo_mkd.deploy.pareto.rows import ParetoRow
+from yolo_mkd.deploy.pareto.rows import ParetoRow, join_reports, read_report, report_files, report_kind
 from yolo_mkd.evidence.page.blocks import PageTable
 from yolo_mkd.settings import BadInput
 

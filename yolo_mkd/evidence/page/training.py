@@ -109,8 +109,14 @@ def answer(page: Page, chain: Chain, looks: Looks | None) -> None:
     page.tiles.append(Tile(f"{ours:.3f}", "mAP50-95 of the student", f"mAP50 {student['map50']:.3f}"))
     if plain and "map50_95" in plain:
         change = ours - plain["map50_95"]
-        page.answer = f"The distilled student reaches {ours:.3f} mAP50-95, {change:+.3f} against the same student without a teacher."
-        page.caveat = "One run of each. A difference without an interval is not evidence: yolo-mkd compare measures one over seeds."
+        page.answer = (
+            f"The distilled student reaches {ours:.3f} mAP50-95, {change:+.3f} against the same student without a "
+            "teacher."
+        )
+        page.caveat = (
+            "One run of each. A difference without an interval is not evidence: yolo-mkd compare measures one over "
+            "several seeds."
+        )
         page.tiles.append(Tile(f"{change:+.3f}", "against plain", f"plain {plain['map50_95']:.3f}, one seed"))
     elif teacher and teacher.get("map50_95"):
         page.answer = (
@@ -190,7 +196,7 @@ def final_levels(chain: Chain, looks: Looks | None) -> list[Line]:
 
 
 def stage_charts(stage: str, columns: Columns, levels: Sequence[Line]) -> list[Chart]:
-    """Accuracy, detection loss and distillation losses of a stage over its epochs; those without values are left out."""
+    """Accuracy, detection loss and distillation losses of a stage over its epochs, where there are values."""
     epochs = columns.get("epoch", [])
     own = [Line(f"{stage}, each epoch", role_colour(stage), epochs, columns[MAP])] if columns.get(MAP) else []
     losses = [
