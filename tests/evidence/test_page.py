@@ -154,7 +154,8 @@ def test_the_page_of_a_run_whose_models_are_gone_has_its_figures(tmp_path: Path)
 def test_the_command_of_a_chain_names_what_differs_from_the_defaults(tmp_path: Path) -> None:
     words = training.command_of(chain_of(tmp_path / "run")).split(" ", 2)[2]  # type: ignore[arg-type]
     assert words == (
-        "model=small.yaml teacher=/gone/big/weights/best.pt assistant=none soft=1.0 data=gone.yaml epochs=2 project='a b'"
+        "model=small.yaml teacher=/gone/big/weights/best.pt assistant=none soft=1.0 data=gone.yaml epochs=2 "
+        "project='a b'"
     )
 
 

@@ -114,6 +114,8 @@ def class_lines(title: str, rows: Sequence[Row]) -> list[str]:
     """The classes of which a method's interval excludes 0, a line for each method and data set."""
     lines = []
     for row in rows:
+        if row["method"] == "plain":
+            continue
         changes = {n: c["change"] for n, c in row.get("classes", {}).items() if c["change"]}
         clear = [f"{n} {c['mean']:+.3f}" for n, c in changes.items() if c and c["verdict"] in STATES]
         if changes and changes[next(iter(changes))]["low"] is not None:
@@ -138,6 +140,8 @@ def class_bars(title: str, rows: Sequence[Row]) -> list[BarGroup]:
     """The change of each class from plain, an axis a method."""
     groups = []
     for row in rows:
+        if row["method"] == "plain":
+            continue
         changes = [(name, c["change"]) for name, c in row.get("classes", {}).items()]
         bars = interval_bars([(name, change) for name, change in changes if change])
         if bars:
