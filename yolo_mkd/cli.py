@@ -29,7 +29,11 @@ def train(**arguments: Any) -> None:
     """
     from yolo_mkd import chain
 
-    chain.train(**arguments)
+    folder, trained = chain.train(**arguments)
+    if trained["arguments"].get("plots", True):
+        from yolo_mkd.evidence.page import write_page_after
+
+        write_page_after(folder)
 
 
 def plan(**arguments: Any) -> None:
@@ -159,6 +163,18 @@ def pareto(**arguments: Any) -> None:
     print(pareto_text(run(**{"out": "pareto", **check_names("pareto", run, arguments)})))
 
 
+def report_page(**arguments: Any) -> None:
+    """Write a run as one HTML page that opens anywhere: did distillation help, where, and what was learned?
+
+    yolo-mkd report run=runs/mkd/train
+
+    train, compare and demo write it at their end; this writes it again, also of an older run.
+    """
+    from yolo_mkd.evidence.page import write_page
+
+    print(write_page(**check_names("report", write_page, arguments)))
+
+
 def demo(**arguments: Any) -> None:
     """Run the whole chain on generated images, in under ten minutes on two cores.
 
@@ -197,6 +213,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "time": time,
     "bundle": bundle,
     "pareto": pareto,
+    "report": report_page,
     "demo": demo,
     "val": val,
     "predict": predict,
@@ -322,7 +339,7 @@ def function_of(command: str) -> Callable[..., Any]:
         return function
     import yolo_mkd
 
-    found: Callable[..., Any] = getattr(yolo_mkd, command)
+    found: Callable[..., Any] = getattr(yolo_mkd, "write_page" if command == "report" else command)
     return found
 
 

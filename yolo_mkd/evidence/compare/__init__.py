@@ -105,6 +105,9 @@ def run_comparison(arguments: dict[str, Any], verb: str) -> Comparison:
         f"{tables.comparison_text(comparison)}\n\n"
         f"M-KD: report written to {chain.shortest(root)}: compare.md, compare.json, compare.csv and plots"
     )
+    from yolo_mkd.evidence.page import write_page_after  # it is made of this package's tables
+
+    write_page_after(root)
     return comparison
 
 
