@@ -99,10 +99,13 @@ class MKD:
         """
         from ultralytics import YOLO
 
-        self.folder, self.chain = train(**{**self.arguments, **arguments})
-        return YOLO(self.chain["stages"][-1]["weights"])
+        arguments = {**self.arguments, **arguments}
+        self.folder, self.chain = train(**arguments)
+        with host.trusting(arguments.get("trust", False)):
+            return YOLO(self.chain["stages"][-1]["weights"])
 
 
+@host.permitting
 def train(**arguments: Any) -> tuple[Path, Chain]:
     """Distil a student from a teacher, through an assistant if there is one.
 
@@ -180,6 +183,7 @@ def resume(arguments: dict[str, Any]) -> tuple[Path, Chain]:
     if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the same file")
     host.check_values({k: v for k, v in arguments.items() if k in {"device", "batch"}})
+    host.check_data(chain["arguments"].get("data"), fetch=False)
     chain["arguments"].update({k: v for k, v in arguments.items() if k not in {"resume", "json"}})
     folder = file.parent.resolve()
     for stage in chain["stages"]:

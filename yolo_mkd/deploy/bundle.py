@@ -104,6 +104,7 @@ def bundle(
     quantize: int | None = None,
     imgsz: int | list[int] | None = None,
     samples: int = 8,
+    trust: bool = False,
 ) -> Path:
     """Export a student and pack it with everything that a device needs: a folder, and the same as .tar.gz.
 
@@ -116,6 +117,7 @@ def bundle(
         quantize: 16 or 8, as in export.
         imgsz: image size [pixels], as in export.
         samples: the number of val images in the bundle, 2 to 32.
+        trust: load a checkpoint that holds code beside weights; loading it can run anything.
 
     Returns:
         The folder.
@@ -126,7 +128,9 @@ def bundle(
     """
     source, place = existing_file("model", model, ".pt"), Path(str(out))
     number("samples", samples, whole=True, low=2, high=MOST_IMAGES, example=8)
-    with workspace(place.parent / f"{WORKSPACE}{place.name}", rescue=switch) as folder:
+    from yolo_mkd import host
+
+    with host.trusting(trust), workspace(place.parent / f"{WORKSPACE}{place.name}", rescue=switch) as folder:
         refuse_other_folder(place)
         pictures = evenly_spaced(find_images(None, data), samples)
         copied = Path(shutil.copy(source, folder))

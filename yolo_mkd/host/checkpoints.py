@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_mkd import report
 from yolo_mkd.host.exact import ExactRun, approximations, read_state
 from yolo_mkd.host.models import UNREADABLE
 from yolo_mkd.host.runs import write_tensors
-from yolo_mkd.settings import Failed
+from yolo_mkd.host.trust import read_contents
+from yolo_mkd.settings import BadInput, Failed
 
 RECORD = "stage.json"
 KEPT = "kept-"  # begins the name of a generation's folder
@@ -252,11 +252,15 @@ def manifest(kept: Path) -> dict[str, str]:
 
 
 def checkpoint(file: Path) -> dict[str, Any] | None:
-    """A checkpoint's contents; None where it is missing or damaged."""
-    if not file.is_file():
-        return None
+    """A checkpoint's contents; None where it is missing or damaged.
+
+    Raises:
+        BadInput: it holds code and is not trusted.
+    """
     try:
-        return dict(load_checkpoint(file)[1])
+        return read_contents(file)
+    except BadInput:
+        raise
     except UNREADABLE:  # cut off while it was written
         return None
 

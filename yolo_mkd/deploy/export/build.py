@@ -79,7 +79,7 @@ def run_ultralytics(source: Path, size: list[int], arguments: dict[str, Any]) ->
     from ultralytics import YOLO
 
     from yolo_mkd import host
-    from yolo_mkd.host.scoring import no_installs
+    from yolo_mkd.host.trust import no_installs
 
     arguments = {"format": "onnx", "imgsz": size, **arguments}
     try:

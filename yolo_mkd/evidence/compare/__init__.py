@@ -40,6 +40,7 @@ FROM_PLAN = (  # fields of compare.yaml that compare.json repeats
 )
 
 
+@host.permitting
 def compare(**arguments: Any) -> Comparison:
     """Train a student with several methods, and report which is better, by how much and at what cost.
 
@@ -67,6 +68,7 @@ def compare(**arguments: Any) -> Comparison:
     return run_comparison(arguments, "compare")
 
 
+@host.permitting
 def ablate(**arguments: Any) -> Comparison:
     """Compare plain, all acting terms, all except one of them, and each alone.
 

@@ -39,6 +39,7 @@ REPLACED = {"data", "batch", "device", "fraction", "plots", "save_period", "time
 FOREVER = 1000  # epochs: distillation is on until the last turn, and a view of 1000 is always a new one
 
 
+@host.permitting
 def cost(rounds: int = 6, json: str | Path | None = None, **arguments: Any) -> dict[str, Any]:
     """Measure what each kind of distillation costs beside plain training of the same student.
 
