@@ -207,13 +207,29 @@ def run_ultralytics(command: str, arguments: dict[str, Any]) -> None:
     """Run one of Ultralytics' own commands, its arguments checked first."""
     if "model" not in arguments:
         raise BadInput(f"model= is missing: give the model of {command}, for example model=best.pt")
+    from yolo_mkd import host
+
+    permitted = {name: arguments.pop(name) for name in ("trust", "download") if name in arguments}
+    refuse_unknown(arguments, host.arguments(), command)
+    host.permitting(run_checked)(command, arguments, **permitted)
+
+
+def run_checked(command: str, arguments: dict[str, Any]) -> None:
+    """Run one of Ultralytics' own commands on files that may be loaded.
+
+    Raises:
+        BadInput: an argument or a file cannot be used.
+    """
     from ultralytics import YOLO
 
     from yolo_mkd import host
 
-    refuse_unknown(arguments, host.arguments(), command)
     host.check_arguments(arguments)
     path = host.find_model("model", arguments.pop("model"))
+    if path.endswith(".pt"):
+        host.refuse_code("model", path)
+    if arguments.get("data") is not None:
+        host.check_download(arguments["data"])
     try:
         getattr(YOLO(path), command)(**arguments)
     except FileNotFoundError as e:

@@ -63,6 +63,8 @@ def with_cfg_file(given: dict[str, Any]) -> dict[str, Any]:
         raise BadInput(f"cfg={short(file)} cannot be read ({one_line(e)[:160]}): give a YAML file of arguments") from e
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise BadInput(f"cfg={short(file)} contains no arguments: write lines such as epochs: 100")
+    if permission := {"trust", "download"} & found.keys():
+        raise BadInput(f"{min(permission)}= is not taken from a file (cfg={short(file)}): give it beside cfg=")
     own = {k: v for k, v in found.items() if v is not None and k not in {"cfg", "mode"}}
     return {**own, **{k: v for k, v in given.items() if k != "cfg"}}
 
