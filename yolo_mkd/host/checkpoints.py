@@ -19,6 +19,7 @@ from ultralytics.utils import LOGGER, RANK
 
 from yolo_mkd import report
 from yolo_mkd.host.exact import ExactRun, approximations, read_state
+from yolo_mkd.host.files import check_data
 from yolo_mkd.host.models import UNREADABLE
 from yolo_mkd.host.runs import write_tensors
 from yolo_mkd.host.trust import read_contents
@@ -176,6 +177,8 @@ class CheckpointKeeper:
         ending = bool(record and record["ending"])
         kept = next(filter(self._whole, self._generations()), None)
         if not ending and (last := self._resumable_epoch()) is not None:
+            data = (checkpoint(self.weights / "last.pt") or {}).get("train_args", {}).get("data")
+            check_data(data, fetch=False)  # Ultralytics resumes on the data that last.pt names
             if kept is None or not self._exact(epoch_of(kept)) or last != epoch_of(kept) + 1:
                 self._trim_tables(last)
                 return True

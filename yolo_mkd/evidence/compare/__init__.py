@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from pydantic import TypeAdapter
 
-from yolo_mkd import chain, host, report
+from yolo_mkd import chain, documents, host, report
 from yolo_mkd.evidence.compare import plots, tables
 from yolo_mkd.evidence.compare.config import (
     SCHEMA,
@@ -28,13 +29,14 @@ from yolo_mkd.evidence.compare.findings import FIGURES, comparison_rows, mean_ro
 from yolo_mkd.evidence.compare.latency import measure_latency
 from yolo_mkd.evidence.compare.notes import report_notes
 from yolo_mkd.evidence.compare.schema import Comparison, ComparisonPlan, Latency, TrialResult
-from yolo_mkd.evidence.compare.trials import RESULT, Trial, load_result, moved, roots
+from yolo_mkd.evidence.compare.trials import RESULT, Trial, check_task, load_result, moved, roots
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import BadInput, number
 
 ON_RESUME = {"resume", "methods", "seeds", "parallel", "ray", "json"}
 PLAN_FILE = "compare.yaml"
+ADVICE = "restore the file, or start a new comparison"
 FROM_PLAN = (  # fields of compare.yaml that compare.json repeats
     *("command", "started", "methods", "settings", "references", "seeds", "teacher", "live", "replayed"),
 )
@@ -168,12 +170,13 @@ def load_plan(named: Path) -> tuple[Path, ComparisonPlan]:
     file = named if named.name == PLAN_FILE else named / PLAN_FILE
     if not file.is_file():
         raise BadInput(f"resume={named} contains no {PLAN_FILE}: give the folder of an interrupted comparison")
-    try:
-        plan = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise BadInput(f"resume={file} is damaged: {host.one_line(e)}: start a new comparison") from e
+    named_file = f"resume={file}"
+    plan = documents.read_yaml(file, named_file, ADVICE)
     if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
-        raise BadInput(f"resume={file} was not written by this version ({SCHEMA}): start a new comparison")
+        raise BadInput(f"{named_file} was not written by this version ({SCHEMA}): start a new comparison")
+    documents.validated(TypeAdapter(ComparisonPlan), plan, named_file, ADVICE)
+    for cell in plan["cells"]:
+        check_task(cell, f"{named_file} is damaged")
     teacher = plan["teacher"]
     if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the file")
