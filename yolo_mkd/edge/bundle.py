@@ -67,7 +67,7 @@ def require(valid: bool, file: str, field: str) -> None:
 
 
 def is_list(value: Any, kind: Any, length: int = 0) -> bool:
-    """Whether a value is a list of items of a type, and of a length if one is given; true is no number."""
+    """Whether a value is a list of items of a type, and of a length if one is given; true is not an int."""
     fits = isinstance(value, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
     return fits and (not length or len(value) == length)
 

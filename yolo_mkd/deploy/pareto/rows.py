@@ -85,11 +85,7 @@ def join_reports(reports: Sequence[str | Path]) -> ParetoDocument:
     times: dict[TimeKey, dict[str, Any]] = {}
     for path in report_files(reports):
         found = read_report(path)
-        digest = found["model"]["sha256"] if report_kind(found) == "bundle" else found.get("sha256")
-        if not digest:
-            raise BadInput(
-                f"{path} does not state its file's SHA-256 and cannot be joined (trtexec's log has none): leave it out"
-            )
+        digest = found["model"]["sha256"] if report_kind(found) == "bundle" else found["sha256"]
         known = facts.setdefault(digest, {"path": path})
         known.update(model_facts(found))
         if report_kind(found) == "time":
@@ -140,6 +136,10 @@ def read_report(path: Path) -> dict[str, Any]:
     found = documents.read_json(path, str(path), LEAVE_OUT)
     if report_kind(found) not in KINDS:
         raise BadInput(f"{path} is not a report of {', '.join(KINDS)}: leave it out of reports=")
+    if report_kind(found) != "bundle" and not found.get("sha256"):
+        raise BadInput(
+            f"{path} does not state its file's SHA-256 and cannot be joined (trtexec's log has none): leave it out"
+        )
     report: dict[str, Any] = documents.validated(READ[report_kind(found)], found, str(path), LEAVE_OUT)
     return report
 

@@ -184,18 +184,11 @@ def read_time_report(path: str | Path) -> dict[str, Any]:
     Raises:
         BadInput: it is missing, or not a time report.
     """
-    found = documents.read_json(Path(path), f"time report {path}", ADVICE)
+    found = documents.read_json(Path(path), str(path), ADVICE)
     if not isinstance(found, dict) or not str(found.get("schema")).startswith("yolo-mkd/time/"):
         raise BadInput(f"{path} is not a time report: make one with yolo-mkd time model=best.onnx")
-    figures: dict[str, Any] = documents.validated(TypeAdapter(TimedFigures), found, f"time report {path}", ADVICE)
-    for name, samples in (figures["samples_ms"] or {}).items():
-        if name not in figures["segments"] or not samples:
-            raise BadInput(f"time report {path} is damaged (samples_ms.{name}: no such segment or empty): {ADVICE}")
-    if figures["samples_ms"] and figures["samples_ms"].keys() != figures["segments"].keys():
-        raise BadInput(f"time report {path} is damaged (samples_ms: a segment is missing): {ADVICE}")
-    if not figures["segments"].keys() & {"end_to_end", "latency"}:
-        raise BadInput(f"time report {path} is damaged (segments: without end_to_end or latency): {ADVICE}")
-    return figures
+    checked: dict[str, Any] = documents.validated(TypeAdapter(TimedFigures), found, str(path), ADVICE)
+    return checked
 
 
 def why_not_comparable(a: dict[str, Any], b: dict[str, Any]) -> str:
@@ -208,9 +201,13 @@ def why_not_comparable(a: dict[str, Any], b: dict[str, Any]) -> str:
         return f"one ran on {a['provider']}, the other on {b['provider']}: time both on one device"
     if list(a["segments"]) != list(b["segments"]):
         return f"their segments differ ({', '.join(a['segments'])}; {', '.join(b['segments'])}): use one tool for both"
+    if total_segment(a["segments"]) not in a["segments"]:
+        return "they have neither end_to_end nor latency among their segments: time both again"
     for label, figures in (("the first", a), ("the second", b)):
         if not figures.get("samples_ms"):
             return f"{label} has no samples: read trtexec's log together with times="
+        if bare := [name for name in figures["segments"] if not figures["samples_ms"].get(name)]:
+            return f"{label} has no samples of {bare[0]}: time it again"
         if not figures["drift"]["stable"]:
             return f"{label} is not stable ({figures['drift']['reason']}): time it again"
         n = figures["segments"][total_segment(figures["segments"])]["n"]
