@@ -59,7 +59,7 @@ def with_cfg_file(given: dict[str, Any]) -> dict[str, Any]:
     file = given["cfg"]
     try:
         found = YAML.load(check_yaml(file))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as e:
+    except (*DAMAGED, AttributeError, AssertionError) as e:
         raise BadInput(f"cfg={short(file)} cannot be read ({one_line(e)[:160]}): give a YAML file of arguments") from e
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise BadInput(f"cfg={short(file)} contains no arguments: write lines such as epochs: 100")

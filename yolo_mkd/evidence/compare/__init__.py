@@ -89,6 +89,7 @@ def ablate(**arguments: Any) -> Comparison:
 
 def run_comparison(arguments: dict[str, Any], verb: str) -> Comparison:
     """Plan or resume a comparison, run its trials, and write its report."""
+    report.check_writable("json", arguments.get("json"))
     if arguments.get("parallel") is not None:
         number("parallel", arguments["parallel"], low=1, whole=True, example=2)
     resumed = arguments.get("resume")

@@ -55,6 +55,7 @@ def cost(rounds: int = 6, json: str | Path | None = None, **arguments: Any) -> d
     Raises:
         BadInput: train would refuse these arguments, or rounds is not a number of 3 or more.
     """
+    report.check_writable("json", json)
     number("rounds", rounds, low=3, whole=True, example=6)  # fewer give no interval
     with tempfile.TemporaryDirectory(prefix="yolo-mkd-cost-") as folder:
         with silent():
