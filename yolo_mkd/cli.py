@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -389,6 +390,10 @@ def main() -> None:
     """Entry point: 0 done, 1 the work failed, 2 bad input, 130 interrupted."""
     try:
         code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # of a reader such as head, which has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except BadInput as e:
         print(f"yolo-mkd: {e}", file=sys.stderr)
         code = 2

@@ -218,7 +218,8 @@ def build_folder(
     copy_scripts(folder)
     facts = bundle_facts(folder / "model.onnx", graph, export_report, len(pictures), Path(data).name)
     write_json(folder / "bundle.json", dict(facts))
-    report.write_text(folder / "README.txt", readme_text(facts))
+    note = (export_report["accuracy"] or {}).get("note", "")
+    report.write_text(folder / "README.txt", readme_text(facts, note))
     bundle = read_bundle(folder)
     write_json(folder / "sample" / "expected.json", make_reference(bundle, pictures))
     result = check_samples(bundle, ONNXRuntime(bundle.model, bundle.precision))
@@ -296,12 +297,12 @@ def copy_scripts(folder: Path) -> None:
         report.write_text(folder / f"{name}.py", LAUNCHER.format(summary=summary, name=name))
 
 
-def readme_text(facts: BundleFacts) -> str:
-    """README.txt, with the facts of this bundle."""
+def readme_text(facts: BundleFacts, note: str) -> str:
+    """README.txt, with the facts of this bundle; `note` says why its mAP was not measured, if it was not."""
     height, width = facts["imgsz"]
     found = facts["reference"]
-    measured = "mAP was not measured: the data has no labels"
-    if found["map50_95"] is not None:
+    measured = f"mAP was not measured: {note}"
+    if found["map50_95"] is not None and found["retained"] is not None:
         measured = (
             f"mAP50-95 {found['map50_95']:.4f}, which is {found['retained']:.2%} of the checkpoint's, "
             f"mAP50 {found['map50']:.4f}\n"
