@@ -122,7 +122,7 @@ def refusing_code(path: str | Path, argument: str) -> Iterator[Path]:
                 "if you know where this one comes from, add trust=true"
             ) from error
         raise
-    except KeyError as error:  # of an operation that the restricted loader does not have
+    except (KeyError, IndexError, AssertionError) as error:  # of bytes that are no pickle in the restricted loader
         raise TypeError(f"it is not a checkpoint: torch.load fails at {error}") from error
 
 
