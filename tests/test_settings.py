@@ -59,6 +59,8 @@ def test_the_table_and_the_defaults_file_name_the_same_arguments_in_the_same_ord
         "assistant",
         "teacher_epochs",
         "resume",
+        "trust",
+        "download",
     }
 
 

@@ -34,21 +34,28 @@ class MKDTrainer(host.DetectionTrainer):
     Attributes:
         teachers: the teachers' files.
         kd_options: M-KD's arguments, resolved.
+        trusts: whether the models may hold code beside weights.
         kd: the run's distillation.
     """
 
     teachers: ClassVar[tuple[str, ...]] = ()
     kd_options: ClassVar[dict[str, Any]] = {}
+    trusts: ClassVar[bool] = False
 
     @classmethod
     def using(
-        cls, teacher: str | Path, assistant: str | Path | Sequence[str | Path] = (), **options: Any
+        cls,
+        teacher: str | Path,
+        assistant: str | Path | Sequence[str | Path] = (),
+        trust: bool = False,
+        **options: Any,
     ) -> type[MKDTrainer]:
         """The trainer class for `YOLO(...).train(trainer=...)` with these teachers.
 
         Args:
             teacher: a trained model's .pt file.
             assistant: trained assistants' .pt files; each batch uses one of the teacher and the assistants.
+            trust: load files that hold code beside weights; loading them can run anything.
             options: the share of any term, such as `attention=0.5` or `guidance=0`, and `preset`, `calibrate`, `gate`
                 and `teacher_imgsz`; the rest as in `cfg/default.yaml`.
 
@@ -62,9 +69,10 @@ class MKDTrainer(host.DetectionTrainer):
         for argument, path in zip(["teacher"] + ["assistant"] * len(assistants), paths, strict=True):
             if not path.endswith(".pt"):
                 raise BadInput(f"{argument}={path} is untrained: give a trained .pt file")
-            host.load_detector(argument, path, transformer=True)
+            with host.trusting(trust):
+                host.load_detector(argument, path, transformer=True)
         chosen = {k: resolved[k] for k in (*TERMS, *KD_OPTIONS)}
-        members = {"teachers": tuple(paths), "kd_options": chosen, "__module__": cls.__module__}
+        members = {"teachers": tuple(paths), "kd_options": chosen, "trusts": trust, "__module__": cls.__module__}
         return type(cls.__name__, (cls,), members)
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -95,6 +103,16 @@ class MKDTrainer(host.DetectionTrainer):
             raise BadInput(f"{cls.__name__} trains models of the task {own}, this one is of {given['task']}: {ADVICE}")
 
     # Before training
+
+    def train(self) -> None:
+        """Train as Ultralytics does, with checkpoints that hold weights alone unless they are trusted."""
+        with host.trusting(self.trusts):
+            super().train()
+
+    def get_dataset(self) -> Any:
+        """Read the data set as Ultralytics does, without running the code that its YAML may hold."""
+        host.check_data(self.args.data)
+        return super().get_dataset()
 
     def set_model_attributes(self) -> None:
         """Attach the data's classes to the student, then match it with its teachers."""
@@ -175,6 +193,8 @@ class MKDTrainer(host.DetectionTrainer):
         """Evaluate as Ultralytics does, warn of what was skipped, and annotate the checkpoints."""
         self.kd.log_skipped()
         self.kd.detach()
+        for file in filter(Path.is_file, (self.last, self.best)):
+            host.refuse_code("model", file)  # of a resumed run it may be another's, and Ultralytics loads it unsafely
         super().final_eval()
         self.kd.finish()
 

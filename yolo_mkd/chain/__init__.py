@@ -7,11 +7,12 @@ import shutil
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from yolo_mkd import host, report
+from yolo_mkd.chain.document import SCHEMA, Chain, read_chain
 from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.host import LOGGER
@@ -22,7 +23,6 @@ from yolo_mkd.trainer import TRAINERS
 if TYPE_CHECKING:
     from ultralytics import YOLO
 
-SCHEMA = "yolo-mkd/chain/2"
 ON_RESUME = {"resume", "json", "device", "workers", "batch"}  # arguments that may differ when a chain is resumed
 FIGURES = {  # of the summary's table; a detector among teachers of another task has only the first two
     "map50_95": "mAP50-95",
@@ -32,32 +32,6 @@ FIGURES = {  # of the summary's table; a detector among teachers of another task
     "pose_map50_95": "pose mAP50-95",
     "pose_map50": "pose mAP50",
 }
-
-
-class Chain(TypedDict):
-    """The contents of chain.yaml.
-
-    Attributes:
-        schema: `SCHEMA`.
-        started: when, in ISO 8601.
-        versions: of the packages.
-        knowledge: M-KD's arguments that shape distillation, the terms' weights among them.
-        teacher_epochs: epochs of the teacher's own training; 0 for a trained teacher.
-        seed: of the trainings.
-        arguments: Ultralytics' arguments.
-        teacher: the teacher's file and its SHA-256; None where the chain trains its teacher itself.
-        stages: in their order.
-    """
-
-    schema: str
-    started: str
-    versions: dict[str, str]
-    knowledge: dict[str, Any]
-    teacher_epochs: int
-    seed: int
-    arguments: dict[str, Any]
-    teacher: dict[str, str] | None
-    stages: list[Stage]
 
 
 class MKD:
@@ -99,10 +73,13 @@ class MKD:
         """
         from ultralytics import YOLO
 
-        self.folder, self.chain = train(**{**self.arguments, **arguments})
-        return YOLO(self.chain["stages"][-1]["weights"])
+        arguments = {**self.arguments, **arguments}
+        self.folder, self.chain = train(**arguments)
+        with host.trusting(arguments.get("trust", False)):
+            return YOLO(self.chain["stages"][-1]["weights"])
 
 
+@host.permitting
 def train(**arguments: Any) -> tuple[Path, Chain]:
     """Distil a student from a teacher, through an assistant if there is one.
 
@@ -170,16 +147,12 @@ def resume(arguments: dict[str, Any]) -> tuple[Path, Chain]:
     file = None if folder is None else folder if folder.name == "chain.yaml" else folder / "chain.yaml"
     if file is None or not file.is_file():
         raise BadInput(f"resume={arguments['resume']}: no chain.yaml there: give the folder of an interrupted chain")
-    try:
-        chain: Chain = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise BadInput(f"resume={file} is damaged: {host.one_line(e)}") from e
-    if not isinstance(chain, dict) or chain.get("schema") != SCHEMA:
-        raise BadInput(f"resume={file} was not written by this version ({SCHEMA}): start a new chain")
+    chain = read_chain(file)
     teacher = chain["teacher"]
     if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the same file")
     host.check_values({k: v for k, v in arguments.items() if k in {"device", "batch"}})
+    host.check_data(chain["arguments"].get("data"), fetch=False)
     chain["arguments"].update({k: v for k, v in arguments.items() if k not in {"resume", "json"}})
     folder = file.parent.resolve()
     for stage in chain["stages"]:

@@ -17,6 +17,7 @@ from yolo_mkd.settings import KD_OPTIONS, BadInput
 from yolo_mkd.trainer import TRAINERS
 
 
+@host.permitting
 def record(**arguments: Any) -> dict[str, Any]:
     """Build the cache of a teacher for a training with these arguments; cached views are not computed again.
 

@@ -6,13 +6,17 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypedDict
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import Required, TypedDict
 
 from yolo_mkd import host, report
 from yolo_mkd.cache.unlabelled import find_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
 from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.documents import Number
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown, resolve, split_commas
@@ -34,15 +38,15 @@ class Stage(TypedDict, total=False):
         seconds: of training.
     """
 
-    name: str
-    model: str
-    hears: list[str]
-    parameters: int
-    status: str
+    name: Required[Annotated[str, Field(pattern=r"^(teacher|assistant\d*|student)$")]]
+    model: Required[str]
+    hears: Required[list[str]]
+    parameters: Required[int]
+    status: Required[Literal["waiting", "running", "done"]]
     weights: str
     sha256: str
-    metrics: dict[str, float]
-    seconds: float
+    metrics: dict[str, Number]
+    seconds: Number
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
             distiller.require_active_term(name)
             if own["record"]:
                 distiller.require_cacheable()
-        stage["parameters"], stage["status"] = spec.parameters, "waiting"
+        stage["parameters"] = spec.parameters
     if data["channels"] != 3:
         LOGGER.warning(
             f"M-KD: the images have {data['channels']} channel(s), but export, check, time and bundle of yolo-mkd take "
@@ -190,13 +194,17 @@ def trained_teacher(own: dict[str, Any], student: str) -> str:
 def name_stages(student: str, teacher: str, assistants: list[str], teacher_epochs: int) -> list[Stage]:
     """The stages in their order, each with its teachers: all models before it."""
     stages: list[Stage] = []
+
+    def append(name: str, model: str, hears: list[str]) -> None:
+        stages.append({"name": name, "model": model, "hears": hears, "parameters": 0, "status": "waiting"})
+
     if teacher_epochs:
-        stages.append({"name": "teacher", "model": teacher, "hears": []})
+        append("teacher", teacher, [])
     before = ["teacher" if teacher_epochs else str(Path(teacher).resolve())]
     for i, model in enumerate(assistants, 1):
-        stages.append({"name": f"assistant{i if len(assistants) > 1 else ''}", "model": model, "hears": list(before)})
+        append(f"assistant{i if len(assistants) > 1 else ''}", model, list(before))
         before.append(stages[-1]["name"])
-    stages.append({"name": "student", "model": student, "hears": list(before)})
+    append("student", student, list(before))
     return stages
 
 

@@ -115,6 +115,7 @@ def bundle(
     quantize: int | None = None,
     imgsz: int | list[int] | None = None,
     samples: int = 8,
+    trust: bool = False,
 ) -> Path:
     """Export a student and pack it with everything that a device needs: a folder, and the same as .tar.gz.
 
@@ -127,6 +128,7 @@ def bundle(
         quantize: 16 or 8, as in export.
         imgsz: image size [pixels], as in export.
         samples: the number of val images in the bundle, 2 to 32.
+        trust: load a checkpoint that holds code beside weights; loading it can run anything.
 
     Returns:
         The folder.
@@ -137,7 +139,9 @@ def bundle(
     """
     source, place = existing_file("model", model, ".pt"), Path(str(out))
     number("samples", samples, whole=True, low=2, high=MOST_IMAGES, example=8)
-    with workspace(place.parent / f"{WORKSPACE}{place.name}", rescue=switch) as folder:
+    from yolo_mkd import host
+
+    with host.trusting(trust), workspace(place.parent / f"{WORKSPACE}{place.name}", rescue=switch) as folder:
         refuse_other_folder(place)
         pictures = evenly_spaced(find_images(None, data), samples)
         copied = Path(shutil.copy(source, folder))
@@ -225,7 +229,8 @@ def build_folder(
     copy_scripts(folder)
     facts = bundle_facts(folder / "model.onnx", graph, export_report, len(pictures), Path(data).name)
     write_json(folder / "bundle.json", dict(facts))
-    report.write_text(folder / "README.txt", readme_text(facts))
+    note = (export_report["accuracy"] or {}).get("note", "")
+    report.write_text(folder / "README.txt", readme_text(facts, note))
     bundle = read_bundle(folder)
     write_json(folder / "sample" / "expected.json", make_reference(bundle, pictures))
     result = check_samples(bundle, ONNXRuntime(bundle.model, bundle.precision))
@@ -316,12 +321,12 @@ def copy_scripts(folder: Path) -> None:
         report.write_text(folder / f"{name}.py", LAUNCHER.format(summary=summary, name=name))
 
 
-def readme_text(facts: BundleFacts) -> str:
-    """README.txt, with the facts of this bundle."""
+def readme_text(facts: BundleFacts, note: str) -> str:
+    """README.txt, with the facts of this bundle; `note` says why its mAP was not measured, if it was not."""
     height, width = facts["imgsz"]
     found = facts["reference"]
-    measured = "mAP was not measured: the data has no labels"
-    if found["map50_95"] is not None:
+    measured = f"mAP was not measured: {note}"
+    if found["map50_95"] is not None and found["retained"] is not None:
         measured = (
             f"mAP50-95 {found['map50_95']:.4f}, which is {found['retained']:.2%} of the checkpoint's, "
             f"mAP50 {found['map50']:.4f}\n"

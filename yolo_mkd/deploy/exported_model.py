@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import yaml
 
 from yolo_mkd import report
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, file_path
 
 PROVIDER = "CPUExecutionProvider"
 FOLDERS = {"_openvino_model": "openvino", "_ncnn_model": "ncnn"}  # the endings of Ultralytics' folder names
@@ -111,7 +111,7 @@ def existing_file(argument: str, path: str | Path, suffix: str) -> Path:
     Raises:
         BadInput: it has another suffix, or does not exist.
     """
-    path = Path(path)
+    path = file_path(argument, path, f"best{suffix}")
     if path.suffix != suffix:
         advice = ": make one with yolo-mkd export" if suffix == ".onnx" else ""
         raise BadInput(f"{argument}={path} must be a {suffix} file{advice}")

@@ -14,6 +14,7 @@ from yolo_mkd.host.files import (
     arguments,
     check_arguments,
     check_data,
+    check_download,
     check_imgsz,
     check_labels,
     check_usable,
@@ -61,6 +62,9 @@ from yolo_mkd.host.runs import (
     write_tensors,
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
+from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
+
+load_safely()
 
 __all__ = [
     "LOGGER",
@@ -83,6 +87,7 @@ __all__ = [
     "caches_folder",
     "check_arguments",
     "check_data",
+    "check_download",
     "check_freeze",
     "check_imgsz",
     "check_labels",
@@ -107,7 +112,9 @@ __all__ = [
     "outputs",
     "override_configs",
     "parameters",
+    "permitting",
     "quiet",
+    "refuse_code",
     "remaining",
     "remove_head",
     "run_folder",
@@ -116,6 +123,7 @@ __all__ = [
     "size",
     "student_only",
     "task",
+    "trusting",
     "unwrap_model",
     "widen_shapes",
     "with_cfg_file",

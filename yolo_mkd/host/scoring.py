@@ -17,11 +17,11 @@ from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.exporter import export_formats
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import checks
 from ultralytics.utils.metrics import ap_per_class, smooth
 from ultralytics.utils.ops import scale_boxes
 
 from yolo_mkd.host.files import quiet
+from yolo_mkd.host.trust import no_installs
 
 PROGRESS_EVERY_S = 10.0
 F1_SMOOTHING = 0.1  # of Ultralytics' own best-F1 threshold: a moving average over a tenth of the curve
@@ -185,17 +185,6 @@ def out_of_letterbox(boxes: NDArray[np.float64], size: tuple[int, int], shape: t
 def formats() -> tuple[str, ...]:
     """The formats that Ultralytics exports to."""
     return tuple(export_formats()["Argument"][1:])
-
-
-@contextlib.contextmanager
-def no_installs() -> Iterator[None]:
-    """Stop Ultralytics' exporters and runtimes from installing packages."""
-    before = checks.AUTOINSTALL
-    checks.AUTOINSTALL = False
-    try:
-        yield
-    finally:
-        checks.AUTOINSTALL = before
 
 
 @contextlib.contextmanager

@@ -231,6 +231,8 @@ ARGUMENTS: dict[str, Argument] = {
     "soft_pw": number_argument(low=0, high=1, example=0.5),
     "gate": SWITCH,
     **{name: number_argument(low=0, example=example) for name, example in TERM_EXAMPLES.items()},
+    "trust": SWITCH,
+    "download": SWITCH,
 }
 
 # arguments of a distilled run beside its models and terms

@@ -101,6 +101,7 @@ def check(
     accuracy: bool = True,
     opset: int | None = None,
     json: str | Path | None = None,
+    trust: bool = False,
 ) -> Parity:
     """Verify an exported file against the checkpoint it was made from: structure, detections, mAP.
 
@@ -115,6 +116,7 @@ def check(
         accuracy: measure mAP of both, too; without it an INT8 file does not pass.
         opset: the highest ONNX opset that the file may need.
         json: a file to write the figures to.
+        trust: load a checkpoint that holds code beside weights; loading it can run anything.
 
     Returns:
         The figures, whether they pass, and if not the reason.
@@ -131,13 +133,14 @@ def check(
             f"model={path} runs only on the device that built it: check it there, with run.py --check of its bundle"
         )
     source = existing_file("against", against, ".pt")
-    trained = host.load_detector("against", str(source))
-    refuse_channels("against", source, trained)
-    number("conf", conf, above=0, below=1, example=0.25)
-    trained_on = trained.args.get("data")
-    pictures = find_images(images, data, trained_on)
-    labelled = None if images is not None else str(data or trained_on)
-    parity = verify(path, CheckRequest(source, trained, pictures, labelled, conf, accuracy, opset))
+    with host.trusting(trust):
+        trained = host.load_detector("against", str(source))
+        refuse_channels("against", source, trained)
+        number("conf", conf, above=0, below=1, example=0.25)
+        trained_on = trained.args.get("data")
+        pictures = find_images(images, data, trained_on)
+        labelled = None if images is not None else str(data or trained_on)
+        parity = verify(path, CheckRequest(source, trained, pictures, labelled, conf, accuracy, opset))
     if json:
         metadata = dataclasses.asdict(parity.model) if parity.model else {}
         figures = {**file_identity(path), **metadata, "source": file_identity(source), **parity.figures()}

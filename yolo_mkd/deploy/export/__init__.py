@@ -59,6 +59,7 @@ def export(
     seed: int = 0,
     sensitivity: bool | int = False,
     json: str | Path | None = None,
+    trust: bool = False,
     **ultralytics_export_args: Any,
 ) -> Path:
     """Export a trained detector beside its checkpoint, and verify structure, detections and mAP on real images.
@@ -79,6 +80,7 @@ def export(
         sensitivity: with quantize=8: also quantise one block at a time and list the loss of each, on all val images or
             on this many.
         json: the report's file, by default best.export.json beside best.onnx.
+        trust: load a checkpoint that holds code beside weights; loading it can run anything.
         ultralytics_export_args: device, opset or simplify, as in `yolo export`; all its arguments for a format that is
             not verified.
 
@@ -89,36 +91,39 @@ def export(
         BadInput: an argument is invalid.
         ExportFailed: the export or its check failed; existing files are unchanged.
     """
+    from yolo_mkd import host
+
     source = existing_file("model", model, ".pt")
-    if format not in VERIFIED:
-        refuse_for_unverified_format(
-            format, target=target != "generic", head=head, images=images, json=json, sensitivity=sensitivity
+    with host.trusting(trust):
+        if format not in VERIFIED:
+            refuse_for_unverified_format(
+                format, target=target != "generic", head=head, images=images, json=json, sensitivity=sensitivity
+            )
+            given = {"quantize": quantize, "imgsz": imgsz, "data": data}
+            arguments = {key: value for key, value in given.items() if value is not None} | ultralytics_export_args
+            return export_unverified(source, format, arguments)
+        request = validate_request(
+            ExportArguments(
+                source=source,
+                format=format,
+                head=head,
+                target=target,
+                quantize=quantize,
+                imgsz=imgsz,
+                images=images,
+                data=data,
+                calibration=calibration,
+                seed=seed,
+                sensitivity=sensitivity,
+                passed_on=ultralytics_export_args,
+            )
         )
-        given = {"quantize": quantize, "imgsz": imgsz, "data": data}
-        arguments = {key: value for key, value in given.items() if value is not None} | ultralytics_export_args
-        return export_unverified(source, format, arguments)
-    request = validate_request(
-        ExportArguments(
-            source=source,
-            format=format,
-            head=head,
-            target=target,
-            quantize=quantize,
-            imgsz=imgsz,
-            images=images,
-            data=data,
-            calibration=calibration,
-            seed=seed,
-            sensitivity=sensitivity,
-            passed_on=ultralytics_export_args,
-        )
-    )
-    report.check_writable("model", request.report_file)
-    report.check_writable("json", json)
-    figures = export_verified(request)
-    written = report.write(json or request.report_file, "export", dict(figures))
-    print(summary_text(request.file, figures), f"report    {written}", sep="\n")
-    return request.file
+        report.check_writable("model", request.report_file)
+        report.check_writable("json", json)
+        figures = export_verified(request)
+        written = report.write(json or request.report_file, "export", dict(figures))
+        print(summary_text(request.file, figures), f"report    {written}", sep="\n")
+        return request.file
 
 
 def export_verified(request: ExportRequest) -> ExportReport:

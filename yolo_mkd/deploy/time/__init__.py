@@ -24,7 +24,7 @@ from yolo_mkd.edge.health import device_health
 from yolo_mkd.edge.measure import TimedRun, TimeReport
 from yolo_mkd.edge.samples import drift
 from yolo_mkd.edge.time_table import segment_lines, start_lines, threads_text
-from yolo_mkd.settings import number
+from yolo_mkd.settings import file_path, number
 
 __all__ = ["LocalTimeReport", "time"]
 
@@ -71,7 +71,8 @@ def time(
         BadInput: an argument is invalid, or the runtime is not installed.
         Failed: the runtime uses another device than requested.
     """
-    path = Path(model)
+    path = file_path("model", model, "best.onnx")
+    report.check_writable("json", json)
     number("duration", duration, above=0, example=60)
     if threads is not None:
         number("threads", threads, whole=True, low=1, example=1)

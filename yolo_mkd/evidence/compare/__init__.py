@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from pydantic import TypeAdapter
 
-from yolo_mkd import chain, host, report
+from yolo_mkd import chain, documents, host, report
 from yolo_mkd.evidence.compare import curves, plots, tables
 from yolo_mkd.evidence.compare.config import (
     SCHEMA,
@@ -29,18 +30,20 @@ from yolo_mkd.evidence.compare.latency import measure_latency
 from yolo_mkd.evidence.compare.notes import report_notes
 from yolo_mkd.evidence.compare.schema import Comparison, ComparisonPlan, Latency, Row, TrialResult
 from yolo_mkd.evidence.compare.tables import TIME_COLUMNS
-from yolo_mkd.evidence.compare.trials import RESULT, Trial, load_result, moved, roots
+from yolo_mkd.evidence.compare.trials import RESULT, Trial, check_task, load_result, moved, roots
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import BadInput, number
 
 ON_RESUME = {"resume", "methods", "seeds", "parallel", "ray", "json"}
 PLAN_FILE = "compare.yaml"
+ADVICE = "restore the file, or start a new comparison"
 FROM_PLAN = (  # fields of compare.yaml that compare.json repeats
     *("command", "started", "methods", "settings", "references", "seeds", "teacher", "live", "replayed"),
 )
 
 
+@host.permitting
 def compare(**arguments: Any) -> Comparison:
     """Train a student with several methods, and report which is better, by how much and at what cost.
 
@@ -68,6 +71,7 @@ def compare(**arguments: Any) -> Comparison:
     return run_comparison(arguments, "compare")
 
 
+@host.permitting
 def ablate(**arguments: Any) -> Comparison:
     """Compare plain, all acting terms, all except one of them, and each alone.
 
@@ -86,6 +90,7 @@ def ablate(**arguments: Any) -> Comparison:
 
 def run_comparison(arguments: dict[str, Any], verb: str) -> Comparison:
     """Plan or resume a comparison, run its trials, and write its report."""
+    report.check_writable("json", arguments.get("json"))
     if arguments.get("parallel") is not None:
         number("parallel", arguments["parallel"], low=1, whole=True, example=2)
     resumed = arguments.get("resume")
@@ -170,12 +175,13 @@ def load_plan(named: Path) -> tuple[Path, ComparisonPlan]:
     file = named if named.name == PLAN_FILE else named / PLAN_FILE
     if not file.is_file():
         raise BadInput(f"resume={named} contains no {PLAN_FILE}: give the folder of an interrupted comparison")
-    try:
-        plan = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise BadInput(f"resume={file} is damaged: {host.one_line(e)}: start a new comparison") from e
+    named_file = f"resume={file}"
+    plan = documents.read_yaml(file, named_file, ADVICE)
     if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
-        raise BadInput(f"resume={file} was not written by this version ({SCHEMA}): start a new comparison")
+        raise BadInput(f"{named_file} was not written by this version ({SCHEMA}): start a new comparison")
+    documents.validated(TypeAdapter(ComparisonPlan), plan, named_file, ADVICE)
+    for cell in plan["cells"]:
+        check_task(cell, f"{named_file} is damaged")
     teacher = plan["teacher"]
     if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the file")

@@ -31,6 +31,7 @@ REFUSED = {
     ),
     **dict.fromkeys(("distill_model", "dis"), "belongs to a method: write methods=native or native:dis=2"),
     "seed": "is set by seeds=",
+    **dict.fromkeys(("trust", "download"), "is not taken from a file: give it beside resume="),
     "teacher_epochs": "would train a teacher in every trial: train one first, and give its .pt as teacher=",
     "time": "would give all methods the same time: use epochs=, and methods=longer for equal cost",
     "save_dir": "would put all trials in one folder: use project= and name=",

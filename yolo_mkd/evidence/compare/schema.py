@@ -5,14 +5,12 @@ These names are on disk, so a change of one needs a new schema version.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, Literal
 
+from typing_extensions import Required, TypedDict
 
-class TeacherFile(TypedDict):
-    """The teacher's checkpoint, with its SHA-256."""
-
-    file: str
-    sha256: str
+from yolo_mkd.chain.document import TeacherFile
+from yolo_mkd.documents import Number
 
 
 class ComparisonPlan(TypedDict):
@@ -60,9 +58,9 @@ class ComparisonPlan(TypedDict):
 class HeadScores(TypedDict):
     """The accuracy of a checkpoint through one head; `classes` holds the mAP50-95 of each class in val."""
 
-    map50_95: float
-    map50: float
-    classes: dict[str, float]
+    map50_95: Number
+    map50: Number
+    classes: dict[str, Number]
 
 
 class CheckpointScores(HeadScores, total=False):
@@ -112,16 +110,16 @@ class TrialResult(TypedDict, total=False):
         curve: accuracy along the run, the last point that of last.pt; absent where an earlier version trained.
     """
 
-    status: str
+    status: Required[Literal["done", "failed"]]
     reason: str
     best: CheckpointScores
     last: CheckpointScores
     parameters: int
-    gflops: float
+    gflops: Number
     epochs: int
-    train_s: float
-    cost_s: float
-    whole_s: float
+    train_s: Number
+    cost_s: Number
+    whole_s: Number
     start: str
     batches: list[list[str]]
     weights: str

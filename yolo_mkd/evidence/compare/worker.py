@@ -38,6 +38,8 @@ def complete_trial(folder: Path) -> None:
     """
     started = time.perf_counter()
     task = load_task(folder)
+    for place in (task["arguments"], task["val"]):
+        host.check_data(place.get("data"), fetch=False)
     if task.get("pseudo"):
         task["arguments"].update(pseudo_label_arguments(folder / "pseudo", task))
     clock.Clock.install()

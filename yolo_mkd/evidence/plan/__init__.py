@@ -98,7 +98,10 @@ def plan(**arguments: Any) -> PlanFigures:
     """
     started, json = time.perf_counter(), arguments.pop("json", None)
     report.check_writable("json", json)
-    with silent(), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
+    if arguments.pop("download", False):
+        raise BadInput("download=true runs code of the data set, and plan runs none: fetch the images before")
+    trust = arguments.pop("trust", False)
+    with silent(), host.trusting(trust), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
         figures = predict(validate_request(arguments), Path(folder))
     figures["warnings"] = warnings(figures)
     figures["answer"] = verdict(figures)
