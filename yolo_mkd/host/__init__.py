@@ -23,6 +23,7 @@ from yolo_mkd.host.files import (
     quiet,
     with_cfg_file,
 )
+from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, image_shape
 from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.models import (
     UNREADABLE,
@@ -63,9 +64,11 @@ from yolo_mkd.host.runs import (
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "LOGGER",
     "RANK",
     "UNREADABLE",
+    "Assigned",
     "CheckpointKeeper",
     "ContinuedSampler",
     "DetectionTrainer",
@@ -73,9 +76,11 @@ __all__ = [
     "PoseTrainer",
     "SegmentationTrainer",
     "adapter_states",
+    "add_boxes",
     "annotate",
     "architecture_name",
     "arguments",
+    "assign",
     "augmentation",
     "branch_weights",
     "branches_of",
@@ -94,6 +99,7 @@ __all__ = [
     "frozen_layers",
     "frozen_precision",
     "head",
+    "image_shape",
     "images_in",
     "keep_graphs",
     "layer",
