@@ -27,7 +27,7 @@ from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.monitor import ShareMonitor, frozen_gains, gains_table, terms_table
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.sources import OpenedTeacher, Opening, groups_of, refuse_options
+from yolo_mkd.distill.sources import OpenedTeacher, Opening, groups_of, mappings_of, refuse_options
 from yolo_mkd.distill.state import RunState
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher
 from yolo_mkd.host import LOGGER, unwrap_model
@@ -133,8 +133,6 @@ class DistillationSession:
                 refuse_options(self.files, self.options, args.task)
                 opening = self._opening(names, asked)
                 self._opened = [opening.open(group) for group in groups_of(self.files, self.options["teachers"])]
-        if self.options["teachers"] == "sequence":  # the nearest in size first
-            self._opened.sort(key=lambda opened: opened.distiller.match.teacher.parameters)
         self.distillers = [opened.distiller for opened in self._opened]
         self.adapters = nn.ModuleList([d.adapters for d in self.distillers]).to(self.trainer.device)
         if args.compile:
@@ -144,7 +142,8 @@ class DistillationSession:
         """What opens the teachers of this run."""
         images = [*training_images(self.trainer.data), *self._unlabelled_files]
         size, device = self.teacher_imgsz, self.trainer.device
-        return Opening(self.spec, names, images, size, self.rescales, self.options, asked, device)
+        mappings = mappings_of(self.files, self.options["teacher_classes"])
+        return Opening(self.spec, names, images, size, self.rescales, self.options, asked, mappings, device)
 
     def discarding_empty_run(self) -> AbstractContextManager[None]:
         """A context that removes the run's folder on BadInput, if it holds nothing but its arguments."""

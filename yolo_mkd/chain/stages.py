@@ -13,7 +13,7 @@ from yolo_mkd.cache.unlabelled import find_images, training_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
 from yolo_mkd.distill.distiller import TERMS, Distiller
-from yolo_mkd.distill.sources import Opening, find_teachers, groups_of, is_boxes, refuse_options
+from yolo_mkd.distill.sources import Opening, find_teachers, groups_of, is_boxes, mappings_of, refuse_options
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown, resolve, split_commas
@@ -148,6 +148,7 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
     count = 1 if single_cls else data["nc"]
     named = [] if own["teacher_epochs"] else stages[-1]["hears"][: len(teachers)]
     refuse_options(named, own, host.task(student))
+    mappings = mappings_of(named, own["teacher_classes"])
     size, argument = own["teacher_imgsz"] or imgsz, "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
     for file in itertools.filterfalse(is_boxes, named):
         model = host.load_detector("teacher", file, transformer=True)
@@ -161,9 +162,9 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
         host.check_freeze(theirs.get("freeze"), model, argument)
         spec = host.model_spec(model, imgsz).of_data(data["names"], data["channels"], single_cls, theirs.get("classes"))
         specs[stage["name"]] = spec
-        opening = Opening(spec, data["names"], images, size, size != imgsz, own, asked)
-        theirs = [name for name in stage["hears"] if name in named]
-        groups = groups_of(theirs, own["teachers"]) if theirs else []
+        opening = Opening(spec, data["names"], images, size, size != imgsz, own, asked, mappings)
+        given = [name for name in stage["hears"] if name in named]
+        groups = groups_of(given, own["teachers"]) if given else []
         for group in [*groups, *([name] for name in stage["hears"] if name not in named)]:
             distiller = Distiller(spec, opening.spec_of(group, specs), asked)
             distiller.require_active_term(", ".join(group))

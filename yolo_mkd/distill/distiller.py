@@ -84,7 +84,7 @@ class Distiller:
         named = {name: spec for name, spec in TERMS.items() if asked.get(name, 0) > 0}
         made = {name: spec.between(self.match) for name, spec in named.items()}
         self.terms = [
-            replace(t, name=n, asked=asked[n], why_not=t.why_not or missing_of(teacher, t)) for n, t in made.items()
+            replace(t, name=n, asked=asked[n], why_not=missing_of(teacher, t) or t.why_not) for n, t in made.items()
         ]
         self.adapters = nn.ModuleDict({t.name: t.adapters for t in self.acting if t.adapters is not None})
         weights = {t.name: TermWeight(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in self.acting}
@@ -192,6 +192,8 @@ class Distiller:
 
 def missing_of(teacher: ModelSpec, term: Term) -> str:
     """What a term reads and a teacher that is not one detector lacks; empty if it lacks nothing."""
+    if teacher.origin and not teacher.layers and not term.head:
+        return "the teacher has no hidden layers"
     if teacher.averaged and term.roles and not term.cacheable:
         return "features of several teachers have no mean (teachers=drawn or teachers=sequence use one at a time)"
     return ""

@@ -109,6 +109,7 @@ class Opening:
         own_size: whether that differs from the student's.
         options: M-KD's arguments, resolved.
         asked: share or gain of each term.
+        mappings: the file that maps the classes of each teacher of boxes, where there is one.
         device: of the teachers.
         code: of the next teacher's first box.
     """
@@ -120,6 +121,7 @@ class Opening:
     own_size: bool
     options: Mapping[str, Any]
     asked: dict[str, float]
+    mappings: Mapping[str, str] = field(default_factory=dict)
     device: torch.device | str = "cpu"
     code: int = field(default=FIRST_CODE)
 
@@ -174,10 +176,29 @@ class Opening:
 
     def _open_boxes(self, files: Sequence[str]) -> BoxTeacher:
         """A teacher of boxes; several files are fused."""
-        mapping = self.options["teacher_classes"]
-        teacher = open_boxes(files, self.images, self.student, self.names, mapping, self.code)
+        mappings = [self.mappings.get(file) for file in files]
+        teacher = open_boxes(files, self.images, self.student, self.names, mappings, self.code)
         self.code = teacher.last
         return teacher
+
+
+def mappings_of(teachers: Sequence[str], named: Any) -> dict[str, str]:
+    """The file of `teacher_classes=` for each teacher of boxes: one for all, or one each in their order; none skips one.
+
+    Raises:
+        BadInput: there is another number of files, or no teacher is boxes.
+    """
+    boxes = [teacher for teacher in teachers if is_boxes(teacher)]
+    files = [] if named is None else split_commas(named)
+    if files and not boxes:
+        raise BadInput("teacher_classes= maps the classes of boxes in a file, and no teacher is one: leave it out")
+    if len(files) > 1 and len(files) != len(boxes):
+        raise BadInput(
+            f"teacher_classes= has {len(files)} files for {len(boxes)} teachers of boxes: give one for all, or one for "
+            "each in the order of teacher=, none for one that needs none"
+        )
+    each = files * len(boxes) if len(files) == 1 else files
+    return {teacher: file for teacher, file in zip(boxes, each, strict=False) if file.lower() != "none"}
 
 
 def refuse_options(teachers: Sequence[str], options: Mapping[str, Any], task: str) -> None:
@@ -200,5 +221,3 @@ def refuse_options(teachers: Sequence[str], options: Mapping[str, Any], task: st
         raise BadInput(
             f"record= caches what a model computes, and teacher={boxes[0]} is boxes already: leave record= out"
         )
-    if options["teacher_classes"] is not None and not boxes:
-        raise BadInput("teacher_classes= maps the classes of boxes in a file, and no teacher is one: leave it out")

@@ -194,7 +194,7 @@ def text_argument(must_be: str, example: Any, *kinds: Any) -> Argument:
 
 def choice_argument(*words: str) -> Argument:
     """One of some words; the first is the example."""
-    return Argument(TypeAdapter(Literal[words]), " or ".join(words), words[0])
+    return Argument(TypeAdapter(Annotated[str, Field(pattern=f"^({'|'.join(words)})$")]), " or ".join(words), words[0])
 
 
 SWITCH = Argument(TypeAdapter(bool), "true or false", True)
@@ -224,7 +224,9 @@ ARGUMENTS: dict[str, Argument] = {
         "one or more teachers: .pt, .yaml or .json files, or folders of labels", "yolo26m.pt", PATHS
     ),
     "teachers": choice_argument("mean", "drawn", "sequence"),
-    "teacher_classes": text_argument("a YAML file that maps class names, or none", "classes.yaml", None),
+    "teacher_classes": text_argument(
+        "one or more YAML files that map class names, or none", "classes.yaml", PATHS, None
+    ),
     "assistant": text_argument("auto, none, or one or more .pt or .yaml files", "auto", PATHS, None),
     "teacher_epochs": number_argument(low=0, whole=True, example=100),
     "teacher_imgsz": number_argument(low=1, whole=True, optional=True, example=640),

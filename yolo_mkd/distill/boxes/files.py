@@ -77,7 +77,11 @@ def read_detections(
     """
     path = Path(source)
     in_pixels = path.is_file()
-    entries, own_names = read_json(path) if in_pixels else (list(read_folder(path)), dict(names))
+    own_names: dict[int | str, str] = dict(names.items())
+    if in_pixels:
+        entries, own_names = read_json(path)
+    else:
+        entries = list(read_folder(path))
     if not entries:
         raise BadInput(f"teacher={source} contains no boxes: give a detector's results on the training images")
     wanted = read_mapping(mapping, names)
@@ -92,7 +96,7 @@ def read_detections(
         of_data += 1
         index = class_index(source, entry.category, own_names, names, wanted)
         if index is None:
-            foreign[str(own_names.get(entry.category, entry.category))] += 1  # type: ignore[call-overload]
+            foreign[own_names.get(entry.category, str(entry.category))] += 1
         elif entry.score >= LEAST_SCORE:
             found[image].append((entry, index))
     if not of_data:
@@ -279,8 +283,8 @@ def class_index(
         if own_names:
             return None
         raise BadInput(
-            f"teacher={source} has class numbers without names: name them with teacher_classes=map.yaml, "
-            f"with lines such as {category}: {next(iter(names.values()))}"
+            f"teacher={source} has class numbers without names, for example {category}: give the data's name of each "
+            "with teacher_classes=map.yaml, one line NUMBER: NAME for each"
         )
     wanted = folded(str(category if name is None else name))
     return next((i for i, n in names.items() if folded(str(n)) == wanted), None)

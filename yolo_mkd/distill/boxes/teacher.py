@@ -133,7 +133,7 @@ def open_boxes(
     images: Sequence[Path],
     student: ModelSpec,
     names: Mapping[int, str],
-    mapping: str | Path | None = None,
+    mappings: Sequence[str | None],
     first: int = FIRST_CODE,
 ) -> BoxTeacher:
     """The teacher of one or more files of boxes; several are fused.
@@ -143,13 +143,13 @@ def open_boxes(
         images: labelled and unlabelled training images.
         student: the student's spec.
         names: the data's class names.
-        mapping: as `read_detections` takes it.
+        mappings: the file that maps each one's classes, or None.
         first: code of its first box.
 
     Raises:
         BadInput: a file cannot be used.
     """
-    found = [read_detections(file, images, names, mapping) for file in files]
+    found = [read_detections(file, images, names, mapping) for file, mapping in zip(files, mappings, strict=True)]
     for file, each in zip(files, found, strict=True):
         if each.foreign:
             host.LOGGER.warning(

@@ -50,7 +50,8 @@ def large_teacher(figures: PlanFigures, stage: StageFigures) -> Found:
 def weak_teacher(figures: PlanFigures, stage: StageFigures) -> Found:
     """A teacher that is not better than its student is now, or that cannot be measured on this data."""
     ours = figures["accuracy"].get(stage["name"], {})
-    for name in [h["teacher"] for h in stage["hops"] if h["known"]]:
+    measured = [h["teacher"] for h in stage["hops"] if h["known"] and h["teacher"] in figures["accuracy"]]
+    for name in measured:
         theirs = figures["accuracy"][name]
         score = theirs.get("map50_95", 0.0)
         if "why_not" in theirs:
