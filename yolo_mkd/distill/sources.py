@@ -46,8 +46,11 @@ def find_teachers(named: Any, argument: str = "teacher") -> list[str]:
     return found
 
 
-def checksum(teacher: str) -> str:
-    """SHA-256 of a teacher's file; of a folder, that of its files' names and contents."""
+def checksum(*teachers: str) -> str:
+    """SHA-256 of a teacher's file; of a folder, that of its files' names and contents; of several, that of theirs."""
+    if len(teachers) > 1:
+        return hashlib.sha256("".join(map(checksum, teachers)).encode()).hexdigest()
+    (teacher,) = teachers
     if not Path(teacher).is_dir():
         return report.sha256(teacher)
     whole = hashlib.sha256()
@@ -183,7 +186,7 @@ class Opening:
 
 
 def mappings_of(teachers: Sequence[str], named: Any) -> dict[str, str]:
-    """The file of `teacher_classes=` for each teacher of boxes: one for all, or one each in their order; none skips one.
+    """The file of `teacher_classes=` for each teacher of boxes: one for all, or one each; none skips one.
 
     Raises:
         BadInput: there is another number of files, or no teacher is boxes.

@@ -192,12 +192,11 @@ def expected_benefit(figures: PlanFigures, student: StageFigures, kinds: set[str
     )
     ours = figures["accuracy"].get(student["name"], {}).get("map50_95")
     theirs = scores[0].get("map50_95")
-    lead = "the teacher's accuracy was not measured, since it is not one model, "
-    if theirs is not None:
-        lead = f"the teacher has {theirs:.3f} mAP50-95 here, "
-    lead += (
-        "the student is untrained" if ours is None else f"the student {'' if theirs is not None else 'has '}{ours:.3f}"
-    )
+    lead = "the student is untrained" if ours is None else f"the student {ours:.3f}"
+    if theirs is None:
+        lead = "the accuracy of a teacher that is not one model is not measured here"
+    else:
+        lead = f"the teacher has {theirs:.3f} mAP50-95 here, {lead}"
     doubt = ", but the run is too short to tell" if "short" in kinds else ""
     return (
         f"It can help: {lead}, and {gradients}{doubt}. Only a comparison with plain training of equal length shows by "
