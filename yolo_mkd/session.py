@@ -17,17 +17,16 @@ import torch.nn.functional as F
 from torch import distributed, nn
 
 from yolo_mkd import host, report
-from yolo_mkd.cache.store import fingerprint
-from yolo_mkd.cache.teacher import JoinedTeacher, open_cache
+from yolo_mkd.cache.opening import cached_teacher
 from yolo_mkd.cache.unlabelled import UnlabelledLoader, training_images, unlabelled_images
-from yolo_mkd.cache.views import Views, require_fixed_size, shown
+from yolo_mkd.cache.views import Views, require_fixed_size
 from yolo_mkd.distill.boxes.teacher import BoxTeacher, beside, separate
 from yolo_mkd.distill.criterion import Criterion, Progress
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.monitor import ShareMonitor, frozen_gains, gains_table, terms_table
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.sources import OpenedTeacher, Opening, groups_of, mappings_of, refuse_options
+from yolo_mkd.distill.sources import OpenedTeacher, Opening, groups_of, is_boxes, mappings_of, refuse_options
 from yolo_mkd.distill.state import RunState
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher
 from yolo_mkd.host import LOGGER, unwrap_model
@@ -140,7 +139,8 @@ class DistillationSession:
 
     def _opening(self, names: Mapping[int, str], asked: dict[str, float]) -> Opening:
         """What opens the teachers of this run."""
-        images = [*training_images(self.trainer.data), *self._unlabelled_files]
+        labelled = training_images(self.trainer.data) if any(map(is_boxes, self.files)) else []
+        images = [*labelled, *self._unlabelled_files]
         size, device = self.teacher_imgsz, self.trainer.device
         mappings = mappings_of(self.files, self.options["teacher_classes"])
         return Opening(self.spec, names, images, size, self.rescales, self.options, asked, mappings, device)
@@ -209,24 +209,8 @@ class DistillationSession:
 
     def _cached(self, teacher: LiveTeacher, file: str) -> Teacher:
         """A teacher's cache of the labelled images and, where there are any, of the unlabelled ones."""
-        trainer, options = self.trainer, self.options
-        views, data = options["views"], trainer.train_loader.dataset
-        header = {
-            "data": fingerprint([Path(f) for f in data.im_files], [Path(f) for f in data.label_files]),
-            "imgsz": self.teacher_imgsz,
-            "views": views,
-            "augmentation": host.augmentation(trainer.args),
-        }
-        closes, end = trainer.epochs - trainer.args.close_mosaic, self.schedule.end
-        keys = shown(views, trainer.start_epoch, end, closes)
-        place, limit = options["record"], options["record_limit"]
-        cached = open_cache(place, teacher, file, header, len(data), keys, limit)
-        if self.unlabelled is None:
-            return cached
-        header["data"] = fingerprint(self._unlabelled_files)
-        more = self.unlabelled.keys(trainer.start_epoch, end, closes, len(trainer.train_loader))
-        count = len(self.unlabelled.views)
-        return JoinedTeacher(cached, open_cache(place, teacher, file, header, count, more, limit, unlabelled=True))
+        pool = (self.unlabelled, self._unlabelled_files)
+        return cached_teacher(self.trainer, self.options, self.schedule.end, self.teacher_imgsz, teacher, file, *pool)
 
     # While training
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from yolo_mkd import host
 from yolo_mkd.distill.criterion import Criterion, Progress
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.ensemble import EnsembleTeacher, ensemble_spec, mean_map

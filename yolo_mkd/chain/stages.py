@@ -143,12 +143,14 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
     stages = name_stages(student, teachers, assistants, own["teacher_epochs"])
     asked = {name: own[name] for name in TERMS}
     specs: dict[str, ModelSpec] = {}
-    images = [*training_images(data), *(find_images(own["unlabelled"]) if own["unlabelled"] else [])]
     imgsz, single_cls = theirs.get("imgsz", 640), bool(theirs.get("single_cls"))
     count = 1 if single_cls else data["nc"]
     named = [] if own["teacher_epochs"] else stages[-1]["hears"][: len(teachers)]
     refuse_options(named, own, host.task(student))
     mappings = mappings_of(named, own["teacher_classes"])
+    images = []
+    if any(map(is_boxes, named)):
+        images = [*training_images(data), *(find_images(own["unlabelled"]) if own["unlabelled"] else [])]
     size, argument = own["teacher_imgsz"] or imgsz, "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
     for file in itertools.filterfalse(is_boxes, named):
         model = host.load_detector("teacher", file, transformer=True)
