@@ -116,7 +116,8 @@ def test_every_default_has_a_meaning_and_the_text_of_its_value() -> None:
         ({"gate": 1}, "gate=1 must be true or false, for example gate=true"),
         (
             {"teacher": 5},
-            "teacher=5 must be one or more teachers: .pt, .yaml or .json files, or folders of labels, for example teacher=yolo26m.pt",
+            "teacher=5 must be one or more teachers: .pt, .yaml or .json files, or folders of labels, for example "
+            "teacher=yolo26m.pt",
         ),
         ({"assistant": [1]}, "must be auto, none, or one or more .pt or .yaml files, for example assistant=auto"),
         ({"gate": "a\nb" * 99}, "gate=a ba ba"),

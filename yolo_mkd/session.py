@@ -31,9 +31,8 @@ from yolo_mkd.distill.state import RunState
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher
 from yolo_mkd.host import LOGGER, unwrap_model
 
-HOW = {  # several distillers act
+HOW = {  # several teachers act, unless they act as one
     "drawn": "each batch uses one of the teachers",
-    "mean": "each batch uses one of the teachers",
     "sequence": "one teacher after another, each for an equal part of the distilled epochs",
 }
 
@@ -140,10 +139,9 @@ class DistillationSession:
     def _opening(self, names: Mapping[int, str], asked: dict[str, float]) -> Opening:
         """What opens the teachers of this run."""
         labelled = training_images(self.trainer.data) if any(map(is_boxes, self.files)) else []
-        images = [*labelled, *self._unlabelled_files]
-        size, device = self.teacher_imgsz, self.trainer.device
         mappings = mappings_of(self.files, self.options["teacher_classes"])
-        return Opening(self.spec, names, images, size, self.rescales, self.options, asked, mappings, device)
+        how = (self.teacher_imgsz, self.rescales, self.options, asked, mappings, self.trainer.device)
+        return Opening(self.spec, names, [*labelled, *self._unlabelled_files], *how)
 
     def discarding_empty_run(self) -> AbstractContextManager[None]:
         """A context that removes the run's folder on BadInput, if it holds nothing but its arguments."""
@@ -209,8 +207,8 @@ class DistillationSession:
 
     def _cached(self, teacher: LiveTeacher, file: str) -> Teacher:
         """A teacher's cache of the labelled images and, where there are any, of the unlabelled ones."""
-        pool = (self.unlabelled, self._unlabelled_files)
-        return cached_teacher(self.trainer, self.options, self.schedule.end, self.teacher_imgsz, teacher, file, *pool)
+        pool, end = (self.unlabelled, self._unlabelled_files), self.schedule.end
+        return cached_teacher(self.trainer, self.options, end, self.teacher_imgsz, teacher, file, *pool)
 
     # While training
 
@@ -226,10 +224,9 @@ class DistillationSession:
         self.progress.batches = len(self.trainer.train_loader)
         for boxes in self._boxes:
             boxes.detection = detection
-        seed, in_turn = self.trainer.args.seed, self.options["teachers"] == "sequence"
-        self.criterion = student.criterion = Criterion(
-            detection, self.extractor, self.distillers, self.schedule, self.progress, weights, seed, in_turn
-        )
+        last = (weights, self.trainer.args.seed, self.options["teachers"] == "sequence")
+        self.criterion = Criterion(detection, self.extractor, self.distillers, self.schedule, self.progress, *last)
+        student.criterion = self.criterion
         vars(self.criterion).update(self._positions.get("criterion", {}))
 
     def detach(self) -> None:

@@ -47,7 +47,7 @@ class Chain(TypedDict):
         seed: of the trainings.
         arguments: Ultralytics' arguments.
         teacher: the teacher's file and its SHA-256; None where the chain trains its teacher itself.
-        more_teachers: the same of each further teacher; chains of version 0.2.0 do not have it.
+        more_teachers: the same of each further teacher; absent in chains of earlier versions.
         stages: in their order.
     """
 
