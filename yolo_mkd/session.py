@@ -31,7 +31,7 @@ from yolo_mkd.distill.state import RunState
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher
 from yolo_mkd.host import LOGGER, unwrap_model
 
-HOW = {  # several teachers act, unless they act as one
+HOW = {  # several teachers act
     "drawn": "each batch uses one of the teachers",
     "sequence": "one teacher after another, each for an equal part of the distilled epochs",
 }
