@@ -220,11 +220,10 @@ class DistillationSession:
         roles = list(dict.fromkeys(r for d in self.distillers for r in d.roles))
         self.extractor = FeatureExtractor(student, self.spec, roles)
         detection = getattr(student, "criterion", None) or student.init_criterion()
-        weights = host.shared_weights(student, self.spec)
         self.progress.batches = len(self.trainer.train_loader)
         for boxes in self._boxes:
             boxes.detection = detection
-        last = (weights, self.trainer.args.seed, self.options["teachers"] == "sequence")
+        last = (host.shared_weights(student, self.spec), self.trainer.args.seed, self.options["teachers"] == "sequence")
         self.criterion = Criterion(detection, self.extractor, self.distillers, self.schedule, self.progress, *last)
         student.criterion = self.criterion
         vars(self.criterion).update(self._positions.get("criterion", {}))
