@@ -44,9 +44,7 @@ def record(**arguments: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="yolo-mkd-record-") as folder:
         request = validate({**arguments, "assistant": None}, "record")
         if len(request.stages[-1]["hears"]) > 1:
-            raise BadInput(
-                "record fills the cache of one teacher: run it for each, or let train fill them (record=true)"
-            )
+            raise BadInput("record fills the cache of one teacher: run it for each, or train with record=true")
         builder = CacheBuilder()
         student = request.stages[-1]
         options = {key: request.own[key] for key in (*KD_OPTIONS, *TERMS)}
