@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.monitor import BAR_NAMES
+from yolo_mkd.distill.sources import find_teachers, is_boxes
 from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import KD_OPTIONS, BadInput, refuse_unknown, resolve
 
 ADVICE = "use MKDTrainer, MKDSegmentationTrainer, MKDPoseTrainer or MKDOBBTrainer, by the model's task"
 NATIVE_TOO = "distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher="
+
+ONE_TEACHER = "assistant= works with one teacher: leave it out (assistant=none), or give one teacher"
 
 
 class MKDTrainer(host.DetectionTrainer):
@@ -45,7 +48,7 @@ class MKDTrainer(host.DetectionTrainer):
     @classmethod
     def using(
         cls,
-        teacher: str | Path,
+        teacher: str | Path | Sequence[str | Path],
         assistant: str | Path | Sequence[str | Path] = (),
         trust: bool = False,
         **options: Any,
@@ -53,7 +56,7 @@ class MKDTrainer(host.DetectionTrainer):
         """The trainer class for `YOLO(...).train(trainer=...)` with these teachers.
 
         Args:
-            teacher: a trained model's .pt file.
+            teacher: a trained model's .pt file, a .json file or a folder with a detector's boxes, or several of them.
             assistant: trained assistants' .pt files; each batch uses one of the teacher and the assistants.
             trust: load files that hold code beside weights; loading them can run anything.
             options: the share of any term, such as `attention=0.5` or `guidance=0`, and `preset`, `calibrate`, `gate`
@@ -64,15 +67,22 @@ class MKDTrainer(host.DetectionTrainer):
         """
         refuse_unknown(options, {*TERMS, *KD_OPTIONS}, "train")
         resolved = resolve(options)
+        named = find_teachers([teacher] if isinstance(teacher, str | Path) else teacher)
         assistants = [assistant] if isinstance(assistant, str | Path) else list(assistant)
-        paths = [host.find_model("teacher", teacher), *(host.find_model("assistant", a) for a in assistants)]
-        for argument, path in zip(["teacher"] + ["assistant"] * len(assistants), paths, strict=True):
+        if len(named) > 1 and assistants:
+            raise BadInput(ONE_TEACHER)
+        middle = [host.find_model("assistant", a) for a in assistants]
+        for argument, path in [*(("teacher", p) for p in named), *(("assistant", p) for p in middle)]:
+            if is_boxes(path):
+                continue
             if not path.endswith(".pt"):
                 raise BadInput(f"{argument}={path} is untrained: give a trained .pt file")
             with host.trusting(trust):
                 host.load_detector(argument, path, transformer=True)
         chosen = {k: resolved[k] for k in (*TERMS, *KD_OPTIONS)}
-        members = {"teachers": tuple(paths), "kd_options": chosen, "trusts": trust, "__module__": cls.__module__}
+        if middle:
+            chosen["teachers"] = "drawn"  # of the teacher and its assistants
+        members = {"teachers": (*named, *middle), "kd_options": chosen, "trusts": trust, "__module__": cls.__module__}
         return type(cls.__name__, (cls,), members)
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -15,6 +15,7 @@ from yolo_mkd import host, report
 from yolo_mkd.chain.document import SCHEMA, Chain, read_chain
 from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.distill.distiller import TERMS
+from yolo_mkd.distill.sources import checksum
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import KD_OPTIONS, BadInput, defaults, refuse_unknown
@@ -125,7 +126,8 @@ def create(arguments: dict[str, Any]) -> tuple[Path, Chain]:
         "teacher_epochs": own["teacher_epochs"],
         "seed": theirs.get("seed", 0),
         "arguments": theirs,
-        "teacher": {"file": first[0], "sha256": report.sha256(first[0])} if first else None,
+        "teacher": {"file": first[0], "sha256": checksum(first[0])} if first else None,
+        "more_teachers": [{"file": file, "sha256": checksum(file)} for file in first[1:]],
         "stages": stages,
     }
     save(folder, chain)
@@ -148,9 +150,9 @@ def resume(arguments: dict[str, Any]) -> tuple[Path, Chain]:
     if file is None or not file.is_file():
         raise BadInput(f"resume={arguments['resume']}: no chain.yaml there: give the folder of an interrupted chain")
     chain = read_chain(file)
-    teacher = chain["teacher"]
-    if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
-        raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the same file")
+    for teacher in filter(None, [chain["teacher"], *chain.get("more_teachers", [])]):
+        if not Path(teacher["file"]).exists() or checksum(teacher["file"]) != teacher["sha256"]:
+            raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore it")
     host.check_values({k: v for k, v in arguments.items() if k in {"device", "batch"}})
     host.check_data(chain["arguments"].get("data"), fetch=False)
     chain["arguments"].update({k: v for k, v in arguments.items() if k not in {"resume", "json"}})
@@ -182,10 +184,11 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     from ultralytics import YOLO
 
     done = {s["name"]: s["weights"] for s in chain["stages"] if s["status"] == "done"}
-    teachers = [done.get(name, name) for name in stage["hears"]]
+    assistants = [done[name] for name in stage["hears"] if name in done and name != "teacher"]
+    teachers = [done.get(name, name) for name in stage["hears"]][: len(stage["hears"]) - len(assistants)]
     trainer = TRAINERS[host.task(stage["model"])]
     options = {k: v for k, v in chain["knowledge"].items() if k != "preset"}  # whose values are resolved already
-    own = {"trainer": trainer.using(teachers[0], teachers[1:], **options)} if teachers else {}
+    own = {"trainer": trainer.using(teachers, assistants, **options)} if teachers else {}
     arguments = {**chain["arguments"], "project": str(folder), "name": stage["name"], "exist_ok": True, **own}
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pydantic import TypeAdapter
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from yolo_mkd import documents, host
 from yolo_mkd.chain.stages import Stage
@@ -21,7 +21,7 @@ WHEN_DONE = {"weights", "sha256", "metrics", "seconds"}  # fields of a finished 
 
 
 class TeacherFile(TypedDict):
-    """The teacher's checkpoint, with its SHA-256."""
+    """A teacher's checkpoint or boxes, with their SHA-256."""
 
     file: str
     sha256: str
@@ -39,6 +39,7 @@ class Chain(TypedDict):
         seed: of the trainings.
         arguments: Ultralytics' arguments.
         teacher: the teacher's file and its SHA-256; None where the chain trains its teacher itself.
+        more_teachers: the same of each further teacher; absent in chains of earlier versions.
         stages: in their order.
     """
 
@@ -50,6 +51,7 @@ class Chain(TypedDict):
     seed: int
     arguments: dict[str, Any]
     teacher: TeacherFile | None
+    more_teachers: NotRequired[list[TeacherFile]]
     stages: list[Stage]
 
 

@@ -80,9 +80,12 @@ class Distiller:
             gate: leave a term out while its gradient opposes the task's.
             soft_pw: power of the class weights of soft targets.
         """
-        self.match = Match.of(student, teacher, explores=asked.get("exploration", 0) > 0)
+        self.match = Match.of(student, teacher, explores=asked.get("exploration", 0) > 0 and not teacher.averaged)
         named = {name: spec for name, spec in TERMS.items() if asked.get(name, 0) > 0}
-        self.terms = [replace(spec.between(self.match), name=n, asked=asked[n]) for n, spec in named.items()]
+        made = {name: spec.between(self.match) for name, spec in named.items()}
+        self.terms = [
+            replace(t, name=n, asked=asked[n], why_not=missing_of(teacher, t) or t.why_not) for n, t in made.items()
+        ]
         self.adapters = nn.ModuleDict({t.name: t.adapters for t in self.acting if t.adapters is not None})
         weights = {t.name: TermWeight(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in self.acting}
         self.balancer = GradientBalancer(weights, calibrate, gate, power=soft_pw)
@@ -185,3 +188,12 @@ class Distiller:
                 ours, theirs = ours.of_first(targets.labelled), theirs.of_first(targets.labelled)
             found[t.name] = t.loss(ours, theirs, targets, weights)
         return found
+
+
+def missing_of(teacher: ModelSpec, term: Term) -> str:
+    """What a term reads and a teacher that is not one detector lacks; empty if it lacks nothing."""
+    if teacher.origin and not teacher.layers and not term.head:
+        return "the teacher has no hidden layers"
+    if teacher.averaged and term.roles and not term.cacheable:
+        return "features of several teachers have no mean (teachers=drawn or teachers=sequence use one at a time)"
+    return ""

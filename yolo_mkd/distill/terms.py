@@ -114,6 +114,8 @@ def describe_heads(match: Match) -> str:
 
 def heads_mismatch(match: Match) -> str:
     """Why two heads' anchors or classes cannot be compared; empty if they can."""
+    if not match.branches and match.teacher.origin:
+        return "the teacher has no detection head"
     if not match.branches:
         return "the teacher's head has no anchors (RT-DETR)"
     if not match.strides:

@@ -24,6 +24,7 @@ from yolo_mkd.host.files import (
     quiet,
     with_cfg_file,
 )
+from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, image_shape
 from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.models import (
     UNREADABLE,
@@ -67,9 +68,11 @@ from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
 load_safely()
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "LOGGER",
     "RANK",
     "UNREADABLE",
+    "Assigned",
     "CheckpointKeeper",
     "ContinuedSampler",
     "DetectionTrainer",
@@ -77,9 +80,11 @@ __all__ = [
     "PoseTrainer",
     "SegmentationTrainer",
     "adapter_states",
+    "add_boxes",
     "annotate",
     "architecture_name",
     "arguments",
+    "assign",
     "augmentation",
     "branch_weights",
     "branches_of",
@@ -99,6 +104,7 @@ __all__ = [
     "frozen_layers",
     "frozen_precision",
     "head",
+    "image_shape",
     "images_in",
     "keep_graphs",
     "layer",

@@ -16,6 +16,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from yolo_mkd import chain, documents, host, report
+from yolo_mkd.distill.sources import checksum, find_teachers
 from yolo_mkd.evidence.compare import curves, plots, tables
 from yolo_mkd.evidence.compare.config import (
     SCHEMA,
@@ -183,11 +184,19 @@ def load_plan(named: Path) -> tuple[Path, ComparisonPlan]:
     for cell in plan["cells"]:
         check_task(cell, f"{named_file} is damaged")
     teacher = plan["teacher"]
-    if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
+    if teacher and checksum_now(teacher["file"]) != teacher["sha256"]:
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the file")
     root = file.parent.resolve()
     plan["cells"] = [moved(cell, *roots(root / cell["name"], cell)) for cell in plan["cells"]]
     return root, cast(ComparisonPlan, plan)
+
+
+def checksum_now(teachers: str) -> str:
+    """The SHA-256 of a comparison's teachers, one or several with commas; empty where one is missing."""
+    try:
+        return checksum(*find_teachers(teachers))
+    except BadInput:
+        return ""
 
 
 def write_report(
