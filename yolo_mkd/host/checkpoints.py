@@ -176,7 +176,10 @@ class CheckpointKeeper:
         record = self.record()
         ending = bool(record and record["ending"])
         kept = next(filter(self._whole, self._generations()), None)
-        if not ending and (last := self._resumable_epoch()) is not None:
+        last = None if ending else self._resumable_epoch()
+        if last == 0 and kept is None:
+            return False  # killed before the first copy was whole: an epoch again costs less than an inexact resume
+        if last is not None:
             data = (checkpoint(self.weights / "last.pt") or {}).get("train_args", {}).get("data")
             check_data(data, fetch=False)  # Ultralytics resumes on the data that last.pt names
             if kept is None or not self._exact(epoch_of(kept)) or last != epoch_of(kept) + 1:
