@@ -59,6 +59,8 @@ def test_the_table_and_the_defaults_file_name_the_same_arguments_in_the_same_ord
         "assistant",
         "teacher_epochs",
         "resume",
+        "trust",
+        "download",
     }
 
 
@@ -114,7 +116,11 @@ def test_every_default_has_a_meaning_and_the_text_of_its_value() -> None:
         ({"record_limit": -1}, "record_limit=-1 must be greater than 0 or none, for example record_limit=20"),
         ({"calibrate": "yes"}, "calibrate=yes must be true or false, for example calibrate=true"),
         ({"gate": 1}, "gate=1 must be true or false, for example gate=true"),
-        ({"teacher": 5}, "teacher=5 must be a .pt or .yaml file, for example teacher=yolo26m.pt"),
+        (
+            {"teacher": 5},
+            "teacher=5 must be one or more teachers: .pt, .yaml or .json files, or folders of labels, for example "
+            "teacher=yolo26m.pt",
+        ),
         ({"assistant": [1]}, "must be auto, none, or one or more .pt or .yaml files, for example assistant=auto"),
         ({"gate": "a\nb" * 99}, "gate=a ba ba"),
         ({"preset": "saef"}, "preset=saef does not exist: choose from channel_wise, "),

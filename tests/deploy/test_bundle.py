@@ -101,6 +101,8 @@ def test_bundle_contains_all_facts_that_a_device_needs(packed, tiny_detector):
     assert 0.3 < found["map50_95"] <= found["map50"] <= 1 and found["images"] == 16
     assert found["retained"] == pytest.approx(1, abs=1e-3)
     assert found["command"] == "yolo-mkd check model=model.onnx against=last.pt data=data.yaml"
+    assert facts["thresholds"]["conf"] == 0.25 and 0 < facts["thresholds"]["best_f1"] < 1
+    assert set(facts["thresholds"]["classes"]) == {"red", "green", "blue"}
     assert "AGPL-3.0" in facts["licence"]
     readme = (packed / "README.txt").read_text()
     assert f"head {packed.name}, fp32" in readme and f"{facts['reference']['map50_95']:.4f}" in readme
@@ -207,6 +209,15 @@ def test_boxes_of_a_picture_are_the_expected_ones(place):
         wanted = [row for row in image["boxes"] if row[4] > conf]
         assert [d["name"] for d in one["detections"]] == [["red", "green", "blue"][int(row[5])] for row in wanted]
         np.testing.assert_allclose([d["box"] for d in one["detections"]], [row[:4] for row in wanted], atol=0.06)
+
+
+def test_threshold_is_the_bundles_unless_another_is_given(place, capsys):
+    facts = json.loads((place / "bundle.json").read_text())
+    facts["thresholds"]["conf"] = 0.123
+    (place / "bundle.json").write_text(json.dumps(facts))
+    for words, conf in (([], 0.123), (["--conf", "0.5"], 0.5)):
+        assert edge_run.main([str(place / "sample/00.png"), "--json", *words], place) == 0
+        assert json.loads(capsys.readouterr().out)["conf"] == conf
 
 
 def test_detections_are_printed_and_drawn(place, tmp_path, capsys):

@@ -63,6 +63,24 @@ def test_every_method_trains_with_the_same_inputs_as_plain(compared: tuple[Path,
     assert rows["plain"]["epochs"] == 2
 
 
+def test_each_run_is_validated_at_its_epochs_and_timed_until_plains_accuracy(
+    compared: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, document = compared
+    rows = by_method(document)
+    for method in ("plain", "native", "mkd-guidance"):
+        place = folder / "runs" / "compare" / "data" / "studentn" / f"{method}-s0"
+        result = json.loads((place / trials.RESULT).read_text())
+        first, last = result["curve"]
+        assert (last["map50_95"], last["cost_s"]) == (result["last"]["map50_95"], result["cost_s"])
+        assert 0 < first["cost_s"] < last["cost_s"]
+        assert (first["images"], last["images"]) == (24, 48)  # a quarter of 96 in each of two epochs
+        assert not list(place.rglob("snapshots"))
+        found = rows[method]["to_plain"]["map50_95"]
+        assert len(found["reached"]) + len(found["missed"]) == 1
+    assert rows["plain"]["to_plain"]["map50_95"]["cost"]["mean"] == 1.0
+
+
 def test_a_failed_trial_is_a_row_with_its_reason(compared: tuple[Path, dict[str, Any]]) -> None:
     row = by_method(compared[1])["plain:copy_paste_mode=Nope"]
     assert row["seeds"] == []
@@ -72,9 +90,15 @@ def test_a_failed_trial_is_a_row_with_its_reason(compared: tuple[Path, dict[str,
 def test_the_folder_contains_plan_report_tables_and_plots(compared: tuple[Path, dict[str, Any]]) -> None:
     folder, document = compared
     root = folder / "runs" / "compare"
-    assert {"compare.yaml", "compare.json", "compare.md", "compare.csv", "cost.png", "differences.png"} <= {
-        p.name for p in root.iterdir()
-    }
+    assert {
+        "compare.yaml",
+        "compare.json",
+        "compare.md",
+        "compare.csv",
+        "cost.png",
+        "curve.png",
+        "differences.png",
+    } <= {p.name for p in root.iterdir()}
     assert document["schema"] == "yolo-mkd/compare/1"
     assert json.loads((root / "compare.json").read_text()) == document == json.loads((folder / "copy.json").read_text())
     with open(root / "compare.csv", newline="") as f:

@@ -14,7 +14,7 @@ from yolo_mkd.distill.matching import Match
 from yolo_mkd.distill.teachers import Teacher
 from yolo_mkd.distill.terms import Term
 from yolo_mkd.host.spec import ModelSpec
-from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
+from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.soft_targets import class_mass
 from yolo_mkd.settings import NOMINAL_GAINS, BadInput
 
@@ -42,7 +42,6 @@ TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trun
     "relation": TermSpec(terms.relation, NOMINAL_GAINS["relation"], 0.1),
     "guidance": TermSpec(terms.guidance, NOMINAL_GAINS["guidance"], 1.0),
     "exploration": TermSpec(terms.exploration, NOMINAL_GAINS["exploration"], 0.05),
-    "head_guidance": TermSpec(object_terms.head_guidance, 1.0, 1.0),
     "object_guidance": TermSpec(object_terms.object_guidance, 1.0, 1.0),
     "class_attention": TermSpec(object_terms.class_attention, 1.0, 0.5),
     "object_relation": TermSpec(object_terms.object_relation, 1.0, 0.5),
@@ -74,7 +73,6 @@ class Distiller:
         calibrate: bool = True,
         gate: bool = False,
         soft_pw: float = 0.0,
-        head: Callable[[list[Tensor]], Outputs] | None = None,
     ):
         """Match two models and decide which terms act.
 
@@ -85,11 +83,13 @@ class Distiller:
             calibrate: measure the gains, so that `asked` are shares of the detection gradient; else `asked` are gains.
             gate: leave a term out while its gradient opposes the task's.
             soft_pw: power of the class weights of soft targets.
-            head: the teacher's frozen head on given neck features.
         """
-        self.match = replace(Match.of(student, teacher, explores=asked.get("exploration", 0) > 0), teacher_head=head)
+        self.match = Match.of(student, teacher, explores=asked.get("exploration", 0) > 0 and not teacher.averaged)
         named = {name: spec for name, spec in TERMS.items() if asked.get(name, 0) > 0}
-        self.terms = [replace(spec.between(self.match), name=n, asked=asked[n]) for n, spec in named.items()]
+        made = {name: spec.between(self.match) for name, spec in named.items()}
+        self.terms = [
+            replace(t, name=n, asked=asked[n], why_not=missing_of(teacher, t) or t.why_not) for n, t in made.items()
+        ]
         self.adapters = nn.ModuleDict({t.name: t.adapters for t in self.acting if t.adapters is not None})
         weights = {t.name: TermWeight(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in self.acting}
         self.balancer = GradientBalancer(weights, calibrate, gate, power=soft_pw)
@@ -192,3 +192,12 @@ class Distiller:
                 ours, theirs = ours.of_first(targets.labelled), theirs.of_first(targets.labelled)
             found[t.name] = t.loss(ours, theirs, targets, weights)
         return found
+
+
+def missing_of(teacher: ModelSpec, term: Term) -> str:
+    """What a term reads and a teacher that is not one detector lacks; empty if it lacks nothing."""
+    if teacher.origin and not teacher.layers and not term.head:
+        return "the teacher has no hidden layers"
+    if teacher.averaged and term.roles and not term.cacheable:
+        return "features of several teachers have no mean (teachers=drawn or teachers=sequence use one at a time)"
+    return ""

@@ -21,10 +21,9 @@ from yolo_mkd.knowledge.attention import attention_map
 from yolo_mkd.knowledge.class_attention import class_attention_loss
 from yolo_mkd.knowledge.correlation import pearson_loss
 from yolo_mkd.knowledge.error_focus import ANCHORS, error_focus_loss, lay_over, teacher_quality
-from yolo_mkd.knowledge.head_guidance import match_statistics
 from yolo_mkd.knowledge.object_relation import MOST, object_gram, object_masks, object_relation_loss
 from yolo_mkd.knowledge.ridge import RidgeAdapter
-from yolo_mkd.knowledge.soft_targets import best_score, box_loss, class_loss
+from yolo_mkd.knowledge.soft_targets import best_score
 
 BACKGROUND = 0.02  # weight of a position without objects when an adapter is fitted
 
@@ -53,37 +52,6 @@ def position_weights(match: Match, kt: Knowledge, weights: LossWeights, role: st
 def no_scores(match: Match) -> str:
     """Why the teacher's scores are not known at positions; empty if they are."""
     return "" if match.teacher.branches else "the teacher's head has no scores at anchors (RT-DETR)"
-
-
-def head_guidance(match: Match) -> Term:
-    """Guidance through the teacher's head."""
-    adapters = nn.ModuleDict({r: RidgeAdapter(*match.widths(r)) for r in match.neck})
-
-    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
-        adapted = []
-        for r in match.neck:
-            fs, ft = match.side_by_side(ks, kt, r)
-            fs, ft = fs.float(), ft.float()
-            if not fs.requires_grad:
-                w = position_weights(match, kt, weights, r, (fs.shape[2], fs.shape[3]))
-                adapters[r].fit(fs, ft, w + BACKGROUND)
-            adapted.append(match_statistics(adapters[r](fs), ft))
-        assert match.teacher_head is not None
-        guess = match.teacher_head(adapted)
-        target = kt.branches["one2many"]
-        if match.classes:
-            w = class_weights_of(match, weights)[0]
-            zs, zt = match.shared_logits(guess.logits), match.shared_logits(target.logits)
-        else:
-            w, zs, zt = None, guess.logits, target.logits
-        return class_loss(zs, zt, w) + box_loss(guess.distances, target.distances, zt, w)
-
-    why = no_scores(match)
-    if not why and (match.teacher_head is None or len(match.neck) != len(match.teacher.strides)):
-        why = "the teacher's head reads layers that the student lacks"
-    if not why and match.resampled:
-        why = "the teacher has another image size"
-    return Term(f"the teacher's head on {describe_layers(match.neck)}", why, loss, match.neck, adapters, head=True)
 
 
 def object_guidance(match: Match) -> Term:
@@ -138,8 +106,6 @@ def object_relation(match: Match) -> Term:
     return Term(describe_layers(roles), too_few_layers(roles), loss, roles, labels=True)
 
 
-
-
 def error_focus(match: Match) -> Term:
     """Exploration: labelled objects that the teacher misses."""
     teachers = {ours: i for i, (ours, _) in enumerate(match.classes)}
@@ -159,4 +125,6 @@ def error_focus(match: Match) -> Term:
         return weighted_by_branch(losses, match, weights)
 
     why = no_scores(match) or rotation_mismatch(match)
-    return Term("labelled objects that the teacher misses", why, loss, cacheable=True, head=True, labels=True, branched=True)
+    return Term(
+        "labelled objects that the teacher misses", why, loss, cacheable=True, head=True, labels=True, branched=True
+    )

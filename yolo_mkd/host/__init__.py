@@ -14,6 +14,7 @@ from yolo_mkd.host.files import (
     arguments,
     check_arguments,
     check_data,
+    check_download,
     check_imgsz,
     check_labels,
     check_usable,
@@ -23,6 +24,7 @@ from yolo_mkd.host.files import (
     quiet,
     with_cfg_file,
 )
+from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, image_shape
 from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.models import (
     UNREADABLE,
@@ -42,7 +44,6 @@ from yolo_mkd.host.optimizer import adapter_states, merged, student_only
 from yolo_mkd.host.reading import (
     branch_weights,
     branches_of,
-    frozen_head,
     keep_graphs,
     model_spec,
     of_first,
@@ -62,11 +63,16 @@ from yolo_mkd.host.runs import (
     write_tensors,
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
+from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
+
+load_safely()
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "LOGGER",
     "RANK",
     "UNREADABLE",
+    "Assigned",
     "CheckpointKeeper",
     "ContinuedSampler",
     "DetectionTrainer",
@@ -74,17 +80,19 @@ __all__ = [
     "PoseTrainer",
     "SegmentationTrainer",
     "adapter_states",
+    "add_boxes",
     "annotate",
     "architecture_name",
     "arguments",
+    "assign",
     "augmentation",
     "branch_weights",
     "branches_of",
-    "frozen_head",
     "build",
     "caches_folder",
     "check_arguments",
     "check_data",
+    "check_download",
     "check_freeze",
     "check_imgsz",
     "check_labels",
@@ -96,6 +104,7 @@ __all__ = [
     "frozen_layers",
     "frozen_precision",
     "head",
+    "image_shape",
     "images_in",
     "keep_graphs",
     "layer",
@@ -109,7 +118,9 @@ __all__ = [
     "outputs",
     "override_configs",
     "parameters",
+    "permitting",
     "quiet",
+    "refuse_code",
     "remaining",
     "remove_head",
     "run_folder",
@@ -118,6 +129,7 @@ __all__ = [
     "size",
     "student_only",
     "task",
+    "trusting",
     "unwrap_model",
     "widen_shapes",
     "with_cfg_file",

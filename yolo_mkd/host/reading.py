@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -146,21 +144,3 @@ def keep_graphs() -> None:
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False
-
-
-def frozen_head(model: DetectionModel) -> Callable[[list[Tensor]], Outputs] | None:
-    """A frozen copy of a detector's one2many branch in full precision, as a function of its neck features.
-
-    Gradients reach the features through it. None where the head does not predict at anchors.
-    """
-    end = head(model)
-    if not isinstance(end, Detect):
-        return None
-    end = copy.deepcopy(end).float().eval().requires_grad_(False)
-    strides = tuple(int(s) for s in end.stride)
-
-    def predict(features: list[Tensor]) -> Outputs:
-        raw = end.forward_head(features, **end.one2many)
-        return outputs(raw, strides, int(end.reg_max))[0]["one2many"]
-
-    return predict

@@ -38,6 +38,8 @@ class ModelSpec:
         channels: of its input images.
         parameters: their number.
         merged: the data's classes that `single_cls=True` merges into the student's only one; empty otherwise.
+        origin: what a teacher is that is not one detector, as text for tables; empty for a detector.
+        averaged: whether a teacher is the mean of several, which has attention maps and relations but no features.
     """
 
     names: dict[int, str]
@@ -49,6 +51,8 @@ class ModelSpec:
     channels: int
     parameters: int
     merged: dict[int, str] = field(default_factory=dict)
+    origin: str = ""
+    averaged: bool = False
 
     def of_data(
         self,

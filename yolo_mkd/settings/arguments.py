@@ -192,6 +192,11 @@ def text_argument(must_be: str, example: Any, *kinds: Any) -> Argument:
     return Argument(TypeAdapter(valid), must_be, example)
 
 
+def choice_argument(*words: str) -> Argument:
+    """One of some words; the first is the example."""
+    return Argument(TypeAdapter(Annotated[str, Field(pattern=f"^({'|'.join(words)})$")]), " or ".join(words), words[0])
+
+
 SWITCH = Argument(TypeAdapter(bool), "true or false", True)
 PATHS = list[str | Path] | tuple[str | Path, ...]
 
@@ -203,7 +208,6 @@ TERM_EXAMPLES = {  # distillation terms: a share of the detection gradient, or a
     "relation": 0.2,
     "guidance": 0.25,
     "exploration": 0.05,
-    "head_guidance": 1.0,
     "object_guidance": 1.0,
     "class_attention": 0.5,
     "object_relation": 0.5,
@@ -220,7 +224,13 @@ TERM_NAMES = tuple(TERM_EXAMPLES)
 
 ARGUMENTS: dict[str, Argument] = {
     "model": text_argument("a .pt or .yaml file", "yolo26n.pt"),
-    "teacher": text_argument("a .pt or .yaml file", "yolo26m.pt"),
+    "teacher": text_argument(
+        "one or more teachers: .pt, .yaml or .json files, or folders of labels", "yolo26m.pt", PATHS
+    ),
+    "teachers": choice_argument("mean", "drawn", "sequence"),
+    "teacher_classes": text_argument(
+        "one or more YAML files that map class names, or none", "classes.yaml", PATHS, None
+    ),
     "assistant": text_argument("auto, none, or one or more .pt or .yaml files", "auto", PATHS, None),
     "teacher_epochs": number_argument(low=0, whole=True, example=100),
     "teacher_imgsz": number_argument(low=1, whole=True, optional=True, example=640),
@@ -236,6 +246,8 @@ ARGUMENTS: dict[str, Argument] = {
     "soft_pw": number_argument(low=0, high=1, example=0.5),
     "gate": SWITCH,
     **{name: number_argument(low=0, example=example) for name, example in TERM_EXAMPLES.items()},
+    "trust": SWITCH,
+    "download": SWITCH,
 }
 
 # arguments of a distilled run beside its models and terms
@@ -245,6 +257,8 @@ KD_OPTIONS = (
     "gate",
     "until",
     "teacher_imgsz",
+    "teachers",
+    "teacher_classes",
     "record",
     "views",
     "record_limit",

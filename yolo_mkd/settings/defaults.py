@@ -105,6 +105,8 @@ def preset(name: Any) -> dict[str, Any]:
     found = {str(key): from_text(str(key), value) for key, value in found.items()}
     if "only" in found:
         found = {**only(found.pop("only"), found, text), **found}
+    if permission := {"trust", "download"} & found.keys():
+        raise BadInput(f"{min(permission)}= is not taken from a file (preset={short(name)}): give it beside preset=")
     refuse_unknown(found, set(defaults()) - {"preset", "resume"}, "train")
     return found
 
