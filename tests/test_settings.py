@@ -35,6 +35,7 @@ from yolo_mkd.settings import (
     value_of,
 )
 
+CANDIDATES = ["object_guidance", "class_attention", "object_relation", "error_focus"]  # off by default
 BASELINES = ["channel_wise", "focal_global", "localization", "masked_generation", "pearson", "score_l2"]
 
 
@@ -232,8 +233,8 @@ def test_a_preset_overrides_defaults_and_an_argument_overrides_a_preset() -> Non
 
 def test_the_papers_preset_is_the_default_and_has_all_its_terms() -> None:
     assert {n: resolve({"preset": "mkd"})[n] for n in TERMS} == {n: resolve({})[n] for n in TERMS}
-    assert all(resolve({"preset": "mkd"})[n] > 0 for n in set(TERMS) - set(BASELINES))
-    assert resolve({"preset": "mkd"})["until"] == resolve({})["until"] == 0.5
+    assert all(resolve({"preset": "mkd"})[n] > 0 for n in set(TERMS) - {*BASELINES, *CANDIDATES})
+    assert resolve({"preset": "mkd"})["until"] == resolve({})["until"] == 1
 
 
 def test_the_preset_soft_is_the_soft_targets_alone_at_their_default_shares() -> None:
@@ -262,9 +263,9 @@ def test_none_as_a_word_means_no_assistant_from_python_too() -> None:
 
 
 def test_without_calibration_unset_terms_have_their_nominal_loss_weights() -> None:
-    assert {n: TERMS[n].gain for n in set(TERMS) - set(BASELINES)} == NOMINAL_GAINS
+    assert {n: TERMS[n].gain for n in set(TERMS) - {*BASELINES, *CANDIDATES}} == NOMINAL_GAINS
     own = resolve({"calibrate": False, "attention": 0.5})
-    expected = {**NOMINAL_GAINS, **dict.fromkeys(BASELINES, 0), "attention": 0.5}
+    expected = {**NOMINAL_GAINS, **dict.fromkeys([*BASELINES, *CANDIDATES], 0), "attention": 0.5}
     assert {n: own[n] for n in TERMS} == expected
     assert resolve({"preset": "soft", "calibrate": False})["guidance"] == 0  # the preset sets it
 

@@ -56,7 +56,7 @@ def no_scores(match: Match) -> str:
 
 def object_guidance(match: Match) -> Term:
     """Guidance where the teacher sees objects."""
-    adapters = nn.ModuleDict({r: RidgeAdapter(*match.widths(r)) for r in match.neck})
+    adapters = {r: RidgeAdapter(*match.widths(r)) for r in match.neck}
 
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         losses = []
@@ -70,7 +70,7 @@ def object_guidance(match: Match) -> Term:
         return mean(losses)
 
     why = no_scores(match) or too_few_layers(match.neck)
-    return Term(describe_layers(match.neck), why, loss, match.neck, adapters, head=True)
+    return Term(describe_layers(match.neck), why, loss, match.neck, nn.ModuleDict(adapters), head=True)
 
 
 def class_attention(match: Match) -> Term:

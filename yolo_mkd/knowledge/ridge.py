@@ -8,7 +8,7 @@ normal equations of a few batches give the best map at once (Hoerl and Kennard, 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 MEMORY = 0.95  # weight of the earlier batches when a new one is added: the student changes while it is fitted
 RIDGE = 1e-3  # of the mean square of the student's features
@@ -52,8 +52,12 @@ class RidgeAdapter(nn.Module):
         x = torch.cat([fs, torch.ones_like(fs[:, :1])], 1).movedim(1, -1).flatten(0, 2)  # N Cs+1
         y, w = ft.movedim(1, -1).flatten(0, 2), weight.flatten()[:, None]
         w = w / w.sum().clamp(min=1e-12)
-        self.gram.mul_(MEMORY).add_(x.t() @ (w * x))
-        self.cross.mul_(MEMORY).add_(x.t() @ (w * y))
+        gram, cross = x.t() @ (w * x), x.t() @ (w * y)
+        if distributed.is_available() and distributed.is_initialized():  # else the ranks' adapters would differ
+            distributed.all_reduce(gram)
+            distributed.all_reduce(cross)
+        self.gram.mul_(MEMORY).add_(gram)
+        self.cross.mul_(MEMORY).add_(cross)
         ridge = RIDGE * self.gram.diagonal().mean() * torch.eye(len(self.gram), device=x.device)
         solved = torch.linalg.solve((self.gram + ridge).double(), self.cross.double()).float()  # Cs+1 Ct
         self.map.weight.copy_(solved[:-1].t()[..., None, None])
