@@ -95,7 +95,7 @@ def test_two_equal_teachers_give_the_losses_of_one() -> None:
 def test_features_of_several_teachers_have_no_mean() -> None:
     asked = {name: 1.0 for name in TERMS}
     several = Distiller(spec(), ensemble_spec(spec(), [spec(), spec(parameters=50)]), asked)
-    assert {t.name for t in several.acting} == {"soft", "soft_box", "attention", "relation"}
+    assert {t.name for t in several.acting} == {"soft", "soft_box", "attention", "relation", "error_focus"}
     assert several.term("guidance").why_not.startswith("features of several teachers have no mean")
     assert not several.match.explores
     assert several.match.teacher.parameters == 150

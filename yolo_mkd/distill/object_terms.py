@@ -84,7 +84,8 @@ def class_attention(match: Match) -> Term:
             losses.append(class_attention_loss(attention_map(fs), attention_map(ft), scores))
         return mean(losses)
 
-    return Term(describe_layers(match.shared), no_scores(match), loss, match.shared, head=True)
+    why = no_scores(match) or too_few_layers(match.shared)
+    return Term(describe_layers(match.shared), why, loss, match.shared, head=True)
 
 
 def object_relation(match: Match) -> Term:
