@@ -301,7 +301,7 @@ def test_reports_of_a_bundle_are_compared_by_yolo_mkd_time(place, tmp_path, monk
     monkeypatch.setattr(edge_measure, "collect_samples", lambda run, seconds: [run(n) for n in range(130)])
     assert edge_time.main(["--out", str(tmp_path / "a.json"), "--root", str(tmp_path)], place) == 0
     report = json.loads((tmp_path / "a.json").read_text())
-    report["drift"] = {"stable": True}  # whatever this machine did meanwhile
+    report["drift"] = {"stable": True, "reason": ""}  # whatever this machine did meanwhile
     assert why_not_comparable(report, report) == ""
     (tmp_path / "a.json").write_text(json.dumps(report))
     assert "not distinguishable" in str(compare_times(tmp_path / "a.json", tmp_path / "a.json"))

@@ -235,18 +235,19 @@ def test_the_cost_that_longer_matches_cannot_change(tiny_detector: Any, tmp_path
 
 
 def test_a_trial_resumes_from_its_last_checkpoint(tiny_detector: Any, tmp_path: Path) -> None:
-    """Plain training is interrupted after its first epoch, and the trial then trains the second only."""
+    """Plain training is interrupted after its second epoch, and the trial then trains the third only."""
     from ultralytics import YOLO
 
     arguments = {
-        "data": str(tiny_detector.data), "model": student_of(tiny_detector, tmp_path), "imgsz": 32, "epochs": 2,
+        "data": str(tiny_detector.data), "model": student_of(tiny_detector, tmp_path), "imgsz": 32, "epochs": 3,
         "batch": 8, "fraction": 0.25, "device": "cpu", "seed": 0, "plots": False, "exist_ok": True,
         "project": str(tmp_path / "d/m/plain-s0"), "name": "run",
     }  # fmt: skip
     student = YOLO(arguments["model"])
 
     def cut(trainer: Any) -> None:
-        raise KeyboardInterrupt
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
 
     student.add_callback("on_model_save", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -255,7 +256,7 @@ def test_a_trial_resumes_from_its_last_checkpoint(tiny_detector: Any, tmp_path: 
     own = Trial("d/m/plain-s0", "d", "m", "plain", 0, False, arguments, val)
     trials.write_task(tmp_path, own, {})
     assert executors.run_trial(str(tmp_path / own.name), 1) == ""
-    assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [2]
+    assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [3]
     found = trials.load_result(tmp_path, own)
     assert found is not None
     assert found["status"] == "done"
@@ -321,7 +322,7 @@ def test_trials_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     executor = executors.RayExecutor("auto", None)
     assert executor.slots == 1
-    arguments = {"project": str(tmp_path), "name": "run", "model": "gone.yaml"}
+    arguments = {"project": str(tmp_path / "d/m/x-s0"), "name": "run", "model": "gone.yaml"}
     results = executors.run_trials(tmp_path, [Trial("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], executor)
     assert "gone.yaml" in results["d/m/x-s0"]["reason"]  # it ran, in a process of its own
     assert not ray.is_initialized()
