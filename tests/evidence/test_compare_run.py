@@ -322,7 +322,7 @@ def test_trials_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     executor = executors.RayExecutor("auto", None)
     assert executor.slots == 1
-    arguments = {"project": str(tmp_path / "d/m/x-s0"), "name": "run", "model": "gone.yaml"}
+    arguments = {"project": str(tmp_path / "d/m/x-s0"), "name": "run", "data": str(tmp_path / "gone.yaml")}
     results = executors.run_trials(tmp_path, [Trial("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], executor)
     assert "gone.yaml" in results["d/m/x-s0"]["reason"]  # it ran, in a process of its own
     assert not ray.is_initialized()
