@@ -69,14 +69,14 @@ def test_a_whole_chain_is_read_unchanged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        *(({"stages": [{**STAGE, "name": name}]}, "stages.0.name") for name in ("../out", "/tmp/out", "a/b", 7)),
+        *(({"stages": [{**STAGE, "name": name}]}, "stages.0.name") for name in ("../out", "/elsewhere/out", "a/b", 7)),
         ({"stages": []}, "do not end in one student"),
         ({"stages": [STAGE, STAGE]}, "do not end in one student"),
         ({"stages": "none"}, "stages"),
         ({"stages": [{**STAGE, "status": "paused"}]}, "stages.0.status"),
         ({"stages": [{**STAGE, "status": "done"}]}, "is done without its metrics"),
-        ({"arguments": {"save_dir": "/tmp/out"}}, "save_dir= is not an argument"),
-        ({"arguments": {"project": "/tmp/out"}}, "project= is not an argument"),
+        ({"arguments": {"save_dir": "/elsewhere/out"}}, "save_dir= is not an argument"),
+        ({"arguments": {"project": "/elsewhere/out"}}, "project= is not an argument"),
         ({"arguments": {"trust": True}}, "trust= is not an argument"),
         ({"arguments": {"batch": -5}}, "batch=-5 must be"),
         ({"knowledge": {"trust": True}}, "trust= is not an argument"),
