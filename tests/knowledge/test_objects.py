@@ -22,9 +22,15 @@ def test_equal_weights_give_the_unweighted_correlation() -> None:
 
 
 def test_positions_of_weight_0_do_not_count_in_a_correlation() -> None:
-    """Four positions, 1 2 1 2 against 1 2 2 1: correlation 0 over all, 1 over the first two, -1 over the last two."""
+    """1 2 1 2 against 1 2 2 1: correlation 0 over all, 1 over the first two, 1/2 over three, -1 over the last two."""
     fs, ft = torch.tensor([1.0, 2, 1, 2]).view(1, 1, 1, 4), torch.tensor([1.0, 2, 2, 1]).view(1, 1, 1, 4)
-    for weight, loss in (([1, 1, 1, 1], 1.0), ([1, 1, 0, 0], 0.0), ([0, 0, 1, 1], 2.0), ([3, 3, 1, 1], 0.5)):
+    for weight, loss in (
+        ([1, 1, 1, 1], 1.0),
+        ([1, 1, 1, 0], 0.5),
+        ([1, 1, 0, 0], 0.0),
+        ([0, 0, 1, 1], 2.0),
+        ([3, 3, 1, 1], 0.5),
+    ):
         found = pearson_loss(fs, ft, torch.tensor(weight).float().view(1, 1, 1, 4))
         assert found.item() == pytest.approx(loss, abs=1e-3)
 
