@@ -35,7 +35,7 @@ from yolo_mkd.settings import (
     value_of,
 )
 
-CANDIDATES = ["object_guidance", "class_attention", "object_relation", "error_focus"]  # off by default
+CANDIDATES = ["head_guidance", "object_guidance", "class_attention", "object_relation", "error_focus"]  # off by default
 BASELINES = ["channel_wise", "focal_global", "localization", "masked_generation", "pearson", "score_l2"]
 
 

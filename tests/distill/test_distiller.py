@@ -367,3 +367,36 @@ def test_maps_too_small_to_hold_a_pattern_are_left_out() -> None:
     assert matched.match.shared == ("backbone_p3", "backbone_p4", "neck_p3", "neck_p4")
     bare = ModelSpec(s.names, s.strides, s.branches, s.reg_max, s.rotated, {}, s.channels, s.parameters)
     assert {t.name for t in Distiller(bare, s, GAINS).acting} == {"soft", "soft_box"}
+
+
+def test_guidance_through_the_teacher_s_head_is_0_for_its_own_features_and_moves_the_student_only() -> None:
+    """A student that equals the teacher: its adapter is fitted to the identity."""
+    s, t = model("yolo26n"), model("yolo26n")
+    for scores in host.head(t).cv3:
+        scores[-1].weight.data.normal_()
+        scores[-1].bias.data.zero_()
+    matched = Distiller(host.model_spec(s, 64), host.model_spec(t, 64), {"head_guidance": 1.0})
+    teacher = LiveTeacher("t", host.freeze(t), matched.match.teacher, matched.roles, through_head=True)
+    assert teacher.head is not None
+    kt = teacher.infer(torch.rand(4, 3, 64, 64))
+    kt.features = {r: torch.randn_like(f) for r, f in kt.features.items()}
+    kt.branches = {"one2many": teacher.head(list(kt.features.values()))}
+    features = {r: f.clone().requires_grad_() for r, f in kt.features.items()}
+    ks = Knowledge(kt.branches, features, kt.levels)
+    far = matched.losses(ks, kt, *LABELS)["head_guidance"].item()
+    matched.losses(ks, kt, *LABELS, steer=False)
+    near = matched.losses(ks, kt, *LABELS)["head_guidance"]
+    near.backward()
+    assert 0 <= near.item() < 0.05 * far
+    assert all(f.grad is not None and f.grad.isfinite().all() for f in features.values())
+    assert all(p.grad is None for p in t.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"origin": "boxes", "averaged": True}, "features of several"), ({"strides": (8, 16, 32, 64)}, "levels that")],
+)
+def test_guidance_through_a_head_needs_one_detector_with_the_student_s_levels(change: dict, why: str) -> None:
+    of_student = host.model_spec(model("yolo26n"), 64)
+    matched = Distiller(of_student, replace(of_student, **change), {"head_guidance": 1.0})
+    assert why in matched.term("head_guidance").why_not

@@ -9,6 +9,7 @@ from torch import Tensor
 from yolo_mkd.knowledge.class_attention import class_attention_loss
 from yolo_mkd.knowledge.correlation import pearson_loss, standardise
 from yolo_mkd.knowledge.error_focus import error_focus_loss, lay_over, teacher_quality
+from yolo_mkd.knowledge.head_guidance import match_statistics
 from yolo_mkd.knowledge.object_relation import object_gram, object_masks, object_relation_loss
 from yolo_mkd.knowledge.ridge import RidgeAdapter
 
@@ -144,3 +145,9 @@ def test_no_objects_give_no_loss() -> None:
     zs, ds = torch.zeros(2, 3, 16, requires_grad=True), torch.ones(2, 4, 16)
     empty = torch.zeros(0)
     assert error_focus_loss(none, zs, ds, empty.long(), empty, 8).item() == 0
+
+
+def test_adapted_features_take_the_teacher_s_mean_and_deviation() -> None:
+    fs = torch.tensor([1.0, 3, 1, 3]).view(1, 1, 2, 2)  # mean 2, deviation 1
+    ft = torch.tensor([10.0, 30, 30, 10]).view(1, 1, 2, 2)  # mean 20, deviation 10
+    assert match_statistics(fs, ft).flatten().tolist() == pytest.approx([10, 30, 10, 30], abs=1e-2)

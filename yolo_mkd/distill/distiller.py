@@ -42,6 +42,7 @@ TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trun
     "relation": TermSpec(terms.relation, NOMINAL_GAINS["relation"], 0.1),
     "guidance": TermSpec(terms.guidance, NOMINAL_GAINS["guidance"], 1.0),
     "exploration": TermSpec(terms.exploration, NOMINAL_GAINS["exploration"], 0.05),
+    "head_guidance": TermSpec(object_terms.head_guidance, 1.0, 1.0),
     "object_guidance": TermSpec(object_terms.object_guidance, 1.0, 1.0),
     "class_attention": TermSpec(object_terms.class_attention, 1.0, 0.5),
     "object_relation": TermSpec(object_terms.object_relation, 1.0, 0.5),

@@ -21,9 +21,10 @@ from yolo_mkd.knowledge.attention import attention_map
 from yolo_mkd.knowledge.class_attention import class_attention_loss
 from yolo_mkd.knowledge.correlation import pearson_loss
 from yolo_mkd.knowledge.error_focus import ANCHORS, error_focus_loss, lay_over, teacher_quality
+from yolo_mkd.knowledge.head_guidance import match_statistics
 from yolo_mkd.knowledge.object_relation import MOST, object_gram, object_masks, object_relation_loss
 from yolo_mkd.knowledge.ridge import RidgeAdapter
-from yolo_mkd.knowledge.soft_targets import best_score
+from yolo_mkd.knowledge.soft_targets import best_score, box_loss, class_loss
 
 BACKGROUND = 0.02  # weight of a position without objects when an adapter is fitted
 
@@ -52,6 +53,42 @@ def position_weights(match: Match, kt: Knowledge, weights: LossWeights, role: st
 def no_scores(match: Match) -> str:
     """Why the teacher's scores are not known at positions; empty if they are."""
     return "" if match.teacher.branches else "the teacher's head has no scores at anchors (RT-DETR)"
+
+
+def head_guidance(match: Match) -> Term:
+    """Guidance through the teacher's head."""
+    adapters = {r: RidgeAdapter(*match.widths(r)) for r in match.neck}
+
+    def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
+        assert kt.head is not None
+        adapted = []
+        for r in match.neck:
+            fs, ft = match.side_by_side(ks, kt, r)
+            fs, ft = fs.float(), ft.float()
+            if not fs.requires_grad:
+                w = position_weights(match, kt, weights, r, (fs.shape[2], fs.shape[3]))
+                adapters[r].fit(fs, ft, w + BACKGROUND)
+            adapted.append(match_statistics(adapters[r](fs), ft))
+        through, target = kt.head(adapted), kt.branches["one2many"]
+        of_class = class_weights_of(match, weights)[0] if match.classes else None
+        zs, zt = (match.shared_logits(o.logits) if match.classes else o.logits for o in (through, target))
+        of_scores = class_loss(zs, zt, of_class)
+        if match.teacher.rotated:  # box sides depend on the angle
+            return of_scores
+        return of_scores + box_loss(through.distances, target.distances, zt, of_class)
+
+    why = no_scores(match) or head_mismatch(match)
+    reads = f"{describe_layers(match.neck)} through the teacher's head"
+    return Term(reads, why, loss, match.neck, nn.ModuleDict(adapters), head=True, through_head=True)
+
+
+def head_mismatch(match: Match) -> str:
+    """Why the student's neck cannot be the input of the teacher's head; empty if it can."""
+    if match.teacher.origin or match.teacher.averaged:
+        return "the teacher is not one detector with a head of its own"
+    if len(match.neck) != len(match.teacher.strides):
+        return "the teacher's head has levels that the student lacks"
+    return "the teacher has another image size" if match.resampled else ""
 
 
 def object_guidance(match: Match) -> Term:

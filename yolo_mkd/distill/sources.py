@@ -153,7 +153,8 @@ class Opening:
             frozen = host.freeze(model)
             if not options["record"] and not any(t.head for t in distiller.acting):
                 host.remove_head(frozen)
-            members.append((file, LiveTeacher(teacher_name(file), frozen, own, roles), match))
+            through = any(t.through_head for t in distiller.acting)
+            members.append((file, LiveTeacher(teacher_name(file), frozen, own, roles, through), match))
         if box_teacher:
             box_teacher.connect(matches[-1])
             members.append((boxes[0], box_teacher, matches[-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yolo_mkd import host
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, Outputs
@@ -44,9 +46,12 @@ class LiveTeacher:
         name: of the teacher.
         model: the frozen detector.
         extractor: its hooks.
+        head: a frozen copy of its head, where a term computes gradients through it.
     """
 
-    def __init__(self, name: str, model: torch.nn.Module, spec: ModelSpec, roles: list[str]):
+    def __init__(
+        self, name: str, model: torch.nn.Module, spec: ModelSpec, roles: list[str], through_head: bool = False
+    ):
         """Put hooks on a frozen detector.
 
         Args:
@@ -54,8 +59,10 @@ class LiveTeacher:
             model: the detector, as `host.freeze` gives it.
             spec: its spec.
             roles: the hidden layers that the terms read.
+            through_head: whether a term computes gradients through the head.
         """
         self.name, self.model = name, model
+        self.head = host.frozen_head(model) if through_head else None
         self.extractor = FeatureExtractor(model, spec, roles)
         self._stream: Any = None
         self._prefetched: tuple[Tensor, Knowledge] | None = None
@@ -79,8 +86,9 @@ class LiveTeacher:
 
     @torch.no_grad()
     def infer(self, images: Tensor) -> Knowledge:
-        """The teacher's outputs for images, B C H W in [0, 1]; grey images are repeated for a colour teacher.
+        """The teacher's outputs for images, B C H W in [0, 1], and its head where a term needs it.
 
+        Grey images are repeated for a colour teacher.
         Images that are no multiple of its largest stride, as a P6 teacher can meet, are padded for the forward pass.
         """
         spec = self.extractor.spec
@@ -90,9 +98,9 @@ class LiveTeacher:
         height, width = images.shape[2:]
         largest = max(spec.strides)
         if not (height % largest or width % largest):
-            return self.extractor.collect(self.model(images))
+            return replace(self.extractor.collect(self.model(images)), head=self.head)
         padded = F.pad(images, (0, -width % largest, 0, -height % largest), value=PADDING)
-        return cropped(self.extractor.collect(self.model(padded)), height, width)
+        return replace(cropped(self.extractor.collect(self.model(padded)), height, width), head=self.head)
 
     def flush(self) -> None:
         """A live teacher keeps nothing."""

@@ -31,6 +31,7 @@ class Term:
         adapters: modules trained beside the student for it, and dropped at the end.
         cacheable: whether the teacher cache contains everything that it reads.
         head: whether it reads the head's outputs.
+        through_head: whether gradients pass through a copy of the teacher's head, which only a live teacher has.
         labels: whether it needs labels, so that it is computed on labelled images only.
         branched: whether it weights the head's branches as the detection loss does.
         name: as in `TERMS`, and as its argument.
@@ -44,6 +45,7 @@ class Term:
     adapters: nn.Module | None = None
     cacheable: bool = False
     head: bool = False
+    through_head: bool = False
     labels: bool = False
     branched: bool = False
     name: str = ""

@@ -44,6 +44,7 @@ from yolo_mkd.host.optimizer import adapter_states, merged, student_only
 from yolo_mkd.host.reading import (
     branch_weights,
     branches_of,
+    frozen_head,
     keep_graphs,
     model_spec,
     of_first,
@@ -101,6 +102,7 @@ __all__ = [
     "discarding_empty_run",
     "find_model",
     "freeze",
+    "frozen_head",
     "frozen_layers",
     "frozen_precision",
     "head",

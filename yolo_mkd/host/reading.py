@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -144,3 +146,22 @@ def keep_graphs() -> None:
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False
+
+
+def frozen_head(model: DetectionModel) -> Callable[[list[Tensor]], Outputs]:
+    """A detector's one2many branch as a function of the features of its neck, each B C H W.
+
+    A frozen copy in full precision, through which gradients reach the features.
+
+    Args:
+        model: a detector whose head predicts at anchors.
+    """
+    end = copy.deepcopy(head(model)).float().eval().requires_grad_(False)
+    strides = tuple(int(s) for s in end.stride)
+
+    def predict(features: list[Tensor]) -> Outputs:
+        with torch.autocast(features[0].device.type, enabled=False):
+            raw = end.forward_head([f.float() for f in features], **end.one2many)
+        return outputs(raw, strides, int(end.reg_max))[0]["one2many"]
+
+    return predict

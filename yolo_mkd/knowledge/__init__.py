@@ -6,6 +6,7 @@ Every loss is a pure function of tensors: no hooks, no devices, no schedule. It 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, cat
@@ -36,6 +37,7 @@ class Knowledge:
         levels: anchors of each level as {stride: (rows, columns)}, in the order of the A axis.
         maps: attention maps by role, each B H W, where the features are not available (teacher cache).
         relations: in the same case the names of L roles and their relation matrix, B L L.
+        head: a live teacher's frozen one2many branch: its outputs for given features of the neck, each B C H W.
     """
 
     branches: dict[str, Outputs]
@@ -43,6 +45,7 @@ class Knowledge:
     levels: dict[int, tuple[int, int]] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict)
     relations: tuple[tuple[str, ...], Tensor] | None = None
+    head: Callable[[list[Tensor]], Outputs] | None = None
 
     def detached(self) -> Knowledge:
         """A copy whose features are detached, so that no gradient passes through them."""
@@ -60,7 +63,7 @@ class Knowledge:
         }
         features, maps = ({r: x[:count] for r, x in of.items()} for of in (self.features, self.maps))
         relations = None if self.relations is None else (self.relations[0], self.relations[1][:count])
-        return Knowledge(branches, features, self.levels, maps, relations)
+        return Knowledge(branches, features, self.levels, maps, relations, self.head)
 
     def joined_with(self, other: Knowledge) -> Knowledge:
         """The outputs of one model for two batches, concatenated: this one's images first."""
@@ -79,6 +82,7 @@ class Knowledge:
             self.levels,
             {r: cat([m, other.maps[r]]) for r, m in self.maps.items()},
             relations,
+            self.head,
         )
 
 

@@ -208,6 +208,7 @@ TERM_EXAMPLES = {  # distillation terms: a share of the detection gradient, or a
     "relation": 0.2,
     "guidance": 0.25,
     "exploration": 0.05,
+    "head_guidance": 1.0,
     "object_guidance": 1.0,
     "class_attention": 0.5,
     "object_relation": 0.5,
