@@ -168,5 +168,5 @@ def mass(zt: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def total_mass(best: Tensor) -> Tensor:
-    """N from the weighted best score of each anchor, B A: their sum, at least 1; over the ranks of a DDP run its mean."""
+    """N from the weighted best score of each anchor, B A: their sum, at least 1; over DDP ranks, its mean."""
     return ranks.total(best.sum()).clamp(min=1) / ranks.count()
