@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo check test ci pairs lint fmt docs clean
+.PHONY: install demo check test ci pairs matrix lint fmt docs clean
 
 install: .venv/installed
 
@@ -30,6 +30,21 @@ ci: lint test docs
 
 pairs: install
 	$(BIN)/python -m pytest -m pairs
+
+# The fast tests in environments of their own: the oldest packages on the oldest Python, then the newest packages on
+# each Python that is there (PYTHONS=). One environment takes up to 8 GB, where pip's torch is that for CUDA.
+OLDEST := torch==2.6.0 torchvision==0.21.0 ultralytics==8.4.190
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+MATRIX := .venv/matrix
+
+matrix:
+	set -e; for setting in "oldest $(firstword $(PYTHONS))" $(PYTHONS:%="newest %"); do \
+		set -- $$setting; place=$(MATRIX)-$$1-$$2; \
+		$$2 --version > /dev/null 2>&1 || { echo "$$2 is not installed: skipped"; continue; }; \
+		rm -rf $$place; $$2 -m venv $$place; pins=; test $$1 = newest || pins="$(OLDEST)"; \
+		PYTHONWARNINGS=ignore $$place/bin/pip install --quiet -e . pytest hypothesis types-PyYAML $$pins; \
+		OMP_NUM_THREADS=1 $$place/bin/python -m pytest -m "not slow and not pairs"; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,19 +20,20 @@ STALE_S = 3600  # age from which a folder without a lock file counts as left ove
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, wait_s: float = 0) -> Iterator[None]:
     """Hold a folder's lock; the operating system releases it when the process ends, however it ends.
 
     Args:
         folder: the run's, which must exist.
+        wait_s: how long to wait for a process that holds it [s].
 
     Raises:
-        BadInput: another process holds it; the message has its host and process number.
+        BadInput: another process still holds it; the message has its host and process number.
     """
     lock = filelock.FileLock(folder / LOCK)
     owner = folder / f"{LOCK}.json"
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except filelock.Timeout as error:
         raise BadInput(f"{folder} is in use by {owner_of(owner)}: wait for it to end, or stop it first") from error
     except OSError as error:

@@ -22,7 +22,7 @@ NATIVE_TOO = "distill_model= is Ultralytics' own distillation: leave it out, the
 ONE_TEACHER = "assistant= works with one teacher: leave it out (assistant=none), or give one teacher"
 
 
-class MKDTrainer(host.DetectionTrainer):
+class MKDTrainer(host.Ranked, host.DetectionTrainer):
     """Trains a student detector that is also distilled from one or more trained teachers.
 
     The student is never changed: teachers, adapters and hooks live beside it, so that its checkpoints are those of the

@@ -20,7 +20,7 @@ from ultralytics.data.build import InfiniteDataLoader, build_dataloader, build_y
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from yolo_mkd.cache.views import Views, require_fixed_size, shown, split_code
+from yolo_mkd.cache.views import ViewBatchSampler, Views, require_fixed_size, shown, split_code
 from yolo_mkd.settings import BadInput
 
 IMAGES, BATCH, V, EPOCHS, OPEN = 12, 4, 2, 5, 3  # mosaic is open in three of five epochs
@@ -203,6 +203,17 @@ def test_the_ranks_of_a_ddp_run_share_the_images_of_a_view(root: Path, workers: 
 
 
 @pytest.mark.slow
+def test_the_order_of_a_ddp_run_follows_the_epoch_of_each_batch() -> None:
+    images = torch.utils.data.DistributedSampler(range(16), num_replicas=2, rank=0, seed=3)
+    sampler = ViewBatchSampler(torch.utils.data.BatchSampler(images, 4, drop_last=False), views=9, epoch=lambda: 5)
+    batches = iter(sampler)
+    for epoch in (5, 6):  # a loader that prefetches is in epoch 6 before the trainer is
+        images.set_epoch(epoch)
+        expected = list(images)
+        images.set_epoch(0)
+        assert [place for _ in range(2) for place in next(batches)] == [(i, epoch) for i in expected]
+
+
 def test_another_process_draws_the_same(root: Path) -> None:
     code = f"import json, pathlib, test_views as t; print(json.dumps(t.drawn(t.viewed(pathlib.Path({str(root)!r})))))"
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -116,6 +116,8 @@ class ViewBatchSampler:
 
     def __iter__(self) -> Iterator[list[Place]]:
         for epoch in count(self.epoch()):
+            if hasattr(self.sampler.sampler, "set_epoch"):  # of a DDP run, whose order depends on nothing else
+                self.sampler.sampler.set_epoch(epoch)
             for indices in self.sampler:
                 yield [(index, epoch % self.views) for index in indices]
 

@@ -13,7 +13,9 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from yolo_mkd.knowledge import ranks
 
 MEASUREMENTS = 12  # before the gains are frozen
 LIMITS = (0.05, 20.0)  # times the nominal gain: beyond, a measurement says more about a dead term than about its weight
@@ -43,23 +45,20 @@ def gradient_ratios(task: Tensor, losses: dict[str, Tensor], weights: list[nn.Pa
         weights: the parameters that the gradients are taken by.
 
     Returns:
-        The ratio by term, the mean over the ranks of a DDP run; not finite where a gradient is not.
+        The ratio by term, of the gradients' means over the ranks of a DDP run; not finite where a gradient is not.
     """
 
     def gradient(loss: Tensor) -> Tensor:
         found = torch.autograd.grad(SCALE * loss, weights, retain_graph=True, allow_unused=True)
         parts = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
-        return torch.cat([p.flatten() for p in parts]).float()
+        return ranks.average(torch.cat([p.flatten() for p in parts]).float())
 
     base = gradient(task)
     rows = []
     for loss in losses.values():
-        g = gradient(loss) if loss.requires_grad else torch.zeros_like(base)
+        g = gradient(loss) if loss.requires_grad else ranks.average(torch.zeros_like(base))
         rows.append(torch.stack([g.norm() / base.norm(), torch.cosine_similarity(g, base, dim=0)]))
     table = torch.stack(rows)
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(table)
-        table /= distributed.get_world_size()
     return {name: GradientRatio(*values) for name, values in zip(losses, table.tolist(), strict=True)}
 
 
@@ -154,11 +153,8 @@ class GradientBalancer:
 
     def observe_classes(self, masses: dict[str, Tensor], labels: Tensor) -> None:
         """Add one batch's sums of the teacher's scores by class, C by branch, and its label counts, C."""
-        if distributed.is_available() and distributed.is_initialized():
-            for counted in (*masses.values(), labels):
-                distributed.all_reduce(counted)
-        self.masses = {branch: self.masses.get(branch, 0) + mass for branch, mass in masses.items()}
-        self.labels = self.labels + labels
+        self.masses = {branch: self.masses.get(branch, 0) + ranks.total(mass) for branch, mass in masses.items()}
+        self.labels = self.labels + ranks.total(labels)
 
     def class_weights(self) -> dict[str, Tensor] | None:
         """The weight of each class in soft targets, C by branch; None where all count alike.

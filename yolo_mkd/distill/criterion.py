@@ -19,7 +19,7 @@ from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.teachers import draw
-from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
+from yolo_mkd.knowledge import Knowledge, LossWeights, Targets, ranks
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
 EVERY = 50  # batches between two measurements of the gradients, which cost about one more step
@@ -226,7 +226,8 @@ class Criterion:
 
     def _finite(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Leave out terms that are NaN or infinite and count them, so that they never reach the optimiser."""
-        good = torch.stack([v.detach() for v in values.values()]).isfinite().tolist()  # one sync with the device
+        bad = ranks.total((~torch.stack([v.detach() for v in values.values()]).isfinite()).int())  # on any rank
+        good = (bad == 0).tolist()  # one sync with the device
         for name, fine in zip(values, good, strict=True):
             self.in_a_row[name] = 0 if fine else self.in_a_row[name] + 1
             self.skipped[name] += not fine

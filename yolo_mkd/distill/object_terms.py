@@ -16,7 +16,7 @@ from yolo_mkd.distill.terms import (
     too_few_layers,
     weighted_by_branch,
 )
-from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
+from yolo_mkd.knowledge import Knowledge, LossWeights, Targets, ranks
 from yolo_mkd.knowledge.attention import attention_map
 from yolo_mkd.knowledge.class_attention import class_attention_loss
 from yolo_mkd.knowledge.correlation import pearson_loss
@@ -130,7 +130,7 @@ def object_relation(match: Match) -> Term:
 
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         boxes, image = targets.boxes[:MOST], targets.image[:MOST].long()
-        if len(boxes) < 3:
+        if ranks.total(boxes.new_tensor(len(boxes))) < 3:
             return next(iter(ks.features.values())).sum() * 0
         gs, gt = [], []
         for r in match.shared:

@@ -41,6 +41,7 @@ from yolo_mkd.host.models import (
     write_architecture,
 )
 from yolo_mkd.host.optimizer import adapter_states, merged, student_only
+from yolo_mkd.host.ranks import Ranked
 from yolo_mkd.host.reading import (
     branch_weights,
     branches_of,
@@ -79,6 +80,7 @@ __all__ = [
     "DetectionTrainer",
     "OBBTrainer",
     "PoseTrainer",
+    "Ranked",
     "SegmentationTrainer",
     "adapter_states",
     "add_boxes",

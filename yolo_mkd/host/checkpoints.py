@@ -30,7 +30,7 @@ KEPT = "kept-"  # begins the name of a generation's folder
 MANIFEST = "kept.json"
 TABLES = ("results.csv", "shares.csv")  # whose first column is the epoch, from 1
 FILES = ("last.pt", "best.pt", "mkd.pt")  # of a generation; the last two where they exist
-EXACT = "exact.pt"  # in it, where the run is one process
+EXACT = "exact.pt"  # in it
 
 
 class StageRecord(TypedDict):
@@ -76,22 +76,21 @@ class CheckpointKeeper:
         yolo.add_callback("on_train_start", self.on_train_start)
         yolo.add_callback("on_model_save", self.on_model_save)
         yolo.add_callback("on_train_end", self.on_train_end)
-        if RANK == -1:
-            yolo.add_callback("on_train_epoch_start", self.run.begin_epoch)
-            yolo.add_callback("on_train_batch_end", self.run.end_batch)
-            yolo.add_callback("on_train_epoch_end", self.run.end_epoch)
+        yolo.add_callback("on_train_epoch_start", self.run.begin_epoch)
+        yolo.add_callback("on_train_batch_end", self.run.end_batch)
+        yolo.add_callback("on_train_epoch_end", self.run.end_epoch)
 
     def on_train_start(self, trainer: Any) -> None:
         """Continue a resumed run from its exact state, where there is one."""
         epoch = trainer.start_epoch - 1
-        if RANK != -1 or epoch < 0:
+        if epoch < 0:
             return
         state = read_state(self._kept(epoch) / EXACT) if self._exact(epoch) else None
         if state is None:
             LOGGER.warning(f"M-KD: {self.folder.name} is resumed from weights in half precision")
             return
         self.run.restore(trainer, state)
-        reasons = "; ".join(approximations(trainer))
+        reasons = "; ".join(approximations(trainer, len(state["ranks"])))
         how = f"as nearly as possible ({reasons})" if reasons else "exactly"
         LOGGER.info(f"M-KD: {self.folder.name} continues {how} where epoch {epoch + 1} ended")
 

@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_mkd.host.models import UNREADABLE
@@ -42,6 +42,22 @@ class LoaderState(TypedDict):
     buffer: list[int]
 
 
+class RankState(TypedDict):
+    """What one rank of a DDP run has of its own.
+
+    Attributes:
+        buffers: of the model, such as the statistics of batch norm.
+        gradients: as in ExactState; the adapters' are averaged over the ranks with each step only.
+        random: as in ExactState.
+        loader: as in ExactState.
+    """
+
+    buffers: dict[str, Tensor]
+    gradients: list[Tensor | None]
+    random: dict[str, Any]
+    loader: LoaderState
+
+
 class ExactState(TypedDict):
     """All that a resumed run continues from.
 
@@ -56,6 +72,7 @@ class ExactState(TypedDict):
         stopping: whether Ultralytics' early stopping may come with the next epoch.
         random: states of the generators of Python, numpy and torch.
         loader: where the training loader is.
+        ranks: what each rank of a DDP run has of its own; all above is the first rank's. Empty without DDP.
     """
 
     epoch: int
@@ -68,6 +85,7 @@ class ExactState(TypedDict):
     stopping: bool
     random: dict[str, Any]
     loader: LoaderState
+    ranks: list[RankState]
 
 
 class ExactRun:
@@ -80,6 +98,7 @@ class ExactRun:
         self._began: Tensor | None = None  # the generator's state at the start of the epoch
         self._made: tuple[Tensor, int] | None = None  # as LoaderState's `generator` and `first`
         self._replayed = False  # the next iterator continues from `_made`
+        self._ranks: list[RankState] = []  # of the epoch that has ended, on the first rank
 
     def begin_epoch(self, trainer: Any) -> None:
         """Note where the loader is."""
@@ -93,18 +112,44 @@ class ExactRun:
         self._batch += 1
 
     def end_epoch(self, trainer: Any) -> None:
-        """Note whether the loader made a new iterator, at first and when mosaic is closed."""
+        """Note whether the loader made a new iterator, at first and when mosaic is closed, and what each rank has."""
         if trainer.train_loader.iterator is not self._iterator:
             self._iterator = trainer.train_loader.iterator
             if not self._replayed and self._began is not None:
                 self._made = self._began, trainer.epoch
             self._replayed = False
+        if trainer.world_size > 1:
+            first = distributed.get_rank() == 0
+            found: list[Any] = [None] * trainer.world_size
+            distributed.gather_object(self._of_rank(trainer), found if first else None)
+            self._ranks = found if first else []
+
+    def _of_rank(self, trainer: Any) -> RankState:
+        """What this rank has of its own."""
+        pending = [None if p.grad is None else p.grad.cpu() for p in parameters(trainer.optimizer)]
+        return {
+            "buffers": {name: value.cpu() for name, value in unwrap_model(trainer.model).named_buffers()},
+            "gradients": pending if any(g is not None for g in pending) else [],
+            "random": random_states(),
+            "loader": self._of_loader(trainer.train_loader),
+        }
+
+    def _of_loader(self, loader: Any) -> LoaderState:
+        """Where the training loader is; its iterator must have been seen."""
+        assert self._made is not None
+        return {
+            "generator": self._made[0],
+            "first": self._made[1],
+            "now": loader.generator.get_state(),
+            "batches": len(loader),
+            "buffer": list(getattr(loader.dataset, "buffer", [])),
+        }
 
     def state(self, trainer: Any) -> ExactState | None:
         """The state after an epoch; None where the run's epochs have not been followed."""
         if self._made is None:
             return None
-        loader, weights = trainer.train_loader, unwrap_model(trainer.model).state_dict()
+        weights = unwrap_model(trainer.model).state_dict()
         pending = [p.grad for p in parameters(trainer.optimizer)]
         return {
             "epoch": int(trainer.epoch),
@@ -116,13 +161,8 @@ class ExactRun:
             "last_step": self.last_step,
             "stopping": bool(trainer.stopper.possible_stop),
             "random": random_states(),
-            "loader": {
-                "generator": self._made[0],
-                "first": self._made[1],
-                "now": loader.generator.get_state(),
-                "batches": len(loader),
-                "buffer": list(getattr(loader.dataset, "buffer", [])),
-            },
+            "loader": self._of_loader(trainer.train_loader),
+            "ranks": self._ranks,
         }
 
     def restore(self, trainer: Any, state: ExactState) -> None:
@@ -132,7 +172,12 @@ class ExactRun:
             trainer: Ultralytics' trainer, set up.
             state: of the epoch before its first one.
         """
-        unwrap_model(trainer.model).load_state_dict(state["model"], strict=False)
+        student = unwrap_model(trainer.model)
+        student.load_state_dict(state["model"], strict=False)
+        if trainer.world_size > 1 and len(state["ranks"]) == trainer.world_size:
+            own = state["ranks"][distributed.get_rank()]
+            student.load_state_dict(own["buffers"], strict=False)
+            state = {**state, "gradients": own["gradients"], "random": own["random"], "loader": own["loader"]}
         trainer.ema.ema.load_state_dict(state["ema"])
         trainer.ema.updates = self._updates = state["updates"]
         for group, saved in zip(trainer.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
@@ -283,17 +328,24 @@ def read_state(file: Path) -> ExactState | None:
     """A state from its file; None where it is missing or damaged."""
     with contextlib.suppress(*UNREADABLE):
         found: ExactState = torch.load(file, map_location="cpu", weights_only=True)
-        return found
+        return {**found, "ranks": found.get("ranks", [])}
     return None
 
 
-def approximations(trainer: Any) -> list[str]:
-    """Why a resumed run of a trainer may end with other weights than an uninterrupted one; empty where it cannot."""
+def approximations(trainer: Any, ranks: int) -> list[str]:
+    """Why a resumed run of a trainer may end with other weights than an uninterrupted one; empty where it cannot.
+
+    Args:
+        trainer: Ultralytics' trainer, set up.
+        ranks: of a DDP run before; 0 without DDP.
+    """
     loader, found = trainer.train_loader, []
     if trainer.device.type != "cpu":
         found.append(f"device={trainer.args.device}: a GPU may round the same sum differently each time")
     if loader.num_workers and not hasattr(loader.dataset, "views"):
         found.append(f"workers={loader.num_workers}: processes that load images draw their own random numbers")
+    if trainer.world_size > 1 and ranks != trainer.world_size:
+        found.append(f"{trainer.world_size} ranks, and {ranks or 1} before")
     if trainer.args.time:
         found.append(f"time={trainer.args.time}: the number of epochs follows from the clock")
     return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from ultralytics.utils import LOCAL_RANK
 from ultralytics.utils.torch_utils import parse_device
 
 from yolo_mkd.settings import BadInput, number
@@ -68,6 +70,10 @@ def check_device(value: Any) -> None:
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if all(part.isdigit() and int(part) < count for part in name.split(",")):
+        if "," in name and LOCAL_RANK == -1 and importlib.util.find_spec("cloudpickle") is None:
+            raise BadInput(  # Ultralytics would install it while it trains
+                f"device={short(value)} needs the package cloudpickle, which is not installed: pip install cloudpickle"
+            )
         return
     found = f"this machine has {count} CUDA GPU{'s' if count > 1 else ''}" if count else "no CUDA GPU was found"
     usable = f"device=0 to device={count - 1}" if count > 1 else "device=0" if count else "device=cpu"

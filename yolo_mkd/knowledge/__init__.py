@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, cat
 
+from yolo_mkd.knowledge.ranks import average
+
 
 @dataclass
 class Outputs:
@@ -120,4 +122,4 @@ class LossWeights:
 
 def mean_over_images(values: Tensor, weight: Tensor | None) -> Tensor:
     """The mean of B values, weighted where weights are given: B and B in, a scalar out."""
-    return values.mean() if weight is None else (values * weight).sum() / weight.sum()
+    return values.mean() if weight is None else (values * weight).sum() / average(weight.sum())

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yolo_mkd.knowledge.ranks import average, total
+
 EPS = 1e-6
 LEAST = 0.5  # sum of the scores of a class in a batch below which it has no say
 
@@ -21,14 +23,16 @@ def class_attention_loss(es: Tensor, et: Tensor, scores: Tensor) -> Tensor:
         et: the teacher's, B H W.
         scores: the teacher's score of each class at each position, B C H W.
     """
-    present = scores.sum((0, 2, 3)) > LEAST
+    over = (0, 2, 3)
+    present = total(scores.sum(over)) > LEAST
     if not present.any():
         return es.sum() * 0
-    floor = scores.amax(1, keepdim=True).mean() * 0.1  # background positions give the contrast
+    floor = average(scores.amax(1, keepdim=True).mean()) * 0.1  # background positions give the contrast
     w = scores[:, present] + floor  # B C' H W
-    w = w / w.sum((0, 2, 3), keepdim=True)
+    w = w / total(w.sum(over, keepdim=True))
     s, t = ((e + EPS).log()[:, None] for e in (es, et))
-    s, t = (x - (w * x).sum((0, 2, 3), keepdim=True) for x in (s, t))
-    both = (w * s * t).sum((0, 2, 3))
-    size = ((w * s * s).sum((0, 2, 3)) * (w * t * t).sum((0, 2, 3)) + EPS).sqrt()
+    # the sums of products below do not depend on the means to first order, so these need no gradient
+    s, t = (x - total((w * x).sum(over, keepdim=True)).detach() for x in (s, t))
+    both = total((w * s * t).sum(over))
+    size = (total((w * s * s).sum(over)) * total((w * t * t).sum(over)) + EPS).sqrt()
     return torch.mean(1 - both / size)

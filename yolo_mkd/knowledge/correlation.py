@@ -9,8 +9,11 @@ All three means can be weighted by position, so that agreement counts where ther
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from yolo_mkd.knowledge import ranks
 
 EPS = 1e-5
 OVER = (0, 2, 3)
@@ -41,8 +44,20 @@ def pearson_loss(fs: Tensor, ft: Tensor, weight: Tensor | None = None) -> Tensor
     Returns:
         A scalar in [0, 2].
     """
+    if ranks.count() > 1:
+        return pearson_of_ranks(fs.float(), ft.float(), fs.new_ones(1) if weight is None else weight)
     if weight is None:
         return 0.5 * (standardise(fs) - standardise(ft)).square().mean()
     share = weight / weight.sum()
     gap = standardise(fs, share) - standardise(ft, share)
     return 0.5 * (share * gap.square()).sum(OVER).mean()
+
+
+def pearson_of_ranks(fs: Tensor, ft: Tensor, weight: Tensor) -> Tensor:
+    """As `pearson_loss` over the images of all ranks of a DDP run, from each channel's sums of squares and products."""
+    weight = weight.expand_as(fs[:, :1])
+    share = weight / ranks.total(weight.sum())
+    # the sums below do not depend on the means to first order, so these need no gradient
+    s, t = (f - ranks.total((share * f).sum(OVER, keepdim=True)).detach() for f in (fs, ft))
+    ss, tt, st = ranks.total(torch.stack([(share * a * b).sum(OVER) for a, b in ((s, s), (t, t), (s, t))]))
+    return 0.5 * (ss / (ss + EPS) + tt / (tt + EPS) - 2 * st / ((ss + EPS) * (tt + EPS)).sqrt()).mean()

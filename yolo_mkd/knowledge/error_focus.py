@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yolo_mkd.knowledge import ranks
 from yolo_mkd.knowledge.soft_targets import giou
 
 ANCHORS = {"one2many": 8, "one2one": 1}  # of an object that learn: between Ultralytics' 10 and one for each object
@@ -94,8 +95,10 @@ def error_focus_loss(objects: Objects, zs: Tensor, ds: Tensor, classes: Tensor, 
         count: anchors of an object.
 
     Returns:
-        A scalar: the sum over objects divided by the larger of 1 and the number of objects.
+        A scalar: the sum over objects divided by the larger of 1 and the number of objects; over the ranks of a DDP
+        run by its mean.
     """
+    number = ranks.total(zs.new_tensor(float(len(classes)))).clamp(min=1) / ranks.count()
     if not len(classes):
         return zs.sum() * 0
     with torch.no_grad():
@@ -110,4 +113,4 @@ def error_focus_loss(objects: Objects, zs: Tensor, ds: Tensor, classes: Tensor, 
     wanted = objects.sides.transpose(1, 2).gather(1, chosen[..., None].expand(-1, -1, 4))
     focal = (z.sigmoid().detach() - target).abs() * F.binary_cross_entropy_with_logits(z, target, reduction="none")
     apart = 1 - giou(d.transpose(1, 2), wanted.transpose(1, 2))
-    return (use * (focal + apart)).sum() / max(1, len(classes))
+    return (use * (focal + apart)).sum() / number

@@ -12,6 +12,7 @@ import math
 
 from torch import Tensor
 
+from yolo_mkd.knowledge.ranks import gathered
 from yolo_mkd.knowledge.relation import pool
 
 SHARE = 0.5  # inheriting share of the channels: IE-KD, public code
@@ -35,7 +36,7 @@ def exploration_loss(fs: Tensor, ft: Tensor) -> Tensor:
         A scalar in [0, 1], 0 where the two are linearly independent.
     """
     grid = (min(GRID, fs.shape[2]), min(GRID, fs.shape[3]))
-    return debiased_cka(pool(fs, grid).flatten(0, 1), pool(ft, grid).flatten(0, 1))
+    return debiased_cka(gathered(pool(fs, grid).flatten(0, 1)), gathered(pool(ft, grid).flatten(0, 1)))
 
 
 def debiased_cka(x: Tensor, y: Tensor) -> Tensor:

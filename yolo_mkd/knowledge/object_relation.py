@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yolo_mkd.knowledge.ranks import gathered
+
 MOST = 192  # objects of a batch that are compared
 FLOOR = 0.05  # share of a layer's energy below which its variation counts as noise; keeps flat layers' gradients small
 INACTIVE = 1e-4  # variance below which a layer counts as inactive
@@ -27,12 +29,15 @@ def object_masks(boxes: Tensor, rows: int, columns: int) -> Tensor:
 def object_gram(f: Tensor, masks: Tensor, image: Tensor) -> Tensor:
     """Cosines between the mean features of N objects, of centred channels on a common scale: N N.
 
+    Over the ranks of a DDP run it has the objects of all ranks, at most the first 192.
+
     Args:
         f: a layer's features, B C H W.
         masks: of the objects, N H W.
         image: which image each is in, N.
     """
     total = torch.einsum("nchw,nhw->nc", f[image], masks) / masks.sum((1, 2)).clamp(min=1)[:, None]
+    total = gathered(total)[:MOST]
     centred = total - total.mean(0)
     floor = (FLOOR * total).square().mean() + INACTIVE
     scaled = centred / (centred.square().mean(0) + floor).sqrt()  # each channel on its own scale

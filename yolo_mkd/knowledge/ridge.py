@@ -8,7 +8,9 @@ normal equations of a few batches give the best map at once (Hoerl and Kennard, 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from yolo_mkd.knowledge.ranks import total
 
 MEMORY = 0.95  # weight of the earlier batches when a new one is added: the student changes while it is fitted
 RIDGE = 1e-3  # of the mean square of the student's features
@@ -51,11 +53,8 @@ class RidgeAdapter(nn.Module):
         """
         x = torch.cat([fs, torch.ones_like(fs[:, :1])], 1).movedim(1, -1).flatten(0, 2)  # N Cs+1
         y, w = ft.movedim(1, -1).flatten(0, 2), weight.flatten()[:, None]
-        w = w / w.sum().clamp(min=1e-12)
-        gram, cross = x.t() @ (w * x), x.t() @ (w * y)
-        if distributed.is_available() and distributed.is_initialized():  # else the ranks' adapters would differ
-            distributed.all_reduce(gram)
-            distributed.all_reduce(cross)
+        w = w / total(w.sum()).clamp(min=1e-12)
+        gram, cross = total(x.t() @ (w * x)), total(x.t() @ (w * y))  # else the ranks' adapters would differ
         self.gram.mul_(MEMORY).add_(gram)
         self.cross.mul_(MEMORY).add_(cross)
         ridge = RIDGE * self.gram.diagonal().mean() * torch.eye(len(self.gram), device=x.device)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from yolo_mkd.knowledge import ranks
+
 TEMPERATURE = 10.0  # of the box-side distributions: LD, Zheng et al., CVPR 2022
 DOUBT = 0.05  # scores up to this one count as no detection
 EPS = 1e-7
@@ -166,5 +168,5 @@ def mass(zt: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def total_mass(best: Tensor) -> Tensor:
-    """N from the weighted best score of each anchor, B A: their sum, at least 1."""
-    return best.sum().clamp(min=1)
+    """N from the weighted best score of each anchor, B A: their sum, at least 1; over DDP ranks, its mean."""
+    return ranks.total(best.sum()).clamp(min=1) / ranks.count()

@@ -19,6 +19,7 @@ from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput
 
 REASON_LENGTH = 240  # characters
+RETRIES = 3  # of a trial whose machine was lost; it continues from its last epoch on another one
 
 
 class Executor(Protocol):
@@ -93,7 +94,7 @@ class RayExecutor:
         resources = ray.cluster_resources()
         gpus = 1 if resources.get("GPU", 0) >= 1 else 0
         self.slots = most or max(1, int(resources["GPU"] if gpus else resources["CPU"]))
-        self.task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_trial)
+        self.task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(run_trial)
 
     def connect(self, address: str) -> None:
         """Connect; with `auto` and no local cluster, start one."""
@@ -113,7 +114,7 @@ class RayExecutor:
         ended = self.ray.wait(list(handles), num_returns=1)[0][0]
         try:
             return ended, self.ray.get(ended)
-        except self.ray.exceptions.RayError as e:  # the machine is lost, or has no access to the folder
+        except self.ray.exceptions.RayError as e:  # machines were lost repeatedly, or have no access to the folder
             return ended, host.one_line(e)[-REASON_LENGTH:]
 
     def close(self) -> None:

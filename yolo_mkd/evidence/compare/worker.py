@@ -24,10 +24,12 @@ from yolo_mkd.evidence.compare.pseudo_labels import label_images
 from yolo_mkd.evidence.compare.schema import CheckpointScores, CurvePoint, HeadScores
 from yolo_mkd.evidence.compare.trials import RESULT, load_task
 from yolo_mkd.host import clock, snapshots
+from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import BadInput, Failed
 
 QUIET = {"plots": False, "verbose": False}
 POINTS = 10  # of a run at which the student is validated, its end included
+ENDING_S = 60  # within which the process of a lost machine ends; its trial may have begun again elsewhere by then
 
 
 def complete_trial(folder: Path) -> None:
@@ -212,7 +214,9 @@ def main() -> None:
     """Entry point."""
     threading.Thread(target=exit_with_parent, daemon=True).start()
     try:
-        complete_trial(Path(sys.argv[1]))
+        folder = Path(sys.argv[1])
+        with exclusive(folder, ENDING_S):
+            complete_trial(folder)
     except (BadInput, Failed) as e:
         raise SystemExit(str(e)) from e
 

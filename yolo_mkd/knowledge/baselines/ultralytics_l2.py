@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from yolo_mkd.knowledge.ranks import average
+
 
 def projector(student_channels: int, teacher_channels: int) -> nn.Sequential:
     """Two 1x1 convolutions with a ReLU between, from the student's width to the teacher's."""
@@ -46,5 +48,5 @@ def score_l2_loss(projected: list[Tensor], ft: list[Tensor], scores: Tensor) -> 
     losses = []
     for s, t, score in zip(projected, ft, by_level, strict=True):
         gap = (s.float() - t.float()).square().flatten(2)  # B C HW
-        losses.append((gap * score[:, None]).sum() / (score.sum() * gap.shape[1] + 1e-9))
+        losses.append((gap * score[:, None]).sum() / (average(score.sum()) * gap.shape[1] + 1e-9))
     return torch.stack(losses).sum()
