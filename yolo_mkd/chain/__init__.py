@@ -13,6 +13,7 @@ import yaml
 
 from yolo_mkd import host, report
 from yolo_mkd.chain.document import SCHEMA, Chain, read_chain
+from yolo_mkd.chain.progress import EpochLines
 from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.sources import checksum
@@ -193,7 +194,8 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]
     distilled = f", distilled from {' and '.join(stage['hears'])}" if teachers else ""
-    LOGGER.info(f"\nM-KD: stage {stage['name']}{distilled}")
+    place_in_chain, later = progress_of(chain, stage)
+    LOGGER.info(f"\nM-KD: {place_in_chain}{distilled}")
     begun, since = stage["status"] == "running", time.perf_counter()
     stage["status"] = "running"
     save(folder, chain)
@@ -209,12 +211,22 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
             arguments |= {"resume": True, "save_dir": str(place)}  # the folder may have been moved
         yolo = YOLO(place / "weights" / "last.pt" if resumes else stage["model"])
         keeper.install(yolo)
-        yolo.train(**arguments)
+        EpochLines(place_in_chain, later).install(yolo)
+        with host.without_epoch_bars():
+            yolo.train(**arguments)
     best = place / "weights" / "best.pt"
     stage["status"], stage["weights"], stage["sha256"] = "done", str(best), report.sha256(best)
     stage["metrics"] = host.metrics(best)
     stage["seconds"] = round(stage.get("seconds", 0) + time.perf_counter() - since, 1)
     save(folder, chain)
+
+
+def progress_of(chain: Chain, stage: Stage) -> tuple[str, list[int]]:
+    """A stage's name with its place in the chain, and the epochs of each stage after it."""
+    names = [s["name"] for s in chain["stages"]]
+    number = names.index(stage["name"]) + 1
+    epochs = int(chain["arguments"].get("epochs", host.arguments()["epochs"]))
+    return f"{stage['name']}, stage {number} of {len(names)}", [epochs] * (len(names) - number)
 
 
 def save(folder: Path, chain: Chain) -> None:

@@ -23,7 +23,7 @@ def write_card(run: str | Path, compare: str | Path | None = None, out: str | Pa
     Args:
         run: the folder of a training or a demo; reports of export and time in it give sizes and latencies.
         compare: the folder of a comparison of the same student, teacher, data and settings, which gives intervals.
-        out: the file to write, by default card.md in the run's folder; a repository on Hugging Face has it as README.md.
+        out: the file to write, by default card.md in the run's folder; on Hugging Face it is named README.md.
 
     Returns:
         The card's file.

@@ -11,6 +11,7 @@ import yaml
 
 from yolo_mkd import host, report
 from yolo_mkd.chain import FIGURES, Chain
+from yolo_mkd.chain.document import TeacherFile
 from yolo_mkd.chain.stages import Stage
 from yolo_mkd.deploy.pareto.rows import ParetoRow, report_files
 from yolo_mkd.distill.distiller import TERMS
@@ -20,6 +21,7 @@ from yolo_mkd.evidence.page.training import command_of
 from yolo_mkd.settings import BadInput
 
 LICENCE = "agpl-3.0"  # of Ultralytics, and so of what is trained with it
+INTERVALS = ("compared with", "figure", "difference, 95 % interval", "seeds")
 PIPELINES = {"mask_map50": "image-segmentation", "pose_map50": "keypoint-detection"}  # by what only such models have
 MEANINGS = {  # of the terms of M-KD; the others are named after their method
     "soft": "class scores",
@@ -85,7 +87,7 @@ def card_facts(chain: Chain, folder: Path, intervals: Sequence[Sequence[str]]) -
     """
     student, arguments, known = chain["stages"][-1], chain["arguments"], chain["knowledge"]
     name, data = model_name(student["model"]), Path(arguments["data"]).stem
-    files = [t["file"] for t in (chain["teacher"], *chain.get("more_teachers", [])) if t] or [chain["stages"][0]["model"]]
+    files = [t["file"] for t in teacher_files(chain)] or [chain["stages"][0]["model"]]
     teachers = " and ".join(map(model_name, files))
     rows = [row for row in exported(folder) if row["source"] in {student["sha256"], None}]
     return CardFacts(
@@ -93,9 +95,7 @@ def card_facts(chain: Chain, folder: Path, intervals: Sequence[Sequence[str]]) -
         title=plain(f"{name}, distilled from {teachers} on {data}"),
         accuracy=accuracy_table(chain["stages"]),
         measured_on=plain(f"{data} at {arguments.get('imgsz', 640)} pixels"),
-        intervals=report.table(intervals, ["compared with", "figure", "difference, 95 % interval", "seeds"], markdown=True)
-        if intervals
-        else "",
+        intervals=report.table(intervals, INTERVALS, markdown=True) if intervals else "",
         latency=latency_table(rows),
         machines=list(dict.fromkeys(plain(r["machine"]) for r in rows if r["p50_ms"] is not None)),
         data=data_lines(arguments, known),
@@ -109,6 +109,11 @@ def card_facts(chain: Chain, folder: Path, intervals: Sequence[Sequence[str]]) -
         versions=", ".join(f"{k} {v}" for k, v in chain["versions"].items()),
         seed=chain["seed"],
     )
+
+
+def teacher_files(chain: Chain) -> list[TeacherFile]:
+    """The trained teachers that a chain was given; none where it trains its teacher itself."""
+    return [t for t in (chain["teacher"], *chain.get("more_teachers", [])) if t]
 
 
 def front_matter(student: Stage, data: str) -> str:
@@ -184,7 +189,8 @@ def data_lines(arguments: dict[str, Any], known: dict[str, Any]) -> list[str]:
         if arguments.get("fraction", 1) != 1:
             lines.append(f"Of the images to train on, the share {arguments['fraction']} was used.")
     if known.get("unlabelled"):
-        lines.append(f"Beside them images without labels ({plain(Path(known['unlabelled']).name)}), for distillation alone.")
+        frames = plain(Path(known["unlabelled"]).name)
+        lines.append(f"Beside them images without labels ({frames}), for distillation alone.")
     return lines
 
 
@@ -204,7 +210,6 @@ def terms_table(known: dict[str, Any]) -> str:
 
 def digest_table(chain: Chain) -> str:
     """Every model of a chain with its file and SHA-256."""
-    teachers = [t for t in (chain["teacher"], *chain.get("more_teachers", [])) if t]
-    rows = [["teacher", plain(Path(t["file"]).name), t["sha256"]] for t in teachers]
+    rows = [["teacher", plain(Path(t["file"]).name), t["sha256"]] for t in teacher_files(chain)]
     rows += [[s["name"], Path(s["weights"]).name, s["sha256"]] for s in chain["stages"]]
     return report.table(rows, ["model", "file", "SHA-256"], markdown=True)

@@ -1,4 +1,4 @@
-"""The measured gain of a training's settings: taken from a comparison, if that is of the same models, data and terms."""
+"""The measured gain of a training's settings, from a comparison of the same models, data and terms."""
 
 from __future__ import annotations
 
