@@ -21,23 +21,28 @@ class EpochLines:
         name: what begins the line, such as `student, stage 2 of 2`.
         later: epochs of the stages that follow.
         seconds: of the epochs so far.
-        logged: the last epoch that has ended.
+        trained: whether an epoch was trained whose line is not logged yet.
     """
 
     def __init__(self, name: str, later: Sequence[int] = ()):
         self.name, self.later = name, sum(later)
         self.seconds: list[float] = []
-        self.logged = -1
+        self.trained = False
 
     def install(self, yolo: Any) -> None:
         """Follow the next training of an Ultralytics model."""
+        yolo.add_callback("on_train_epoch_end", self.on_train_epoch_end)
         yolo.add_callback("on_fit_epoch_end", self.on_fit_epoch_end)
 
+    def on_train_epoch_end(self, _: Any) -> None:
+        """Expect the epoch's validation."""
+        self.trained = True
+
     def on_fit_epoch_end(self, trainer: Any) -> None:
-        """Log the epoch that has ended; Ultralytics calls this once more after the last one."""
-        if trainer.epoch <= self.logged:
+        """Log the epoch that has ended; Ultralytics calls this once more for its last validation."""
+        if not self.trained:
             return
-        self.logged = trainer.epoch
+        self.trained = False
         self.seconds.append(trainer.epoch_time)
         ended, total = trainer.epoch + 1, trainer.epochs
         if host.is_redrawn() and ended * POINTS // total == (ended - 1) * POINTS // total:

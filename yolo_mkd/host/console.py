@@ -1,4 +1,4 @@
-"""Ultralytics' progress bars in output that is no terminal: one line each, and none for epochs, which get lines of ours.
+"""Ultralytics' progress bars in output that is no terminal: one line each, and lines of ours in place of epochs' bars.
 
 Ultralytics redraws its bars with carriage returns wherever it is not on GitHub Actions, also in files and pipes.
 """

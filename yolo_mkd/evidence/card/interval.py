@@ -7,8 +7,9 @@ from typing import Any
 
 from yolo_mkd.chain import Chain
 from yolo_mkd.distill.distiller import TERMS
-from yolo_mkd.evidence.card.text import model_name, without_folders
+from yolo_mkd.evidence.card.text import without_folders
 from yolo_mkd.evidence.compare.tables import difference_text
+from yolo_mkd.evidence.compare.trials import short_labels
 from yolo_mkd.evidence.page import read_json
 from yolo_mkd.settings import KD_OPTIONS, BadInput
 
@@ -29,11 +30,14 @@ def find_intervals(folder: Path, chain: Chain) -> list[list[str]]:
     if not (folder / "compare.json").is_file():
         raise BadInput(f"compare={folder} holds no compare.json: give the folder of a finished comparison")
     comparison = read_json(folder / "compare.json", "compare")
-    teacher, own = comparison["teacher"], chain["teacher"]
-    if not teacher or not own or teacher["sha256"] != own["sha256"]:
+    own = chain["teacher"] or chain["stages"][0]  # a teacher that the chain has trained
+    if not comparison["teacher"] or comparison["teacher"]["sha256"] != own["sha256"]:
         raise BadInput(f"compare={folder} is of another teacher: give one with the same file as teacher=")
     epochs = chain["arguments"].get("epochs", 100)
-    data, student = Path(chain["arguments"]["data"]).stem, model_name(chain["stages"][-1]["model"])
+    data, student = (
+        next(iter(short_labels("compare", [file])))
+        for file in (chain["arguments"]["data"], chain["stages"][-1]["model"])
+    )
     labelled = [r for r in comparison["rows"] if (r["data"], r["student"], r.get("epochs")) == (data, student, epochs)]
     rows = [r for r in labelled if is_method(comparison["settings"].get(r["method"]), chain)]
     if not rows:

@@ -17,7 +17,7 @@ def plain(text: Any) -> str:
 def model_name(file: str) -> str:
     """A model's name: its file's, or that of its run where the file has a name that every run gives."""
     path = Path(file)
-    return path.parts[-3] if path.parent.name == "weights" and len(path.parts) > 2 else path.stem
+    return path.parts[-3] if path.name in {"best.pt", "last.pt"} and len(path.parts) > 2 else path.stem
 
 
 def without_folders(value: Any) -> Any:
