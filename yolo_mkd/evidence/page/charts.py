@@ -82,7 +82,7 @@ def latency_chart(points: Sequence[Point]) -> str:
         axes.set_ylim(low - room, high + room)
         axes.set_xlim(0, 1.1 * max(p.p90_ms or p.p50_ms for p in points))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if high - low < 0.05 else 0))
-        finish(axes, "of the checkpoint's mAP50-95", "latency end to end: p50 [ms], line to p90")
+        finish(axes, "mAP50-95 kept", "latency end to end: p50 [ms], line to p90")
         figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5, handlelength=1.2)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
