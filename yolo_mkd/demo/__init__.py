@@ -115,7 +115,7 @@ def train_students(starts: dict[str, Path], unlabelled: Path, training: dict[str
         Failed: training the student without a teacher failed.
     """
     LOGGER.info("M-KD demo: training the student without a teacher in a second process, beside its distillation")
-    distilled = {"teacher": str(starts["teacher"]), "assistant": "none"}
+    distilled: dict[str, Any] = {"teacher": str(starts["teacher"]), "assistant": "none"}
     distilled |= {"unlabelled": str(unlabelled), "unlabelled_ratio": RATIO}
     with subprocess.Popen(plain_command(starts["student"], training), stdout=subprocess.DEVNULL) as plain:
         try:
