@@ -2,8 +2,8 @@
 
 python benchmarks/demo.py FOLDER [arguments of yolo-mkd compare, such as parallel=2; seeds=8 by default]
 
-FOLDER gets the images, the weights and the comparison `compare`; a second call resumes it. `longer` is plain training
-for as long as distillation costs.
+FOLDER gets the images, the weights and the comparison `compare`; a second call resumes it. A second call with
+methods=longer adds plain training for as long as distillation costs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from yolo_mkd import compare
 from yolo_mkd.demo import LABELLED, RATIO, SEED, TRAINING, UNLABELLED, UNLABELLED_SEED, VAL, copy_weights, scenes
 from yolo_mkd.settings import parse
 
-EPOCHS = 50  # the demo's default
+FIXED = {"epochs": 50, "seeds": 8, "device": "cpu", "workers": 0}  # epochs: the demo's default
 
 
 def main(folder: Path, words: list[str]) -> None:
@@ -29,12 +29,11 @@ def main(folder: Path, words: list[str]) -> None:
     data = scenes.make(folder / "data", LABELLED, VAL, SEED)
     unlabelled = scenes.make_unlabelled(folder / "unlabelled", UNLABELLED, UNLABELLED_SEED)
     starts = copy_weights(folder / "weights")
-    distilled = f"mkd:unlabelled={unlabelled}:unlabelled_ratio={RATIO}"
+    methods = f"plain,mkd:unlabelled={unlabelled}:unlabelled_ratio={RATIO}"
     training = {k: v for k, v in TRAINING.items() if k not in {"plots", "verbose"}}
     compare(
         data=str(data), model=str(starts["student"]), teacher=str(starts["teacher"]), assistant="none",
-        methods=f"plain,longer,{distilled}", epochs=EPOCHS, device="cpu", workers=0, project=str(folder),
-        name="compare", **{**training, "seeds": 8, **given},
+        project=str(folder), name="compare", **{**training, **FIXED, "methods": methods, **given},
     )  # fmt: skip
 
 
