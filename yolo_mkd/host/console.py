@@ -1,4 +1,4 @@
-"""Ultralytics' progress bars in output that is no terminal: one line each, and lines of ours in place of epochs' bars.
+"""Ultralytics' progress bars in output that is not a terminal: one line each, and lines of ours in place of epochs' bars.
 
 Ultralytics redraws its bars with carriage returns wherever it is not on GitHub Actions, also in files and pipes.
 """
@@ -25,13 +25,13 @@ def is_redrawn() -> bool:
 
 
 def bars_in_one_line() -> None:
-    """Let Ultralytics write a progress bar once, at its end, where the output is no terminal."""
+    """Let Ultralytics write a progress bar once, at its end, where the output is not a terminal."""
     tqdm.is_noninteractive_console = lambda: on_github() or not is_redrawn()
 
 
 @contextlib.contextmanager
 def without_epoch_bars() -> Iterator[None]:
-    """Leave out the bars of epochs and their headings where the output is no terminal."""
+    """Leave out the bars of epochs and their headings where the output is not a terminal."""
     if is_redrawn():
         yield
         return
