@@ -1,4 +1,4 @@
-"""Ultralytics' progress bars in output that is not a terminal: one line each, and lines of ours in place of epochs' bars.
+"""Ultralytics' progress bars where the output is not a terminal: one line each, and lines of ours for epochs.
 
 Ultralytics redraws its bars with carriage returns wherever it is not on GitHub Actions, also in files and pipes.
 """
