@@ -207,7 +207,7 @@ def test_another_file_is_no_plan(tmp_path: Path, contents: str, reason: str) -> 
     assert not (tmp_path / "run/plan.json").exists()
 
 
-def exported_file(folder: Path, name: str, p50_ms: float | None, retained: float | None) -> None:
+def exported_file(folder: Path, name: str, p50_ms: float | None, retained: float | None, stable: bool = True) -> None:
     """The reports of an exported file."""
     facts = {"file": name, "bytes": 100, "sha256": f"of {name}", "names": {"0": "cell"}}
     parts = {"format": "onnx", "precision": "fp32", "head": "one2one"}
@@ -217,7 +217,7 @@ def exported_file(folder: Path, name: str, p50_ms: float | None, retained: float
     if p50_ms is not None:
         timed = {
             "schema": "yolo-mkd/time/1", **facts, "provider": "CPUExecutionProvider", "threads": 1,
-            "machine": {"processor": "a processor", "cores": 2}, "drift": {"stable": True},
+            "machine": {"processor": "a processor", "cores": 2}, "drift": {"stable": stable},
             "segments": {"end_to_end": {"p50_ms": p50_ms, "p90_ms": None}},
         }  # fmt: skip
         (folder / f"{name}.time.json").write_text(json.dumps(timed))
@@ -225,12 +225,13 @@ def exported_file(folder: Path, name: str, p50_ms: float | None, retained: float
 
 def test_a_chart_shows_the_accuracy_that_timed_files_keep(tmp_path: Path) -> None:
     exported_file(tmp_path, "a.onnx", 2.0, 1.0)
-    exported_file(tmp_path, "b.onnx", 1.0, 0.97)
+    exported_file(tmp_path, "b.onnx", 1.0, 0.97, stable=False)
     exported_file(tmp_path, "untimed.onnx", None, 0.9)
     exported_file(tmp_path, "unmeasured.onnx", 1.5, None)
     (chart,) = export_charts(tmp_path)
     assert chart.title == "Accuracy kept against latency: a processor, 2 cores"
     assert ["a.onnx, CPU x1" in chart.svg, "b.onnx, CPU x1" in chart.svg] == [True, True]
+    assert chart.caption == "Times that drifted: b.onnx."
     assert "untimed.onnx" not in chart.svg
     assert "unmeasured.onnx" not in chart.svg
     assert "100.0%" in chart.svg

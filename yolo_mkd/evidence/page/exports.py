@@ -62,12 +62,17 @@ def export_charts(folder: Path) -> list[Chart]:
     except BadInput:  # there are no reports
         return []
     points: dict[str, list[Point]] = {}
+    drifting: dict[str, list[str]] = {}
     for row in rows:
         if row["p50_ms"] is not None and row["retained"] is not None:
             own = points.setdefault(row["machine"], [])
             label = f"{row['name']}, {row['runtime']}"
             own.append(Point(label, series(len(own)), row["p50_ms"], row["p90_ms"], row["retained"]))
-    return [Chart(latency_chart(own), f"Accuracy kept against latency: {place}") for place, own in points.items()]
+            if row["stable"] is False:
+                drifting.setdefault(row["machine"], []).append(row["name"])
+    notes = {place: f"Times that drifted: {', '.join(names)}." for place, names in drifting.items()}
+    title = "Accuracy kept against latency"
+    return [Chart(latency_chart(own), f"{title}: {place}", notes.get(place, "")) for place, own in points.items()]
 
 
 HEADERS = ["file", "format", "head", "MB", "mAP50-95", "kept", "p50 ms", "p90 ms", "timed with"]
