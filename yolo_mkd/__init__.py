@@ -24,6 +24,7 @@ HOMES = {
     "time": "deploy.time",
     "bundle": "deploy.bundle",
     "pareto": "deploy.pareto",
+    "write_card": "evidence.card",
     "write_page": "evidence.page",
     "BadInput": "settings",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "pareto",
     "plan",
     "time",
+    "write_card",
     "write_page",
 ]
 

@@ -31,6 +31,9 @@ def train(**arguments: Any) -> None:
     from yolo_mkd import chain
 
     folder, trained = chain.train(**arguments)
+    from yolo_mkd.evidence.card import write_card_after
+
+    write_card_after(folder)
     if trained["arguments"].get("plots", True):
         from yolo_mkd.evidence.page import write_page_after
 
@@ -176,6 +179,18 @@ def report_page(**arguments: Any) -> None:
     print(write_page(**check_names("report", write_page, arguments)))
 
 
+def card(**arguments: Any) -> None:
+    """Write the model card of a training, in Hugging Face's form: data, teacher, method, accuracy, latency, licence.
+
+    yolo-mkd card run=runs/mkd/train compare=runs/mkd/compare
+
+    train writes it at its end; this writes it again once files are exported and timed, or a gain was measured.
+    """
+    from yolo_mkd.evidence.card import write_card
+
+    print(write_card(**check_names("card", write_card, arguments)))
+
+
 def demo(**arguments: Any) -> None:
     """Run the whole chain on generated images, in under ten minutes on two cores.
 
@@ -215,6 +230,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "bundle": bundle,
     "pareto": pareto,
     "report": report_page,
+    "card": card,
     "demo": demo,
     "val": val,
     "predict": predict,
@@ -356,7 +372,8 @@ def function_of(command: str) -> Callable[..., Any]:
         return function
     import yolo_mkd
 
-    found: Callable[..., Any] = getattr(yolo_mkd, "write_page" if command == "report" else command)
+    names = {"report": "write_page", "card": "write_card"}
+    found: Callable[..., Any] = getattr(yolo_mkd, names.get(command, command))
     return found
 
 

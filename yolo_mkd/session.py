@@ -47,6 +47,7 @@ class DistillationSession:
         extractor: the student's hooks; None while it is plain.
         criterion: the student's distilled criterion; None while it is plain.
         unlabelled: the loader of the unlabelled images; None without.
+        shares: the epoch's gradient shares, as loggers get them.
     """
 
     def __init__(self, trainer: Any, teachers: Sequence[str], options: dict[str, Any]):
@@ -64,6 +65,7 @@ class DistillationSession:
         self.extractor: FeatureExtractor | None = None
         self.criterion: Criterion | None = None
         self.unlabelled: UnlabelledLoader | None = None
+        self.shares: dict[str, float] = {}
         self._opened: list[OpenedTeacher] = []
         self._positions: dict[str, Any] = {}
         self._unlabelled_files: list[Path] = []
@@ -265,14 +267,12 @@ class DistillationSession:
             self.end_batch()
         elif event == "on_train_epoch_end":
             self.end_epoch()
-        elif event == "on_train_end":
-            self.draw_shares()
         elif event == "teardown":  # also after an error
             self.detach()
 
     def begin_epoch(self) -> None:
         """Follow the trainer into its next epoch."""
-        self.progress.epoch, self.progress.batch = self.trainer.epoch, 0
+        self.progress.epoch, self.progress.batch, self.shares = self.trainer.epoch, 0, {}
         self.progress.batches = len(self.trainer.train_loader)
         if self.extractor is not None and self.criterion is not None:
             self.criterion.schedule = self.schedule
@@ -327,14 +327,14 @@ class DistillationSession:
         if self.extractor is None or epoch >= schedule.end:
             return
         for distiller in self.distillers:
-            ratios = distiller.balancer.close_epoch()
+            ratios, weight = distiller.balancer.close_epoch(), schedule.weight(epoch + 0.5)
             if host.RANK in {-1, 0}:
-                self.monitor.add(epoch + 1, distiller.teacher.name, schedule.weight(epoch + 0.5), ratios)
+                self.shares |= self.monitor.add(epoch + 1, distiller.teacher.name, weight, ratios)
 
     def draw_shares(self) -> None:
         """Draw the gradient shares, where plots are asked for."""
-        if self.distillers and self.trainer.args.plots:
-            self.monitor.draw()
+        if self.distillers and self.trainer.args.plots and self.monitor.draw():
+            self.trainer.on_plot(self.monitor.png)  # for loggers
 
     def close_mosaic(self) -> None:
         """Close the mosaic of the unlabelled images, as Ultralytics does for the labelled ones."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS
-from yolo_mkd.distill.monitor import BAR_NAMES
+from yolo_mkd.distill.monitor import BAR_NAMES, beside_metrics
 from yolo_mkd.distill.sources import find_teachers, is_boxes
 from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import KD_OPTIONS, BadInput, refuse_unknown, resolve
@@ -160,7 +160,10 @@ class MKDTrainer(host.Ranked, host.DetectionTrainer):
 
     def run_callbacks(self, event: str) -> None:
         """Run an event's callbacks on a plain student, which loggers may copy and pickle, then distillation's own."""
-        with self.kd.plain_student():
+        if event == "on_train_end":
+            self.kd.draw_shares()
+        validated = event == "on_fit_epoch_end" and self.epoch == self.kd.progress.epoch  # it comes after the last too
+        with self.kd.plain_student(), beside_metrics(self, self.kd.shares if validated else {}):
             super().run_callbacks(event)
         self.kd.follow(event)
 

@@ -40,6 +40,15 @@ def test_a_larger_set_begins_with_the_images_of_a_smaller_one(tmp_path) -> None:
     assert small.items() < large.items()
 
 
+def test_images_without_labels_are_others_than_those_of_a_set(tmp_path) -> None:
+    scenes.make(tmp_path / "set", train=3, val=1, seed=0)
+    folder = scenes.make_unlabelled(tmp_path / "unlabelled", 3, seed=2)
+    assert sorted(p.name for p in folder.iterdir()) == ["00000.jpg", "00001.jpg", "00002.jpg"]
+    assert list(tmp_path.rglob("*.txt")) == list((tmp_path / "set").rglob("*.txt"))
+    known = {p.read_bytes() for p in (tmp_path / "set").rglob("*.jpg")}
+    assert known.isdisjoint(p.read_bytes() for p in folder.iterdir())
+
+
 def test_train_and_val_contain_different_images(tmp_path) -> None:
     scenes.make(tmp_path / "set", train=4, val=4)
     pictures = [data for name, data in contents(tmp_path / "set").items() if name.endswith(".jpg")]

@@ -17,7 +17,9 @@ def row(name: str, accuracy: float, p50_ms: float | None = 3.0, p90_ms: float | 
 
 def document(plain: float, distilled: float, **latency: float | None) -> dict:
     rows = [row("teacher", 0.56, 6.2), row("plain student", plain), row("distilled student", distilled, **latency)]
-    return {"imgsz": 160, "names": ["nut", "bolt"], "machine": {"processor": "a processor"}, "rows": rows}
+    pictures = {"train": 48, "unlabelled": 432, "val": 120, "seed": 0}
+    machine = {"processor": "a processor"}
+    return {"imgsz": 160, "names": ["nut", "bolt"], "machine": machine, "pictures": pictures, "rows": rows}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,9 @@ def document(plain: float, distilled: float, **latency: float | None) -> dict:
 )
 def test_the_verdict_names_a_gain_or_a_loss(plain: float, distilled: float, word: str, figure: str) -> None:
     text = summary.summary_table(document(plain, distilled))
-    assert f"The distilled student {word}. " in text
+    assert (
+        f"The distilled student {word}, with the same 48 labelled images, and 432 without labels beside them." in text
+    )
     assert text.splitlines()[4].split() == ["distilled", "-", "plain", figure, figure]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
 
 from yolo_mkd.distill.balance import GradientRatio
-from yolo_mkd.distill.monitor import ShareMonitor
+from yolo_mkd.distill.monitor import ShareMonitor, beside_metrics
 from yolo_mkd.host import LOGGER
 
 
@@ -27,7 +28,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_without_distillation_leaves_neither_table_nor_picture(tmp_path: Path) -> None:
-    ShareMonitor(tmp_path, fresh=True).draw()
+    assert ShareMonitor(tmp_path, fresh=True).draw() is False
     assert list(tmp_path.iterdir()) == []
 
 
@@ -57,6 +58,23 @@ def test_a_term_without_a_finite_gradient_is_named_in_a_warning(
     )
     assert len(warned) == 1
     assert f"in epoch 7 relation (teacher t.pt) had {words}: it has no effect" in warned[0]
+
+
+def test_loggers_get_shares_as_they_act_and_cosines_that_are_finite(tmp_path: Path, warned: list[str]) -> None:
+    ratios = {"soft": GradientRatio(0.4, 0.3), "relation": GradientRatio(math.inf, math.nan)}
+    found = ShareMonitor(tmp_path, fresh=True).add(3, "big/weights/best.pt", 0.5, ratios)
+    assert found == {"kd_share/big_weights_best.pt/soft": 0.2, "kd_cosine/big_weights_best.pt/soft": 0.3}
+
+
+def test_callbacks_find_the_shares_among_the_metrics_and_the_trainer_keeps_its_own() -> None:
+    own = {"metrics/mAP50(B)": 0.5}
+    trainer = SimpleNamespace(metrics=own)
+    with pytest.raises(ValueError, match="of a callback"), beside_metrics(trainer, {"kd_share/t/soft": 0.2}):
+        assert trainer.metrics == {"metrics/mAP50(B)": 0.5, "kd_share/t/soft": 0.2}
+        raise ValueError("of a callback")
+    assert trainer.metrics is own
+    with beside_metrics(SimpleNamespace(), {}):  # an early event, before there are metrics
+        pass
 
 
 def test_the_picture_has_a_panel_for_each_teacher(tmp_path: Path, warned: list[str]) -> None:

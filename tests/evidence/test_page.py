@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from yolo_mkd.evidence.page import objects, training, write_page
 from yolo_mkd.evidence.page.blocks import axis_ends, bar
 from yolo_mkd.evidence.page.comparison import class_lines, first_difference, interval_bars
+from yolo_mkd.evidence.page.exports import export_charts
 from yolo_mkd.evidence.page.looks import inside
 from yolo_mkd.settings import BadInput
 
@@ -171,3 +173,69 @@ def test_what_has_no_page_is_refused(tmp_path: Path, make: bool, plain: str | No
         chain_of(tmp_path / "run")
     with pytest.raises(BadInput, match=reason):
         write_page(tmp_path / "run", plain=plain)
+
+
+def test_the_plan_that_is_given_is_copied_and_its_warnings_are_shown(tmp_path: Path) -> None:
+    chain_of(tmp_path / "run")
+    found = [
+        {"what": "gap", "stage": "student", "text": "the teacher is far"},
+        {"what": "batch", "stage": "", "text": "small"},
+    ]
+    plan = {"schema": "yolo-mkd/plan/1", "answer": "Likely to help.", "warnings": found}
+    (tmp_path / "p.json").write_text(json.dumps(plan))
+    text = write_page(tmp_path / "run", plan=tmp_path / "p.json").read_text()
+    assert "<li>student: the teacher is far</li><li>small</li>" in text
+    assert "Likely to help." in text
+    (tmp_path / "p.json").unlink()
+    assert write_page(tmp_path / "run").read_text() == text
+    assert json.loads((tmp_path / "run/plan.json").read_text()) == plan
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        ("{}", "is not a report of yolo-mkd plan"),
+        ("[", "is damaged"),
+        ('{"schema": "yolo-mkd/plan/1", "answer": "x", "warnings": [{"text": 3}]}', "is damaged"),
+    ],
+)
+def test_another_file_is_no_plan(tmp_path: Path, contents: str, reason: str) -> None:
+    chain_of(tmp_path / "run")
+    (tmp_path / "p.json").write_text(contents)
+    with pytest.raises(BadInput, match=reason):
+        write_page(tmp_path / "run", plan=tmp_path / "p.json")
+    assert not (tmp_path / "run/plan.json").exists()
+
+
+def exported_file(folder: Path, name: str, p50_ms: float | None, retained: float | None, stable: bool = True) -> None:
+    """The reports of an exported file."""
+    facts = {"file": name, "bytes": 100, "sha256": f"of {name}", "names": {"0": "cell"}}
+    parts = {"format": "onnx", "precision": "fp32", "head": "one2one"}
+    accuracy = {"map50_95": 0.4, "retained": retained, "images": 8}
+    report = {"schema": "yolo-mkd/export/1", **facts, **parts, "accuracy": accuracy}
+    (folder / f"{name}.json").write_text(json.dumps(report))
+    if p50_ms is not None:
+        timed = {
+            "schema": "yolo-mkd/time/1", **facts, "provider": "CPUExecutionProvider", "threads": 1,
+            "machine": {"processor": "a processor", "cores": 2}, "drift": {"stable": stable},
+            "segments": {"end_to_end": {"p50_ms": p50_ms, "p90_ms": None}},
+        }  # fmt: skip
+        (folder / f"{name}.time.json").write_text(json.dumps(timed))
+
+
+def test_a_chart_shows_the_accuracy_that_timed_files_keep(tmp_path: Path) -> None:
+    exported_file(tmp_path, "a.onnx", 2.0, 1.0)
+    exported_file(tmp_path, "b.onnx", 1.0, 0.97, stable=False)
+    exported_file(tmp_path, "untimed.onnx", None, 0.9)
+    exported_file(tmp_path, "unmeasured.onnx", 1.5, None)
+    (chart,) = export_charts(tmp_path)
+    assert chart.title == "Accuracy kept against latency: a processor, 2 cores"
+    assert ["a.onnx, CPU x1" in chart.svg, "b.onnx, CPU x1" in chart.svg] == [True, True]
+    assert chart.caption == "Times that drifted: b.onnx."
+    assert "untimed.onnx" not in chart.svg
+    assert "unmeasured.onnx" not in chart.svg
+    assert "100.0%" in chart.svg
+    assert "var(--ink)" in chart.svg
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert export_charts(empty) == []

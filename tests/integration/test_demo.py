@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_demo_trains_exports_times_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("TRAIN", 16), ("VAL", 8), ("TIMED_S", 0.2), ("SHOWN", 2)):
+    for name, value in (("LABELLED", 16), ("UNLABELLED", 12), ("VAL", 8), ("TIMED_S", 0.2), ("SHOWN", 2)):
         monkeypatch.setattr(demo, name, value)
     demo.demo(project=str(tmp_path), epochs=1, json=tmp_path / "copy.json")
     folder = tmp_path / "demo"
@@ -25,13 +25,16 @@ def test_the_demo_trains_exports_times_and_reports(tmp_path: Path, monkeypatch: 
     assert document["schema"] == "yolo-mkd/demo/1"
     assert json.loads((tmp_path / "copy.json").read_text()) == document
     rows = {row["name"]: row for row in document["rows"]}
-    assert list(rows) == ["teacher", "assistant", PLAIN, DISTILLED]
-    assert rows[PLAIN]["parameters"] == rows[DISTILLED]["parameters"] < rows["assistant"]["parameters"]
+    assert list(rows) == ["teacher", PLAIN, DISTILLED]
+    assert rows[PLAIN]["parameters"] == rows[DISTILLED]["parameters"] < rows["teacher"]["parameters"]
+    assert document["pictures"] == {"train": 16, "unlabelled": 12, "val": 8, "seed": 0}
     assert rows["teacher"]["map50_95"] > 0.1
     assert all(row["p50_ms"] > 0 for row in document["rows"])
     assert (folder / "demo.png").stat().st_size > 50_000
-    stages = yaml.safe_load((folder / "chain" / "chain.yaml").read_text())["stages"]
-    assert [s["name"] for s in stages] == ["assistant", "student"]
+    chain = yaml.safe_load((folder / "chain" / "chain.yaml").read_text())
+    assert [s["name"] for s in chain["stages"]] == ["student"]
+    assert Path(chain["knowledge"]["unlabelled"]) == folder / "unlabelled"
+    assert "also used images without labels" in (folder / "report.html").read_text()
     # same start, seed and arguments: only the trainer and the place differ
     plain, distilled = (
         yaml.safe_load((folder / place / "args.yaml").read_text()) for place in ("plain", "chain/student")

@@ -152,4 +152,4 @@ def test_the_page_of_an_old_run_is_made_again_from_what_lies_beside_it(trained: 
         file.unlink()
     assert write_page(moved).read_text() == before.replace(f"<b>{trained.name}</b>", "<b>moved</b>").replace(
         f"<title>{trained.name}:", "<title>moved:"
-    ).replace(str(trained / "plan.json"), str(moved / "plan.json"))
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import yaml
 
 from yolo_mkd import host, report
 from yolo_mkd.chain.document import SCHEMA, Chain, read_chain
+from yolo_mkd.chain.progress import EpochLines
 from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.sources import checksum
@@ -24,6 +26,7 @@ from yolo_mkd.trainer import TRAINERS
 if TYPE_CHECKING:
     from ultralytics import YOLO
 
+Callbacks = dict[str, list[Callable[[Any], None]]]
 ON_RESUME = {"resume", "json", "device", "workers", "batch"}  # arguments that may differ when a chain is resumed
 FIGURES = {  # of the summary's table; a detector among teachers of another task has only the first two
     "map50_95": "mAP50-95",
@@ -45,6 +48,8 @@ class MKD:
     Attributes:
         folder: the chain's folder, once trained.
         chain: the contents of chain.yaml, once trained.
+        results: the metrics of the student, as Ultralytics' own `train` returns them, once trained.
+        callbacks: functions of the trainer by Ultralytics' event, called in every stage.
     """
 
     def __init__(self, model: str | Path | None = None, **arguments: Any):
@@ -58,6 +63,17 @@ class MKD:
         self.arguments = {**({} if model is None else {"model": str(model)}), **arguments}
         self.folder: Path | None = None
         self.chain: Chain | None = None
+        self.results: Any = None
+        self.callbacks: Callbacks = {}
+
+    def add_callback(self, event: str, function: Callable[[Any], None]) -> None:
+        """Call a function with the trainer at an event of every stage, as `add_callback` of an Ultralytics model does.
+
+        Args:
+            event: Ultralytics' name of it, such as `on_fit_epoch_end`.
+            function: takes the trainer; the stage's name is `trainer.args.name`.
+        """
+        self.callbacks.setdefault(event, []).append(function)
 
     def train(self, **arguments: Any) -> YOLO:
         """Train the chain.
@@ -75,9 +91,11 @@ class MKD:
         from ultralytics import YOLO
 
         arguments = {**self.arguments, **arguments}
-        self.folder, self.chain = train(**arguments)
+        self.folder, self.chain, self.results = host.permitting(train_chain)(arguments, self.callbacks)
         with host.trusting(arguments.get("trust", False)):
-            return YOLO(self.chain["stages"][-1]["weights"])
+            student = YOLO(self.chain["stages"][-1]["weights"])
+        student.metrics = self.results  # as after Ultralytics' own training
+        return student
 
 
 @host.permitting
@@ -90,6 +108,21 @@ def train(**arguments: Any) -> tuple[Path, Chain]:
     Returns:
         The chain's folder and the contents of its `chain.yaml`.
     """
+    return train_chain(arguments, {})[:2]
+
+
+def train_chain(arguments: dict[str, Any], callbacks: Callbacks) -> tuple[Path, Chain, Any]:
+    """Train a new chain, or the rest of one.
+
+    Args:
+        arguments: as `train` takes them.
+        callbacks: functions of the trainer by Ultralytics' event, called in every stage.
+
+    Returns:
+        The chain's folder, the contents of its `chain.yaml`, and the metrics of the student's training; None for a
+        chain whose student had been trained already.
+    """
+    arguments, metrics = dict(arguments), None
     json = arguments.pop("json", None)
     report.check_writable("json", json)
     folder, chain = resume(arguments) if arguments.get("resume") else create(arguments)
@@ -99,14 +132,14 @@ def train(**arguments: Any) -> tuple[Path, Chain]:
         try:
             for stage in chain["stages"]:
                 if stage["status"] != "done":
-                    run_stage(folder, chain, stage)
+                    metrics = run_stage(folder, chain, stage, callbacks)
         except KeyboardInterrupt:
             LOGGER.warning(f"M-KD: interrupted; continue with yolo-mkd train resume={shortest(folder)}")
             raise
     LOGGER.info(summary(folder, chain))
     for path in filter(None, (folder / "chain.json", json)):
         report.write(path, "chain", dict(chain))
-    return folder, chain
+    return folder, chain, metrics
 
 
 def create(arguments: dict[str, Any]) -> tuple[Path, Chain]:
@@ -179,8 +212,12 @@ def relocate(folder: Path, stage: Stage) -> None:
     stage["weights"] = str(best)
 
 
-def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
-    """Train one stage, from its start or from its last checkpoint, and write its results into chain.yaml."""
+def run_stage(folder: Path, chain: Chain, stage: Stage, callbacks: Callbacks) -> Any:
+    """Train one stage, from its start or from its last checkpoint, and write its results into chain.yaml.
+
+    Returns:
+        The metrics that Ultralytics' train returns; None where nothing was left to train.
+    """
     from ultralytics import YOLO
 
     done = {s["name"]: s["weights"] for s in chain["stages"] if s["status"] == "done"}
@@ -193,8 +230,9 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]
     distilled = f", distilled from {' and '.join(stage['hears'])}" if teachers else ""
-    LOGGER.info(f"\nM-KD: stage {stage['name']}{distilled}")
-    begun, since = stage["status"] == "running", time.perf_counter()
+    place_in_chain, later = progress_of(chain, stage)
+    LOGGER.info(f"\nM-KD: {place_in_chain}{distilled}")
+    begun, since, metrics = stage["status"] == "running", time.perf_counter(), None
     stage["status"] = "running"
     save(folder, chain)
     place = folder / stage["name"]
@@ -209,12 +247,25 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
             arguments |= {"resume": True, "save_dir": str(place)}  # the folder may have been moved
         yolo = YOLO(place / "weights" / "last.pt" if resumes else stage["model"])
         keeper.install(yolo)
-        yolo.train(**arguments)
+        EpochLines(place_in_chain, later).install(yolo)
+        for event, function in ((e, f) for e, functions in callbacks.items() for f in functions):
+            yolo.add_callback(event, function)
+        with host.without_epoch_bars():
+            metrics = yolo.train(**arguments)
     best = place / "weights" / "best.pt"
     stage["status"], stage["weights"], stage["sha256"] = "done", str(best), report.sha256(best)
     stage["metrics"] = host.metrics(best)
     stage["seconds"] = round(stage.get("seconds", 0) + time.perf_counter() - since, 1)
     save(folder, chain)
+    return metrics
+
+
+def progress_of(chain: Chain, stage: Stage) -> tuple[str, list[int]]:
+    """A stage's name with its place in the chain, and the epochs of each stage after it."""
+    names = [s["name"] for s in chain["stages"]]
+    number = names.index(stage["name"]) + 1
+    epochs = int(chain["arguments"].get("epochs", host.arguments()["epochs"]))
+    return f"{stage['name']}, stage {number} of {len(names)}", [epochs] * (len(names) - number)
 
 
 def save(folder: Path, chain: Chain) -> None:

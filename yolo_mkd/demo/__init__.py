@@ -1,4 +1,4 @@
-"""The demo: the whole chain on a data set that it generates, from a teacher to a checked and timed export."""
+"""The demo: few labels and many images without, on a set that it generates, to a checked and timed export."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from yolo_mkd.settings import Failed, shipped
 # made by this project, see weights/README.md: a trained teacher, and initial weights trained on other images
 WEIGHTS = {
     "teacher": "scenes-teacher-yolo26n.pt",
-    "assistant": "scenes-start-w1875.pt",
     "student": "scenes-start-w125.pt",
 }
-TRAIN, VAL, SEED = 480, 120, 0  # images
+LABELLED, VAL, SEED = 48, 120, 0  # images
+UNLABELLED, UNLABELLED_SEED = 432, 2  # images that neither model was trained on
+RATIO = 3  # of them in a batch for each labelled one
 IMGSZ = 160  # pixels
-# the same for every model, so that only distillation differs
+# the same for both students, so that only distillation differs
 TRAINING = {
-    "imgsz": IMGSZ, "batch": 8, "nbs": 8, "warmup_epochs": 1, "optimizer": "AdamW", "lr0": 0.001, "cos_lr": True,
+    "imgsz": IMGSZ, "batch": 4, "nbs": 4, "warmup_epochs": 1, "optimizer": "AdamW", "lr0": 0.002, "cos_lr": True,
     "mosaic": 0, "close_mosaic": 2, "flipud": 0.5, "cache": "ram", "plots": False, "verbose": False,
 }  # fmt: skip
 TIMED_S = 5.0  # per model
@@ -37,17 +38,18 @@ SHOWN = 3  # images with detections in the plot
 
 
 def demo(
-    project: str | None = None, name: str = "demo", epochs: int = 12, json: str | Path | None = None
+    project: str | None = None, name: str = "demo", epochs: int = 50, json: str | Path | None = None
 ) -> dict[str, Any]:
-    """Generate a data set, distil a student from a shipped teacher through an assistant, and summarise the results.
+    """Generate a data set of few labels, distil a student from a shipped teacher, and summarise the results.
 
-    The same student is also trained without a teacher, with the same initial weights, seed and epochs. Teacher,
-    assistant and both students are exported, checked and timed on this machine's CPU.
+    Distillation also uses generated images without labels, which training without a teacher cannot. The same student is
+    trained without one too, with the same initial weights, seed, labelled images and epochs. Teacher and both students
+    are exported, checked and timed on this machine's CPU.
 
     Args:
         project: folder for the demo's folder, by default Ultralytics' runs folder.
         name: of the demo's new folder: demo, demo2, ...
-        epochs: of each of the three trainings.
+        epochs: of both trainings, each a pass over the labelled images.
         json: a copy of the report, which is written as demo.json.
 
     Returns:
@@ -55,14 +57,17 @@ def demo(
     """
     started = time.perf_counter()
     folder = host.run_folder(project, name, exist_ok=False)
-    LOGGER.info(f"M-KD demo: generating {TRAIN} train and {VAL} val images of hardware in {folder / 'data'}")
-    data = scenes.make(folder / "data", TRAIN, VAL, SEED)
+    LOGGER.info(
+        f"M-KD demo: generating images of hardware in {folder}: {LABELLED} labelled, {UNLABELLED} without labels, "
+        f"{VAL} val"
+    )
+    data = scenes.make(folder / "data", LABELLED, VAL, SEED)
+    unlabelled = scenes.make_unlabelled(folder / "unlabelled", UNLABELLED, UNLABELLED_SEED)
     starts = copy_weights(folder / "weights")
     training = {**TRAINING, "data": str(data), "epochs": epochs, "project": str(folder)}
-    record = train_students(starts, training)
+    record = train_students(starts, unlabelled, training)
     models = {
         "teacher": starts["teacher"],
-        "assistant": Path(record["stages"][0]["weights"]),
         PLAIN: folder / "plain" / "weights" / "best.pt",
         DISTILLED: Path(record["stages"][-1]["weights"]),
     }
@@ -70,7 +75,7 @@ def demo(
         "command": f"yolo-mkd demo epochs={epochs}",
         "imgsz": IMGSZ,
         "names": list(scenes.CLASSES),
-        "pictures": {"train": TRAIN, "val": VAL, "seed": SEED},
+        "pictures": {"train": LABELLED, "unlabelled": UNLABELLED, "val": VAL, "seed": SEED},
         "training": {**TRAINING, "epochs": epochs},
         "knowledge": record["knowledge"],
         "rows": measure_models(models, data),
@@ -95,11 +100,12 @@ def copy_weights(folder: Path) -> dict[str, Path]:
     return {model: Path(shutil.copy(shipped("weights") / file, folder / file)) for model, file in WEIGHTS.items()}
 
 
-def train_students(starts: dict[str, Path], training: dict[str, Any]) -> chain.Chain:
+def train_students(starts: dict[str, Path], unlabelled: Path, training: dict[str, Any]) -> chain.Chain:
     """Train the chain, and beside it the student without a teacher in a second process.
 
     Args:
-        starts: initial weights of each model.
+        starts: weights of each model.
+        unlabelled: folder of images for distillation alone.
         training: arguments of Ultralytics' train.
 
     Returns:
@@ -108,11 +114,12 @@ def train_students(starts: dict[str, Path], training: dict[str, Any]) -> chain.C
     Raises:
         Failed: training the student without a teacher failed.
     """
-    LOGGER.info("M-KD demo: training the student without a teacher in a second process, beside the chain")
-    models = {argument: str(starts[argument]) for argument in ("teacher", "assistant")}
+    LOGGER.info("M-KD demo: training the student without a teacher in a second process, beside its distillation")
+    distilled: dict[str, Any] = {"teacher": str(starts["teacher"]), "assistant": "none"}
+    distilled |= {"unlabelled": str(unlabelled), "unlabelled_ratio": RATIO}
     with subprocess.Popen(plain_command(starts["student"], training), stdout=subprocess.DEVNULL) as plain:
         try:
-            _, record = chain.train(model=str(starts["student"]), **models, name="chain", **training)
+            _, record = chain.train(model=str(starts["student"]), **distilled, name="chain", **training)
         except BaseException:
             plain.terminate()
             raise

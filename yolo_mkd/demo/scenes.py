@@ -69,14 +69,29 @@ def make(folder: str | Path, train: int = 480, val: int = 120, seed: int = 0) ->
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
         for index in range(count):
-            image, boxes, _ = scene(seed, split, index)
-            cv2.imwrite(str(images / f"{index:05d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+            boxes = write_image(images, seed, split, index)
             (labels / f"{index:05d}.txt").write_text("".join(map(label_line, boxes)), encoding="utf-8")
     names = dict(enumerate(CLASSES))
     document = {"path": str(folder), **{split: f"images/{split}" for split in SPLITS}, "names": names}
     path = folder / "scenes.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return path
+
+
+def make_unlabelled(folder: str | Path, count: int, seed: int) -> Path:
+    """Write images without labels to a new folder, and return it; a seed of its own gives images that no set has."""
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True)
+    for index in range(count):
+        write_image(folder, seed, "train", index)
+    return folder
+
+
+def write_image(folder: Path, seed: int, split: str, index: int) -> np.ndarray:
+    """Write one image to a folder, and return its boxes as `scene` does."""
+    image, boxes, _ = scene(seed, split, index)
+    cv2.imwrite(str(folder / f"{index:05d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return boxes
 
 
 def label_line(box: np.ndarray) -> str:

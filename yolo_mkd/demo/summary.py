@@ -40,6 +40,7 @@ class Summary(TypedDict):
         imgsz: image size at which accuracy and latency were measured [pixels].
         names: the classes, in order.
         machine: as `report.machine` returns it.
+        pictures: numbers of images: train (labelled), unlabelled and val, and the seed of the labelled ones.
         rows: of the models, `plain student` and `distilled student` among them.
         minutes: duration of the demo.
     """
@@ -47,6 +48,7 @@ class Summary(TypedDict):
     imgsz: int
     names: list[str]
     machine: dict[str, Any]
+    pictures: dict[str, int]
     rows: list[ModelRow]
     minutes: float
 
@@ -92,14 +94,16 @@ def summary_table(document: Summary) -> str:
 
 
 def verdict(document: Summary) -> str:
-    """The difference that distillation made, and that one seed proves nothing, in two sentences."""
+    """The difference that distillation made, what both were trained on, and that one seed proves nothing."""
     plain, distilled = students(document)
     change = distilled["map50_95"] - plain["map50_95"]
     if abs(change) < 0.0005:  # not visible in three decimals
         found = "is as accurate as"
     else:
         found = f"{'gained' if change > 0 else 'lost'} {abs(change):.3f} mAP50-95 against"
-    return f"The distilled student {found} the plain one. One seed, no interval: no evidence either way."
+    data = document["pictures"]
+    same = f"with the same {data['train']} labelled images, and {data['unlabelled']} without labels beside them"
+    return f"The distilled student {found} the plain one, {same}. One seed, no interval: no evidence either way."
 
 
 def students(document: Summary) -> tuple[ModelRow, ModelRow]:

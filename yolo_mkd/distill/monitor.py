@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from yolo_mkd.distill.balance import GradientRatio
 from yolo_mkd.distill.distiller import TERMS, Distiller
@@ -44,7 +46,7 @@ class ShareMonitor:
         if fresh:
             self.csv.unlink(missing_ok=True)
 
-    def add(self, epoch: int, teacher: str, weight: float, ratios: dict[str, GradientRatio]) -> None:
+    def add(self, epoch: int, teacher: str, weight: float, ratios: dict[str, GradientRatio]) -> dict[str, float]:
         """Append one epoch of one teacher, and warn of terms without a finite gradient.
 
         Args:
@@ -52,6 +54,9 @@ class ShareMonitor:
             teacher: its name.
             weight: the schedule's weight in the middle of the epoch.
             ratios: each term's mean share at full weight, and cosine.
+
+        Returns:
+            The same for loggers, as `logged_shares`.
         """
         begun = self.csv.exists()
         with open(self.csv, "a", newline="", encoding="utf-8") as f:
@@ -64,11 +69,12 @@ class ShareMonitor:
             if not r.strength or not math.isfinite(r.strength):
                 kind = "no gradient" if r.strength == 0 else "a gradient that is not finite"
                 LOGGER.warning(f"M-KD: in epoch {epoch} {term} (teacher {teacher}) had {kind}: it has no effect")
+        return logged_shares(teacher, weight, ratios)
 
-    def draw(self) -> None:
-        """Draw each term's share over the epochs, as it acted: times the weight."""
+    def draw(self) -> bool:
+        """Draw each term's share over the epochs, as it acted: times the weight; whether there was anything to draw."""
         if not self.csv.exists():
-            return
+            return False
         import matplotlib.pyplot as plt
 
         with open(self.csv, encoding="utf-8") as f:
@@ -87,6 +93,35 @@ class ShareMonitor:
         figure.tight_layout()
         figure.savefig(self.png, dpi=150)
         plt.close(figure)
+        return True
+
+
+def logged_shares(teacher: str, weight: float, ratios: dict[str, GradientRatio]) -> dict[str, float]:
+    """Figures for loggers: the share of each term as it acted, and its cosine; without those that are not finite.
+
+    Args:
+        teacher: its name, which is part of theirs: kd_share/TEACHER/soft.
+        weight: the schedule's weight in the middle of the epoch.
+        ratios: each term's mean share at full weight, and cosine.
+    """
+    whose = re.sub(r"[^\w.-]+", "_", teacher)
+    found = {f"kd_share/{whose}/{term}": weight * r.strength for term, r in ratios.items()}
+    found |= {f"kd_cosine/{whose}/{term}": r.cosine for term, r in ratios.items()}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+@contextmanager
+def beside_metrics(trainer: Any, shares: Mapping[str, float]) -> Iterator[None]:
+    """Let callbacks, those of loggers among them, find the shares in the trainer's metrics; results.csv has none."""
+    if not shares:
+        yield
+        return
+    metrics = trainer.metrics
+    trainer.metrics = {**metrics, **shares}
+    try:
+        yield
+    finally:
+        trainer.metrics = metrics
 
 
 # Before training

@@ -9,6 +9,7 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_mkd.host.checkpoints import CheckpointKeeper
+from yolo_mkd.host.console import bars_in_one_line, is_redrawn, without_epoch_bars
 from yolo_mkd.host.exact import ContinuedSampler
 from yolo_mkd.host.files import (
     arguments,
@@ -68,6 +69,7 @@ from yolo_mkd.host.shapes import shared_multiple, widen_shapes
 from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
 
 load_safely()
+bars_in_one_line()
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -110,6 +112,7 @@ __all__ = [
     "head",
     "image_shape",
     "images_in",
+    "is_redrawn",
     "keep_graphs",
     "layer",
     "load_detector",
@@ -137,6 +140,7 @@ __all__ = [
     "unwrap_model",
     "widen_shapes",
     "with_cfg_file",
+    "without_epoch_bars",
     "write_architecture",
     "write_tensors",
 ]

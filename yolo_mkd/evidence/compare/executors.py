@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from yolo_mkd import host, report
+from yolo_mkd.chain.progress import duration_text
 from yolo_mkd.evidence.compare.schema import TrialResult
 from yolo_mkd.evidence.compare.trials import LOG, RESULT, Trial, load_result, write_task
 from yolo_mkd.host import LOGGER
@@ -202,6 +203,7 @@ def run_trials(root: Path, trials: Sequence[Trial], executor: Executor) -> dict[
                     write_failure(root / trial.name, why)
                     results[trial.name] = progress.finish(root, trial)
                 else:
+                    progress.start(root, trial)
                     running[executor.submit(root / trial.name)] = trial
             if running:
                 handle, why = executor.wait_any(list(running))
@@ -219,11 +221,17 @@ class TrialProgress:
 
     def __init__(self, trials: Sequence[Trial], results: Mapping[str, TrialResult], slots: int):
         self.total, self.slots = len(trials), slots
+        self.started = len(results)
         self.remaining = [t for t in trials if t.name not in results]
         self.durations: dict[str, list[float]] = {}  # by method [s]
         for trial in trials:
             if trial.name in results and results[trial.name]["status"] == "done":
                 self.durations.setdefault(trial.method, []).append(results[trial.name]["whole_s"])
+
+    def start(self, root: Path, trial: Trial) -> None:
+        """Log that a trial starts, and where its own log is."""
+        self.started += 1
+        LOGGER.info(f"M-KD: trial {self.started} of {self.total} starts: {title(trial)}, {root / trial.name / LOG}")
 
     def finish(self, root: Path, trial: Trial) -> TrialResult:
         """Log the result of a trial, and return it."""
@@ -235,9 +243,8 @@ class TrialProgress:
             outcome = f"mAP50-95 {found['best']['map50_95']:.3f} in {duration_text(found['whole_s'])}"
         else:
             outcome = f"FAILED: {found['reason']} (see {root / trial.name / LOG})"
-        count = f"trial {self.total - len(self.remaining)} of {self.total}"
-        name = f"{trial.data} {trial.student} {trial.method} seed {trial.seed}"
-        LOGGER.info(f"M-KD: {count}: {name}: {outcome}{self.time_left()}")
+        count = f"{self.total - len(self.remaining)} of {self.total} trials done"
+        LOGGER.info(f"M-KD: {count}: {title(trial)}: {outcome}{self.time_left()}")
         return found
 
     def time_left(self) -> str:
@@ -249,8 +256,6 @@ class TrialProgress:
         return f"; about {duration_text(total / min(self.slots, len(self.remaining)))} left"
 
 
-def duration_text(seconds: float) -> str:
-    """A duration with its unit: s below 90 s, min below 90 min, else h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def title(trial: Trial) -> str:
+    """What a trial trains, for the log."""
+    return f"{trial.data} {trial.student} {trial.method} seed {trial.seed}"

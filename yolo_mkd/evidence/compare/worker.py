@@ -19,6 +19,7 @@ from ultralytics import YOLO
 
 from yolo_mkd import chain, host, report
 from yolo_mkd.cache.unlabelled import filter_images, find_images, held_out, listed
+from yolo_mkd.chain.progress import EpochLines
 from yolo_mkd.evidence.compare.findings import nms_free_map
 from yolo_mkd.evidence.compare.pseudo_labels import label_images
 from yolo_mkd.evidence.compare.schema import CheckpointScores, CurvePoint, HeadScores
@@ -133,7 +134,9 @@ def train_stock(arguments: dict[str, Any]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         yolo, more = YOLO(arguments["model"]), {k: v for k, v in arguments.items() if k != "model"}
     keeper.install(yolo)
-    yolo.train(**more)
+    EpochLines("student").install(yolo)
+    with host.without_epoch_bars():
+        yolo.train(**more)
     return folder
 
 

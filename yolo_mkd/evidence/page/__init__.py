@@ -18,7 +18,7 @@ from yolo_mkd.evidence.page import looks as look
 from yolo_mkd.evidence.page.blocks import Page, data_uri
 from yolo_mkd.evidence.page.charts import ROLES
 from yolo_mkd.evidence.page.comparison import comparison_page, first_difference, planned
-from yolo_mkd.evidence.page.exports import export_tables, plan_warnings
+from yolo_mkd.evidence.page.exports import add_plan, export_charts, export_tables, plan_warnings
 from yolo_mkd.evidence.page.looks import LookRequest, ModelFile
 from yolo_mkd.evidence.page.schema import Looks
 from yolo_mkd.evidence.page.training import layer_name, training_page
@@ -48,7 +48,7 @@ class Sources:
     notes: list[str] = field(default_factory=list)
 
 
-def write_page(run: str | Path, plain: str | Path | None = None) -> Path:
+def write_page(run: str | Path, plain: str | Path | None = None, plan: str | Path | None = None) -> Path:
     """Write report.html of a run: one file with everything in it, which opens from disk.
 
     What the models compute for validation images is measured once and stored in the folder `report`; later calls draw
@@ -57,6 +57,8 @@ def write_page(run: str | Path, plain: str | Path | None = None) -> Path:
     Args:
         run: the folder of a training, a comparison or a demo.
         plain: a checkpoint of the same student trained without a teacher, to compare the student of a training with.
+        plan: the file that yolo-mkd plan wrote with json= before the training, for its warnings; it is copied to the
+            run's folder.
 
     Returns:
         The page's file.
@@ -65,6 +67,10 @@ def write_page(run: str | Path, plain: str | Path | None = None) -> Path:
         BadInput: the folder holds no run, or a file of it cannot be read.
     """
     sources = find_sources(file_path("run", run, "runs/mkd/train"), plain)
+    if plan is not None:
+        if sources.kind == "comparison":
+            raise BadInput("plan= is for the report of a training: a comparison has no plan")
+        add_plan(sources.folder, file_path("plan", plan, "plan.json"))
     found, note = find_looks(sources)
     if sources.kind == "comparison":
         page = comparison_page(sources.folder, cast(Comparison, sources.document))
@@ -76,7 +82,7 @@ def write_page(run: str | Path, plain: str | Path | None = None) -> Path:
     if found:
         place = sources.folder / look.FOLDER
         page.pictures = {file.name: data_uri(file) for file in sorted(place.glob("*.jpg"))}
-    page.exports = export_tables(sources.folder)
+    page.exports, page.export_charts = export_tables(sources.folder), export_charts(sources.folder)
     return reports.write_text(sources.folder / FILE, render(page))
 
 

@@ -103,6 +103,7 @@ class Page:
         pictures: the files beside looks.json as data URIs, by name.
         looks_note: what the looks are of, or why there are none.
         exports: tables of exported files.
+        export_charts: the accuracy that they keep against their latency.
         warnings: of the plan.
         plan: how the plan was found, or how to make one.
         notes: of the comparison.
@@ -127,6 +128,7 @@ class Page:
     pictures: dict[str, str] = field(default_factory=dict)
     looks_note: str = ""
     exports: list[PageTable] = field(default_factory=list)
+    export_charts: list[Chart] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     plan: str = ""
     notes: list[str] = field(default_factory=list)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROLES = ("teacher", "assistant", "plain", "start", "student")
 INK, GRID = "#010101", "#020202"  # stand for the page's text and rules
@@ -18,6 +21,11 @@ VARIABLES = {  # what each of them becomes in the page
     **{colour: f"var(--series{i})" for i, colour in enumerate(SERIES)},
 }
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))  # of the first eight lines, the next eight, ...
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE = {
+    **{"svg.fonttype": "none", "svg.hashsalt": "latency", "font.size": 9, "text.color": INK, "axes.labelcolor": INK},
+    **{"xtick.color": INK, "ytick.color": INK, "axes.edgecolor": GRID, "grid.color": GRID},
+}
 SIZE = (4.9, 3.1)  # inches: as wide as a phone's screen at the size of its text
 
 
@@ -41,6 +49,56 @@ def role_colour(role: str) -> str:
     return ROLE_COLOURS.get(role.rstrip("0123456789"), INK)
 
 
+class Point(NamedTuple):
+    """One file of a chart of accuracy against latency."""
+
+    label: str
+    colour: str
+    p50_ms: float
+    p90_ms: float | None
+    kept: float  # of the checkpoint's accuracy, 1 is all
+
+
+def latency_chart(points: Sequence[Point]) -> str:
+    """Draw the share of accuracy that files keep against their latency as SVG; empty where there is nothing to draw."""
+    if not points:
+        return ""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.subplots()
+        for i, point in enumerate(points):
+            x, y = point.p50_ms, point.kept
+            if point.p90_ms is not None:
+                axes.plot([x, point.p90_ms], [y, y], color=point.colour, linewidth=1.3)
+            marker = MARKERS[i % len(MARKERS)]
+            axes.plot(x, y, marker, color=point.colour, markersize=7, linestyle="", label=point.label)
+        low, high = min(p.kept for p in points), max(1.0, *(p.kept for p in points))
+        room = max(0.15 * (high - low), 0.004)
+        axes.axhline(1, color=INK, linewidth=0.8)
+        axes.set_ylim(low - room, high + room)
+        axes.set_xlim(0, 1.1 * max(p.p90_ms or p.p50_ms for p in points))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if high - low < 0.05 else 0))
+        finish(axes, "mAP50-95 kept", "latency end to end: p50 [ms], line to p90")
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5, handlelength=1.2)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return embedded(buffer.getvalue(), "accuracy kept against latency")
+
+
+def finish(axes: Axes, vertical: str, horizontal: str) -> None:
+    """Name the axes, and leave only horizontal rules."""
+    axes.set_ylabel(vertical)
+    axes.set_xlabel(horizontal)
+    axes.grid(axis="y", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+
+
 def line_chart(lines: Sequence[Line], meaning: str, log: bool = False, zero: bool = False) -> str:
     """Draw lines over epochs as SVG.
 
@@ -59,9 +117,7 @@ def line_chart(lines: Sequence[Line], meaning: str, log: bool = False, zero: boo
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    look = {"svg.fonttype": "none", "svg.hashsalt": meaning, "font.size": 9, "text.color": INK, "axes.labelcolor": INK}
-    look |= {"xtick.color": INK, "ytick.color": INK, "axes.edgecolor": GRID, "grid.color": GRID}
-    with matplotlib.rc_context(look):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": meaning}):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         for i, line in enumerate(lines):
@@ -78,13 +134,8 @@ def line_chart(lines: Sequence[Line], meaning: str, log: bool = False, zero: boo
             axes.axhline(0, color=INK, linewidth=0.8)
         if log:
             axes.set_yscale("log")
-        axes.set_ylabel(meaning)
-        axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        axes.grid(axis="y", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0)
+        finish(axes, meaning, "epoch")
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8.5, handlelength=1.6)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

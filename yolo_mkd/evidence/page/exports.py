@@ -7,11 +7,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from yolo_mkd import documents, report
 from yolo_mkd.deploy.pareto.rows import ParetoRow, join_reports, read_report, report_files, report_kind
-from yolo_mkd.evidence.page.blocks import PageTable
+from yolo_mkd.evidence.page.blocks import Chart, PageTable
+from yolo_mkd.evidence.page.charts import Point, latency_chart, series
 from yolo_mkd.settings import BadInput
 
+PLAN, PLAN_ADVICE = "plan.json", "give the file that yolo-mkd plan wrote with json="
 WORST = 5  # images a file
+
+
+class PlanWarning(TypedDict):
+    """One warning of a plan; without a stage it is about the whole run."""
+
+    stage: str | None
+    text: str
+
+
+class PlanOnPage(TypedDict):
+    """What a page shows of a plan."""
+
+    answer: str
+    warnings: list[PlanWarning]
 
 
 def export_tables(folder: Path) -> list[PageTable]:
@@ -33,6 +53,26 @@ def export_tables(folder: Path) -> list[PageTable]:
         headers = ["image", "file", "unmatched", "lowest IoU", "largest score difference"]
         tables.append(PageTable("Worst images", headers, worst, "Those with most unmatched detections first."))
     return [table for table in tables if table.rows]
+
+
+def export_charts(folder: Path) -> list[Chart]:
+    """The share of accuracy that each timed file keeps against its latency, a chart for each machine that timed."""
+    try:
+        rows = joined(report_files([folder]))
+    except BadInput:  # there are no reports
+        return []
+    points: dict[str, list[Point]] = {}
+    drifting: dict[str, list[str]] = {}
+    for row in rows:
+        if row["p50_ms"] is not None and row["retained"] is not None:
+            own = points.setdefault(row["machine"], [])
+            label = f"{row['name']}, {row['runtime']}"
+            own.append(Point(label, series(len(own)), row["p50_ms"], row["p90_ms"], row["retained"]))
+            if row["stable"] is False:
+                drifting.setdefault(row["machine"], []).append(row["name"])
+    notes = {place: f"Times that drifted: {', '.join(names)}." for place, names in drifting.items()}
+    title = "Accuracy kept against latency"
+    return [Chart(latency_chart(own), f"{title}: {place}", notes.get(place, "")) for place, own in points.items()]
 
 
 HEADERS = ["file", "format", "head", "MB", "mAP50-95", "kept", "p50 ms", "p90 ms", "timed with"]
@@ -95,13 +135,28 @@ def extremes(figures: dict[str, Any]) -> list[str]:
     return ["" if iou is None else f"{iou:.4f}", "" if score is None else f"{score:.1e}"]
 
 
+def add_plan(folder: Path, plan: Path) -> None:
+    """Copy a plan into a run's folder, where the page finds it, also later.
+
+    Raises:
+        BadInput: the file is not a plan.
+    """
+    named = f"plan={plan}"
+    found = documents.read_json(plan, named, PLAN_ADVICE)
+    if report_kind(found) != "plan":
+        raise BadInput(f"{named} is not a report of yolo-mkd plan: {PLAN_ADVICE}")
+    documents.validated(TypeAdapter(PlanOnPage), found, named, PLAN_ADVICE)
+    report.write_text(folder / PLAN, plan.read_text(encoding="utf-8"))
+
+
 def plan_warnings(folder: Path) -> tuple[list[str], str]:
     """The warnings of the plan in a run's folder, and where they come from or how to have them."""
-    file = folder / "plan.json"
+    file = folder / PLAN
     if not file.is_file():
         return (
             [],
-            f"no plan.json in this folder: yolo-mkd plan with the arguments of the training and json={file} writes it",
+            "no plan in this folder: yolo-mkd plan with the arguments of the training and json=plan.json writes one, "
+            "and yolo-mkd report with plan=plan.json adds it",
         )
     found = json.loads(file.read_text(encoding="utf-8"))
     lines = [f"{w['stage'] + ': ' if w['stage'] else ''}{w['text']}" for w in found["warnings"]]

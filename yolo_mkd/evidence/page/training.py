@@ -18,6 +18,7 @@ from yolo_mkd.evidence.page.charts import Line, line_chart, role_colour, series
 from yolo_mkd.evidence.page.schema import Looks, ModelLook
 from yolo_mkd.settings import KD_OPTIONS, BadInput, resolve
 
+UNLABELLED = "Distillation also used images without labels, which training without a teacher cannot."
 MOST_CLASSES = 3  # named at each end
 MAP = "metrics/mAP50-95(B)"
 Columns = dict[str, list[float]]
@@ -117,6 +118,8 @@ def answer(page: Page, chain: Chain, looks: Looks | None) -> None:
             "One run of each. A difference without an interval is not evidence: yolo-mkd compare measures one over "
             "several seeds."
         )
+        if chain["knowledge"].get("unlabelled"):
+            page.caveat += f" {UNLABELLED}"
         page.tiles.append(Tile(f"{change:+.3f}", "against plain", f"plain {plain['map50_95']:.3f}, one seed"))
     elif teacher and teacher.get("map50_95"):
         page.answer = (
