@@ -60,7 +60,7 @@ class Pair:
         extractor.hooks.remove()
         self.teacher = live.infer(self.images)
         weights = {b: torch.rand(classes) + 0.5 for b in self.distiller.match.branches}
-        self.weights = LossWeights(branches={b: 0.5 for b in weights}, classes=weights)
+        self.classes = weights
         self.targets = Targets(torch.rand(4 * batch, 4), torch.arange(4 * batch) // 4)
 
     def outputs(self) -> Knowledge:
@@ -68,11 +68,18 @@ class Pair:
         branches = {n: Outputs(leaf(o.logits), leaf(o.distances)) for n, o in self.given.branches.items()}
         return Knowledge(branches, {r: leaf(f) for r, f in self.given.features.items()}, self.given.levels)
 
+    def weights(self) -> LossWeights:
+        """The loss weights of a new batch, as the criterion makes them."""
+        found = LossWeights(branches={b: 0.5 for b in self.classes}, classes=self.classes)
+        if hasattr(found, "part"):  # the class loss of another checkout may compute all anchors
+            found.part = 0
+        return found
+
     def parts(self) -> dict[str, Callable[[Knowledge], Tensor]]:
         """What is measured, as functions of the student's outputs: each term, all together, the student itself."""
 
         def together(ks: Knowledge) -> Tensor:
-            losses = self.distiller.losses(ks, self.teacher, self.targets, self.weights)
+            losses = self.distiller.losses(ks, self.teacher, self.targets, self.weights())
             return torch.stack(list(losses.values())).sum()
 
         def step(ks: Knowledge) -> Tensor:
@@ -80,7 +87,7 @@ class Pair:
             return torch.stack([x.square().mean() for x in tensors(raw)]).sum()
 
         def single(loss: Any) -> Callable[[Knowledge], Tensor]:
-            return lambda ks: loss(ks, self.teacher, self.targets, self.weights)
+            return lambda ks: loss(ks, self.teacher, self.targets, self.weights())
 
         terms = {t.name: single(t.loss) for t in self.distiller.acting}
         return {**terms, "together": together, "student": step}
