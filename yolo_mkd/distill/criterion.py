@@ -97,7 +97,7 @@ class Criterion:
     @property
     def on(self) -> bool:
         """Whether the next batch is distilled."""
-        return self.progress.now < self.schedule.end
+        return self.progress.now < self.schedule.end and self.step % self.schedule.every == 0
 
     @property
     def weight(self) -> float:
@@ -135,6 +135,7 @@ class Criterion:
         Returns:
             The detection loss vector with the distillation loss appended (times the batch size, as Ultralytics has
             it), and the named items: the detection loss's, then each term's own loss as `kd/name`, then `kd/weight`.
+            Where one batch of k is distilled, its terms and their items are k times as large, so that means are right.
 
         Raises:
             FloatingPointError: a term was NaN or infinite in 20 batches in a row.
@@ -149,10 +150,11 @@ class Criterion:
                 kt = distiller.teacher({**batch, "preds": preds})
             with self.section("terms"), torch.autocast(images.device.type, enabled=False):  # terms need full precision
                 values, total = self._distil(distiller, preds, kt, batch, loss.sum() / labelled)
-            loss = torch.cat([loss, total.view(1) * labelled])
+            values = {name: value.detach() * self.schedule.every for name, value in values.items()}
+            loss = torch.cat([loss, total.view(1) * (labelled * self.schedule.every)])
         self.step += 1
         zero = loss.new_zeros(())
-        items = {**items, **{f"kd/{name}": values.get(name, zero).detach() for name in self.columns}}
+        items = {**items, **{f"kd/{name}": values.get(name, zero) for name in self.columns}}
         return loss, {**items, "kd/weight": zero + self.weight}
 
     def _distil(
