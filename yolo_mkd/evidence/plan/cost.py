@@ -63,7 +63,8 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
 
     Returns:
         Seconds of a step with and without teachers, what the teachers add to the mean step of a distilled epoch [%],
-        hours of the run, of a plain one and of one that finds its record complete. Steps are scaled from the probe's batch by the number of images.
+        hours of the run, of a plain one and of one that finds its record complete. Steps are scaled from the probe's
+        batch by the number of images.
     """
     scale = run.batch / probed["batch"]
     plain, taught = probed["plain"]["step_s"] * scale, probed["taught"].get("step_s", 0.0) * scale * run.joined
