@@ -126,9 +126,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     """Latency side by side, and the share of each part, in Markdown."""
     parts = sorted({p for r in rows for p in r["parts_ms"]}, key=lambda p: -rows[0]["parts_ms"].get(p, 0.0))
     heads = ["model", "px", "parameters", "ms", "x the first"]
-    whole = [
-        [r["model"], str(r["imgsz"]), f"{r['parameters']:,}", f"{r['ms']:.2f}", f"{r['ratio']:.2f}"] for r in rows
-    ]
+    whole = [[r["model"], str(r["imgsz"]), f"{r['parameters']:,}", f"{r['ms']:.2f}", f"{r['ratio']:.2f}"] for r in rows]
     shares = []
     for r in rows:
         total = sum(r["parts_ms"].values())
