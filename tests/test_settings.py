@@ -88,6 +88,8 @@ def test_every_default_has_a_meaning_and_the_text_of_its_value() -> None:
         ({"until": "end"}, "until=end must be a number greater than 0 and at most 1, for example until=0.5"),
         ({"until": math.nan}, "until=nan must be a finite number greater than 0 and at most 1, for example until=0.5"),
         ({"until": None}, "until=None must be a number greater than 0 and at most 1, for example until=0.5"),
+        ({"teacher_every": 0}, "teacher_every=0 must be at least 1, for example teacher_every=4"),
+        ({"teacher_every": 1.5}, "teacher_every=1.5 must be a whole number of at least 1, for example teacher_every=4"),
         ({"soft_pw": 1.5}, "soft_pw=1.5 must be between 0 and 1, for example soft_pw=0.5"),
         ({"soft_pw": False}, "soft_pw=False must be a number between 0 and 1, for example soft_pw=0.5"),
         ({"soft_pw": [0.5]}, "soft_pw=[0.5] must be a number between 0 and 1, for example soft_pw=0.5"),

@@ -80,8 +80,8 @@ class DistillationSession:
     @property
     def schedule(self) -> Schedule:
         """The schedule of the run as its length is known now: a run that is given hours learns it as it goes."""
-        args = self.trainer.args
-        return Schedule.of(self.trainer.epochs, args.warmup_epochs, self.options["until"])
+        options, warmup = self.options, self.trainer.args.warmup_epochs
+        return Schedule.of(self.trainer.epochs, warmup, options["until"], options["teacher_every"])
 
     @property
     def teacher_imgsz(self) -> int:
@@ -102,9 +102,9 @@ class DistillationSession:
 
     @property
     def images_per_labelled(self) -> float:
-        """Images in a distilled batch for each labelled one."""
+        """Images of a batch for each labelled one, in the mean of the distilled epochs."""
         joined = self.distillers and self.options["unlabelled"]
-        return 1 + self.options["unlabelled_ratio"] if joined else 1.0
+        return 1 + self.options["unlabelled_ratio"] / self.schedule.every if joined else 1.0
 
     def prepare(self) -> None:
         """Match the student, which has the data's classes now, with its teachers.
@@ -274,9 +274,8 @@ class DistillationSession:
         """Follow the trainer into its next epoch."""
         self.progress.epoch, self.progress.batch, self.shares = self.trainer.epoch, 0, {}
         self.progress.batches = len(self.trainer.train_loader)
-        if self.extractor is not None and self.criterion is not None:
+        if self.criterion is not None:
             self.criterion.schedule = self.schedule
-            self.extractor.hooks.open = self.criterion.on
 
     def prepare_batch(self, batch: dict[str, Any], preprocess: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Join unlabelled images, preprocess, and scale to the student's size where the teacher has its own.
@@ -286,12 +285,13 @@ class DistillationSession:
             preprocess: Ultralytics' own.
         """
         criterion, args = self.criterion, self.trainer.args
+        if criterion is not None:
+            criterion.student.hooks.open = criterion.on
         if self._boxes:
             batch = separate(batch)
         if self.unlabelled is not None and criterion is not None and criterion.on:
             batch = self.unlabelled.join(batch)
-        loaded = batch["img"]
-        batch = preprocess(batch)
+        loaded, batch = batch["img"], preprocess(batch)
         if self.rescales:
             batch["teacher_img"] = loaded.to(batch["img"].device).float() / 255
             if not args.multi_scale:  # else Ultralytics has brought them to about the student's size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,35 @@ def test_with_two_teachers_each_batch_uses_one(monkeypatch: pytest.MonkeyPatch) 
     assert set(used) == {"t0", "t1"}
 
 
+def test_a_teacher_that_runs_in_every_third_batch_gives_the_same_mean_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    infer = LiveTeacher.infer
+    monkeypatch.setattr(
+        LiveTeacher, "infer", lambda self, images: (ran.append(bench.criterion.step), infer(self, images))[1]
+    )
+    means, items = [], []
+    for every in (1, 3):
+        bench = Bench(soft=0.0)  # whose background is drawn batch by batch
+        bench.criterion.schedule = replace(bench.criterion.schedule, every=every)
+        weights = [p for p in bench.student.parameters() if p.requires_grad]
+        total, values = torch.zeros(sum(p.numel() for p in weights)), []
+        ran.clear()
+        for _ in range(6):
+            bench.student.load_state_dict(Bench().student.state_dict())  # the statistics of batch norms
+            bench.criterion.student.hooks.open = bench.criterion.on
+            loss, named = bench.loss()
+            found = torch.autograd.grad(loss[3:].sum() + loss[0] * 0, weights, allow_unused=True)
+            parts = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
+            total += torch.cat([p.flatten() for p in parts]) / 6
+            values.append(named["kd/attention"].item())
+        assert ran == list(range(0, 6, every))
+        means.append(total)
+        items.append(sum(values) / 6)
+    assert means[0].norm() > 0
+    assert (means[1] - means[0]).norm() < 1e-4 * means[0].norm()
+    assert items[1] == pytest.approx(items[0], rel=1e-5)
+
+
 def test_the_dual_heads_epoch_counter_is_reached_through_it() -> None:
     bench: Any = Bench()
     before = bench.criterion.detection.o2m
@@ -246,6 +276,7 @@ def test_the_terms_of_hidden_layers_fall_with_the_dual_heads_loss_on_the_trunk()
 def test_soft_targets_keep_their_share_in_each_branch_while_the_detection_loss_moves_to_the_other(branch: str) -> None:
     bench = Bench(**{**dict.fromkeys(TERMS, 0.0), "soft": 1.0})
     detection: Any = bench.criterion.detection
+    bench.criterion.due = lambda distiller: True  # measured batches compute all anchors
     head = [p for n, p in bench.student.named_parameters() if n.startswith(f"model.23.{branch}.")]
     shares = []
     for weights in ((0.8, 0.2), (0.1, 0.9)):

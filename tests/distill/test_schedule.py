@@ -50,8 +50,14 @@ def test_a_run_in_which_the_weight_stays_0_has_a_warning(
     assert not inert or all(f"{name}=" in found for name in ("epochs", "until", "batch", "warmup_epochs"))
 
 
+def test_a_run_whose_only_distilled_batch_is_its_first_has_a_warning() -> None:
+    assert "teacher_every=" in Schedule.of(1, 3, until=1, every=8).inert(8)
+    assert not Schedule.of(1, 3, until=1, every=8).inert(9)
+
+
 def test_its_text_shows_when_distillation_is_off() -> None:
     assert str(Schedule.of(100, 3, until=0.5)).endswith("off for the last 50 of 100 epochs")
+    assert str(Schedule.of(9, 3, 1, every=4)).endswith("in one batch of 4, whose terms count 4 times")
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "fitted"), [(100, 3, 3), (100, 0, 1), (100, 0.2, 1), (2, 3, 2 / 3)])

@@ -53,6 +53,14 @@ def test_a_cached_teacher_costs_time_only_in_the_epochs_that_run_it() -> None:
     assert live["hours"] - live["hours_replayed"] == pytest.approx(5 * 8 * 0.3 * 2 / 3600)
 
 
+def test_a_teacher_that_runs_in_one_batch_of_four_adds_a_quarter() -> None:
+    schedule = Schedule(warmup=1, fitted=1, end=8, epochs=10, every=4)
+    each, seldom = duration(run_of(), PROBED), duration(run_of(schedule=schedule), PROBED)
+    assert seldom["extra_percent"] == pytest.approx(each["extra_percent"] / 4)
+    # 10 distilled steps and not 40, and 10 readings and not 12.8
+    assert each["hours"] - seldom["hours"] == pytest.approx((30 * 1.0 + 2.8 * 1.0) / 3600)
+
+
 def test_unlabelled_images_lengthen_the_distilled_steps_only() -> None:
     found, alone = duration(run_of(joined=1.5), PROBED), duration(run_of(), PROBED)
     assert found["hours_plain"] == alone["hours_plain"]

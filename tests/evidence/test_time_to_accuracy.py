@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from yolo_mkd.evidence import compare
-from yolo_mkd.evidence.compare import curves, findings, notes, statistics, tables, worker
+from yolo_mkd.evidence.compare import curves, findings, notes, statistics, tables, time_to_accuracy, worker
 from yolo_mkd.evidence.compare.time_to_accuracy import reached_and_held, time_to_plain
 from yolo_mkd.evidence.compare.trials import Trial
 from yolo_mkd.host import clock, snapshots
@@ -140,6 +141,39 @@ def test_a_clock_of_an_earlier_version_has_no_count_of_images(tmp_path: Path) ->
     assert [(e["epoch"], e["seconds"], e["seen"]) for e in clock.read(tmp_path)] == [(1, 2.5, None)]
     (tmp_path / clock.FILE).write_text(older.replace("pixels", "pixels,seen").replace("c\n", "c,40\n"))
     assert clock.read(tmp_path)[0]["seen"] == 40
+
+
+def test_the_mean_over_sets_averages_each_seed_first() -> None:
+    def times(seeds: dict[int, float], missed: list[int]) -> Any:
+        return {
+            "target": 0.4, "missed": missed, "reached": [], "cost_ratios": seeds,
+            "images_ratios": {s: 2 * r for s, r in seeds.items()},
+        }  # fmt: skip
+
+    # seed 0: sqrt(1/4 x 1) = 1/2; seed 1: sqrt(1 x 1/16) = 1/4; seed 2 is not on both
+    found = time_to_accuracy.mean_time([times({0: 0.25, 1: 1.0, 2: 9.0}, [2]), times({0: 1.0, 1: 0.0625}, [])])
+    assert found is not None
+    assert found["cost"] == statistics.paired_ratio([(0.5, 1.0), (0.25, 1.0)])
+    assert found["cost"]["mean"] == pytest.approx(math.sqrt(0.125), abs=1e-5)
+    assert found["images"]["mean"] == pytest.approx(2 * math.sqrt(0.125), abs=1e-5)
+    assert (found["reached"], found["missed"]) == ([0, 1], [])
+    bound = time_to_accuracy.mean_time([times({0: 0.25}, [0]), times({0: 1.0}, [])])
+    assert bound is not None
+    assert bound["cost"]["bound"] and bound["missed"] == [0]
+    older: Any = {"target": 0.4, "missed": [], "reached": [0]}
+    assert time_to_accuracy.mean_time([older, times({0: 1.0}, [])]) is None
+
+
+def test_the_mean_rows_have_times_in_text_and_page() -> None:
+    trials, results, _ = study()
+    both = [replace(t, data=data, name=f"{data}{t.name}") for data in ("d", "e") for t in trials]
+    rows = findings.comparison_rows(both, {t.name: results[t.name[1:]] for t in both}, ["plain"])
+    whole = {**report(), "rows": rows, "mean": findings.mean_rows(rows, ["plain"])}
+    for text in (tables.comparison_text(whole), tables.comparison_page(whole)):
+        part = text[text.lower().index("mean of 2") :]
+        lines = [" ".join(line.replace("|", " ").split()) for line in part.splitlines()]
+        assert "mkd 0.400 2 of 2 0.50 [0.50, 0.50] 0.50 [0.50, 0.50]" in lines
+        assert any("native: 1 of 2 seeds do not everywhere hold plain's final accuracy" in line for line in lines)
 
 
 # The report

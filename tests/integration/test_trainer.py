@@ -116,6 +116,13 @@ def test_the_teacher_does_not_run_once_distillation_is_off(
 
 
 @pytest.mark.slow
+def test_a_teacher_that_runs_in_every_second_batch_distils_those(train: Any, inferred: list[int]) -> None:
+    trainer = train({"teacher_every": 2, "calibrate": False}, epochs=2)
+    assert inferred == [8, 8, 8]  # of 6 batches
+    assert all(float(r["kd/soft"]) > 0 for r in rows(trainer))
+
+
+@pytest.mark.slow
 def test_a_head_that_no_term_reads_is_removed_and_the_terms_are_the_same(train: Any) -> None:
     only = {**OFF, "attention": 1.0, "calibrate": False}
     without, whole = train(only, epochs=1, name="without"), train({**only, "soft": 1e-9}, epochs=1, name="whole")

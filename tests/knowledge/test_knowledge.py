@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolo_mkd.knowledge import soft_targets
+from yolo_mkd.knowledge import correlation, soft_targets
 from yolo_mkd.knowledge.attention import attention_loss, attention_map, normalise
 from yolo_mkd.knowledge.exploration import debiased_cka, exploration_loss, hsic, inheriting
 from yolo_mkd.knowledge.guidance import Guide, middle, orthonormal
@@ -72,6 +72,29 @@ class TestSoftTargets:
         for value, slope in found[1:]:
             assert value == pytest.approx(found[0][0], rel=1e-12)
             assert torch.allclose(slope, found[0][1], atol=1e-14)
+
+    @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 2.0]).double()])
+    def test_over_the_parts_of_the_background_loss_and_gradient_have_the_mean_of_all_anchors(
+        self, weights: Tensor | None
+    ) -> None:
+        zt, zs = 2 * torch.randn(2, 3, 45).double() - 5, (2 * torch.randn(2, 3, 45).double() - 5).requires_grad_()
+        whole = class_loss(zs, zt, weights)
+        losses = [class_loss(zs, zt, weights, part) for part in range(soft_targets.PARTS)]
+        slopes = torch.stack([gradient(loss, zs) for loss in losses])
+        assert sum(loss.item() for loss in losses) / 7 == pytest.approx(whole.item(), rel=1e-12)
+        assert torch.allclose(slopes.mean(0), gradient(whole, zs), atol=1e-14)
+        # objects of either model count in each part alike, other anchors in one part
+        objects = (torch.maximum(zs, zt).sigmoid() > 0.05).any(1)  # B A
+        assert 0.1 < objects.double().mean() < 0.9
+        parts = (slopes != 0).any(2).sum(0)  # B A
+        assert torch.equal(parts, torch.where(objects, 7, 1))
+
+    def test_known_anchor_weights_change_nothing(self) -> None:
+        zs, zt, weights = torch.randn(2, 3, 9), torch.randn(2, 3, 9), torch.tensor([0.5, 1.0, 2.0])
+        ready = soft_targets.anchor_weights(zt, weights)
+        assert class_loss(zs, zt, anchors=ready) == class_loss(zs, zt, weights)
+        d = torch.rand(2, 4, 9)
+        assert box_loss(d, d.flip(1), zt, anchors=ready) == box_loss(d, d.flip(1), zt, weights)
 
     def test_class_loss_of_ln3_against_0(self) -> None:
         # |0.75 - 0.5| * (ln 4 - 0.5 ln 3), over N = max(1, 0.5)
@@ -230,6 +253,13 @@ class TestAttention:
         large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
         assert attention_loss(small, large).item() < 1e-6
 
+    def test_energy_and_its_gradient_are_those_of_the_definition(self) -> None:
+        f = torch.randn(2, 6, 3, 4).to(memory_format=torch.channels_last).requires_grad_()
+        up = torch.randn(2, 3, 4)
+        assert torch.allclose(attention_map(f[:, :4]), f[:, :4].square().mean(1))
+        expected = torch.cat([f[:, :4] * up[:, None] / 2, torch.zeros(2, 2, 3, 4)], 1)
+        assert torch.allclose(gradient((attention_map(f[:, :4]) * up).sum(), f), expected)
+
     def test_gradient_is_right(self) -> None:
         assert torch.autograd.gradcheck(normalise, torch.rand(2, 9, dtype=torch.double, requires_grad=True))
 
@@ -245,6 +275,15 @@ class TestRelation:
         f = torch.randn(2, 3, 20, 10)
         expected = torch.nn.functional.adaptive_avg_pool2d(f, (10, 5)).flatten(2).transpose(1, 2)
         assert torch.allclose(pool(f, (10, 5)), expected, atol=1e-6)
+
+    def test_the_gradient_of_a_cell_is_spread_over_its_positions(self) -> None:
+        for grid in ((10, 5), (5, 10), (20, 10)):
+            f = torch.randn(2, 3, 20, 10, requires_grad=True)
+            up = torch.randn(2, grid[0] * grid[1], 3)
+            reference = torch.nn.functional.adaptive_avg_pool2d(f, grid).flatten(2).transpose(1, 2)
+            assert torch.allclose(
+                gradient((pool(f, grid) * up).sum(), f), gradient((reference * up).sum(), f), atol=1e-6
+            )
 
     def test_it_is_the_cosine_of_the_u_centred_grams(self) -> None:
         fs = [torch.randn(2, c, 10, 10).double() for c in (3, 8, 40)]
@@ -319,6 +358,17 @@ class TestGuidance:
         assert middle(student, teacher) == width
         shapes = [tuple(p.shape) for p in Guide(student, teacher).parameters()]
         assert shapes == [(width, student, 1, 1)]  # the teacher's side is not trained
+
+    def test_loss_and_gradient_are_those_of_standardised_features(self) -> None:
+        fs, ft = 3 * torch.randn(3, 5, 4, 6).double() + 7, torch.randn(3, 5, 4, 6).double() + 0.2
+        fs[:, 0] = 7.0  # an inactive channel
+        fs.requires_grad_()
+        a, b = ((f - f.mean((0, 2, 3), keepdim=True)) for f in (fs, ft))
+        a, b = (f / (f.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt() for f in (a, b))
+        defined = 0.5 * (a - b).square().mean()
+        found = correlation.Distance.apply(fs, ft)
+        assert found.item() == pytest.approx(defined.item(), rel=1e-12)
+        assert torch.allclose(gradient(found, fs), gradient(defined, fs), atol=1e-12)
 
     def test_the_teachers_side_is_orthonormal_and_always_the_same(self) -> None:
         rows = orthonormal(3, 7)

@@ -20,9 +20,11 @@ from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.teachers import draw
 from yolo_mkd.knowledge import Knowledge, LossWeights, Targets, ranks
+from yolo_mkd.knowledge.soft_targets import PARTS
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
 EVERY = 50  # batches between two measurements of the gradients, which cost about one more step
+OTHER_DRAWS = 2**32  # added to the seed, so that the draws of background do not follow those of teachers
 MOST = 8  # measurements in a long epoch, unless the gate depends on them
 
 
@@ -95,7 +97,7 @@ class Criterion:
     @property
     def on(self) -> bool:
         """Whether the next batch is distilled."""
-        return self.progress.now < self.schedule.end
+        return self.progress.now < self.schedule.end and self.step % self.schedule.every == 0
 
     @property
     def weight(self) -> float:
@@ -133,6 +135,7 @@ class Criterion:
         Returns:
             The detection loss vector with the distillation loss appended (times the batch size, as Ultralytics has
             it), and the named items: the detection loss's, then each term's own loss as `kd/name`, then `kd/weight`.
+            Where one batch of k is distilled, its terms and their items are k times as large, so that means are right.
 
         Raises:
             FloatingPointError: a term was NaN or infinite in 20 batches in a row.
@@ -147,10 +150,11 @@ class Criterion:
                 kt = distiller.teacher({**batch, "preds": preds})
             with self.section("terms"), torch.autocast(images.device.type, enabled=False):  # terms need full precision
                 values, total = self._distil(distiller, preds, kt, batch, loss.sum() / labelled)
-            loss = torch.cat([loss, total.view(1) * labelled])
+            values = {name: value.detach() * self.schedule.every for name, value in values.items()}
+            loss = torch.cat([loss, total.view(1) * (labelled * self.schedule.every)])
         self.step += 1
         zero = loss.new_zeros(())
-        items = {**items, **{f"kd/{name}": values.get(name, zero).detach() for name in self.columns}}
+        items = {**items, **{f"kd/{name}": values.get(name, zero) for name in self.columns}}
         return loss, {**items, "kd/weight": zero + self.weight}
 
     def _distil(
@@ -161,7 +165,10 @@ class Criterion:
         targets, weights = self.weigh(distiller, kt, batch)
         steer = self.progress.now >= self.fitted(self.distillers.index(distiller))
         values: dict[str, Tensor] = {}
-        if self.due(distiller):
+        measured = self.due(distiller)
+        if not measured and task.device.type == "cpu":  # a GPU computes all anchors in the time of choosing some
+            weights.part = draw(self.seed + OTHER_DRAWS, self.step, PARTS)
+        if measured:
             values = self.measure(distiller, task, distiller.losses(ks, kt, targets, weights))
         if not values or not steer:  # adapters that only fit see a detached student, which measuring does not
             values = {**values, **distiller.losses(ks, kt, targets, weights, steer)}

@@ -22,15 +22,17 @@ class Schedule:
         fitted: until here adapters learn without moving the student, and gains are measured [epochs].
         end: from here on distillation is off and the teacher is not run [epochs].
         epochs: length of the run [epochs].
+        every: batches of which one is distilled, whose terms count as often, so that the mean gradient is the same.
     """
 
     warmup: float
     fitted: float
     end: int
     epochs: int
+    every: int = 1
 
     @classmethod
-    def of(cls, epochs: int, warmup_epochs: float, until: float) -> Schedule:
+    def of(cls, epochs: int, warmup_epochs: float, until: float, every: int = 1) -> Schedule:
         """The schedule of a run.
 
         The warm-up takes at most a third of the distilled epochs. Adapters need an epoch even without a warm-up.
@@ -39,9 +41,10 @@ class Schedule:
             epochs: length of the run [epochs].
             warmup_epochs: Ultralytics' argument of this name [epochs].
             until: share of the epochs that is distilled, in (0, 1].
+            every: batches of which one is distilled.
         """
         end = max(1, math.ceil(until * epochs))
-        return cls(min(warmup_epochs, end / 3), min(max(warmup_epochs, 1), end / 3), end, epochs)
+        return cls(min(warmup_epochs, end / 3), min(max(warmup_epochs, 1), end / 3), end, epochs, every)
 
     def weight(self, epoch: float) -> float:
         """The weight in [0, 1] at a moment of the run, `epoch` counted in epochs with fractions."""
@@ -58,14 +61,19 @@ class Schedule:
         Args:
             batches: in an epoch.
         """
-        if self.weight(self.end - 1 / batches) > 0:
+        last = (self.end * batches - 1) // self.every * self.every
+        if self.weight(last / batches) > 0:
             return ""
+        seldom = f" of which one in {self.every} is distilled (teacher_every=)" if self.every > 1 else ""
         return (
             f"distillation has the weight 0 in every batch, so this run trains without a teacher: its warm-up begins "
-            f"in {self.end} epoch of {batches} batch: use more epochs (epochs=, until=), a smaller batch=, or "
+            f"in {self.end} epoch of {batches} batch{seldom}: use more epochs (epochs=, until=), a smaller batch=, or "
             "warmup_epochs=0"
         )
 
     def __str__(self) -> str:
         off = f", off for the last {self.epochs - self.end}" if self.end < self.epochs else ""
-        return f"weight 0 to 1 in {self.warmup:.3g} epochs, then falling to {FLOOR}{off} of {self.epochs} epochs"
+        seldom = f", in one batch of {self.every}, whose terms count {self.every} times" if self.every > 1 else ""
+        return (
+            f"weight 0 to 1 in {self.warmup:.3g} epochs, then falling to {FLOOR}{off} of {self.epochs} epochs{seldom}"
+        )

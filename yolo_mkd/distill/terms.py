@@ -14,7 +14,7 @@ from yolo_mkd.knowledge.attention import attention_map, map_loss
 from yolo_mkd.knowledge.exploration import exploration_loss
 from yolo_mkd.knowledge.guidance import Guide
 from yolo_mkd.knowledge.relation import grid_for, relation_loss, relation_matrix
-from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss
+from yolo_mkd.knowledge.soft_targets import AnchorWeights, anchor_weights, box_loss, class_loss, dfl_loss
 
 Loss = Callable[[Knowledge, Knowledge, Targets, LossWeights], Tensor]
 
@@ -71,13 +71,28 @@ def class_weights_of(match: Match, weights: LossWeights) -> list[Tensor | None]:
     return [None if weights.classes is None else weights.classes[branch] for branch in match.branches]
 
 
+def anchors_of(match: Match, zts: Sequence[Tensor], weights: LossWeights) -> list[AnchorWeights]:
+    """The weights of the anchors for each branch, computed by the first term that needs them.
+
+    Args:
+        match: of the two models.
+        zts: the teacher's logits of the shared classes for each branch, B C A.
+        weights: of this batch.
+    """
+    for branch, zt, w in zip(match.branches, zts, class_weights_of(match, weights), strict=True):
+        if branch not in weights.anchors:
+            weights.anchors[branch] = anchor_weights(zt, w)
+    return [weights.anchors[branch] for branch in match.branches]
+
+
 def soft(match: Match) -> Term:
     """Soft targets: the teacher's class scores."""
     ours = [s for s, _ in match.classes]
 
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
-        pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
-        losses = [class_loss(of_classes(s.logits, ours), zt, w) for (s, _, zt), w in pairs]
+        heads = match.heads(ks, kt)
+        pairs = zip(heads, anchors_of(match, [zt for *_, zt in heads], weights), strict=True)
+        losses = [class_loss(of_classes(s.logits, ours), zt, part=weights.part, anchors=a) for (s, _, zt), a in pairs]
         return weighted_by_branch(losses, match, weights)
 
     reads = f"{len(ours)} of the student's {len(match.student.names)} classes, {describe_heads(match)}"
@@ -88,8 +103,9 @@ def soft_box(match: Match) -> Term:
     """Soft targets: the teacher's boxes."""
 
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
-        pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
-        losses = [box_loss(s.distances, t.distances, zt, w) for (s, t, zt), w in pairs]
+        heads = match.heads(ks, kt)
+        pairs = zip(heads, anchors_of(match, [zt for *_, zt in heads], weights), strict=True)
+        losses = [box_loss(s.distances, t.distances, zt, anchors=a) for (s, t, zt), a in pairs]
         return weighted_by_branch(losses, match, weights)
 
     why = heads_mismatch(match) or rotation_mismatch(match)

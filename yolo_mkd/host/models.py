@@ -48,6 +48,8 @@ UNREADABLE = (
 def architecture(path: str, argument: str = "model") -> dict[str, Any]:
     """The full architecture of a model .yaml; this project's own name an Ultralytics model as base, and a width.
 
+    A file with a base may have a backbone and a head of its own in place of the base's.
+
     Raises:
         BadInput: the file cannot be read as an architecture.
     """
@@ -64,7 +66,7 @@ def full_architecture(path: str) -> dict[str, Any]:
     text = YAML.load(path) if Path(path).is_file() else {}
     if "base" not in text:
         return dict(yaml_model_load(path))
-    full = dict(yaml_model_load(text["base"]))
+    full = {**yaml_model_load(text["base"]), **{k: text[k] for k in ("backbone", "head") if k in text}}
     full["scales"] = {"n": [text["depth"], text["width"], text["max_channels"]]}  # a narrower nano
     return {**full, "scale": "n", "yaml_file": Path(path).name}
 

@@ -6,8 +6,12 @@ information, and without it the loss is one minus the correlation of the two map
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from yolo_mkd.knowledge import mean_over_images
 
@@ -17,7 +21,30 @@ EPS = 1e-12
 
 def attention_map(f: Tensor) -> Tensor:
     """Energy of each position, mean over channels of the squares: B C H W in, B H W out."""
-    return f.float().square().mean(1)  # fp32: squares of half-precision features under- and overflow
+    energy: Tensor = Energy.apply(f)
+    return energy
+
+
+class Energy(torch.autograd.Function):
+    """Mean over channels of the squares; nothing is saved but the features, which the model itself keeps.
+
+    On a CPU it works image by image: small buffers are used again, where one of all images comes from the system anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor) -> Tensor:
+        """B C H W in, B H W out, in fp32: squares of half-precision features under- and overflow."""
+        ctx.save_for_backward(f)
+        if f.device.type != "cpu":
+            return f.float().square().mean(1)
+        return torch.stack([image.float().square().mean(0) for image in f])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, up: Tensor) -> Tensor:
+        """The gradient with respect to the features, in their precision."""
+        (f,) = ctx.saved_tensors
+        return (f * (up * (2 / f.shape[1])).unsqueeze(1)).to(f.dtype)
 
 
 def normalise(energy: Tensor) -> Tensor:

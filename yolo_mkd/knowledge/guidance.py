@@ -39,7 +39,14 @@ class Guide(nn.Module):
 
     def forward(self, fs: Tensor, ft: Tensor) -> Tensor:
         """The mean over the layer's channels of 1 - correlation, in [0, 2]: B Cs H W and B Ct H W in, a scalar out."""
-        return pearson_loss(self.adapter(fs.float()), F.conv2d(ft.float(), self.projection))
+        return pearson_loss(self.adapter(fs.float()), self.project(ft))
+
+    def project(self, ft: Tensor) -> Tensor:
+        """The teacher's features at the guidance layer's width, B Ct H W in; image by image on a CPU, as attention."""
+        if ft.device.type != "cpu":
+            return F.conv2d(ft.float(), self.projection)
+        matrix = self.projection.flatten(1)
+        return torch.stack([matrix @ image.float().flatten(1) for image in ft]).unflatten(2, ft.shape[2:])
 
 
 def middle(student_channels: int, teacher_channels: int) -> int:

@@ -7,9 +7,12 @@ and normalised, that is linear CKA, and its L x L matrix can be compared between
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from yolo_mkd.knowledge import mean_over_images
 
@@ -31,11 +34,37 @@ def pool(f: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average to a grid: B C H W in, B P C out with P positions."""
     h, w = f.shape[2:]
     rows, columns = grid
-    if h % rows == 0 and w % columns == 0:  # adaptive pooling is not deterministic on CUDA
-        f = F.avg_pool2d(f.float(), (h // rows, w // columns))
+    if (h, w) == grid:
+        f = f.float()
+    elif h % rows == 0 and w % columns == 0:  # adaptive pooling is not deterministic on CUDA
+        f = CellMean.apply(f, rows, columns)
     else:
         f = F.adaptive_avg_pool2d(f.float(), grid)
     return f.flatten(2).transpose(1, 2)  # B P C
+
+
+class CellMean(torch.autograd.Function):
+    """Mean over equal cells of a map, image by image on a CPU; nothing is saved for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, rows: int, columns: int) -> Tensor:
+        """B C H W in, B C rows columns out, in fp32; rows and columns must divide H and W."""
+        ctx.given = f.shape, f.dtype
+        cell = (f.shape[2] // rows, f.shape[3] // columns)
+        if f.device.type != "cpu":
+            return F.avg_pool2d(f.float(), cell)
+        return torch.cat([F.avg_pool2d(image.float(), cell) for image in f.split(1)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient with respect to the map, in its precision: each cell's, spread over its positions."""
+        (b, c, h, w), precision = ctx.given
+        rows, columns = up.shape[2:]
+        across = w // columns
+        share = (up.contiguous() / (h // rows * across)).to(precision)
+        share = share.repeat_interleave(across, 3)[:, :, :, None]  # copying a row at a time is fast, a cell is not
+        return share.expand(b, c, rows, h // rows, w).reshape(b, c, h, w), None, None
 
 
 def relation_matrix(features: list[Tensor], grid: tuple[int, int]) -> Tensor:

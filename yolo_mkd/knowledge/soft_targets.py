@@ -8,10 +8,16 @@ A class that is rare, small or uncertain contributes few anchors to a sum, so th
 can therefore be weighted by the teacher's scores, with one weight w a class: u = 1 + the sum over classes of q (w - 1),
 divided by the sum of q where that is above 1. Where the teacher scores nothing, u is 1; N is then the sum of u times
 the best score.
+
+Most anchors are background for both models, and little is left to learn there. On a CPU the class loss can therefore be
+computed on the other anchors and on one part in seven of that background, whose weight is seven times as large: over
+the parts, which are drawn batch by batch, loss and gradient have the same mean as with all anchors.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,10 +29,41 @@ from yolo_mkd.knowledge import ranks
 TEMPERATURE = 10.0  # of the box-side distributions: LD, Zheng et al., CVPR 2022
 DOUBT = 0.05  # scores up to this one count as no detection
 EPS = 1e-7
+PARTS = 7  # of the background; a prime, so that a part is spread over the columns of a map
 BLOCK = 2**17  # elements, half a MB: a handful of such tensors stay in a core's cache
 
 
-def class_loss(zs: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class AnchorWeights:
+    """How much each anchor counts, from the teacher's scores.
+
+    Attributes:
+        u: its emphasis, B A; None where all classes weigh 1.
+        best: the teacher's best class score, times u, B A.
+    """
+
+    u: Tensor | None
+    best: Tensor
+
+
+def anchor_weights(zt: Tensor, weights: Tensor | None = None) -> AnchorWeights:
+    """How much each anchor counts.
+
+    Args:
+        zt: the teacher's class logits, B C A.
+        weights: of each class, C; None means 1 each.
+    """
+    u, best = None if weights is None else emphasis(zt, weights), zt.amax(1).sigmoid()
+    return AnchorWeights(u, best if u is None else best * u)
+
+
+def class_loss(
+    zs: Tensor,
+    zt: Tensor,
+    weights: Tensor | None = None,
+    part: int | None = None,
+    anchors: AnchorWeights | None = None,
+) -> Tensor:
     """Quality-focal distillation of class scores: sum over anchors and classes of u |p - q| BCE(p, q), over N.
 
     p and q are the sigmoids of the student's and teacher's logits; beta = 1 (BCKD, Yang et al., ICCV 2023, eq. for
@@ -36,14 +73,19 @@ def class_loss(zs: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
         zs: the student's class logits, B C A.
         zt: the teacher's.
         weights: of each class, C; None means 1 each.
+        part: which of the 7 parts of the background stands for all of it; None computes all anchors.
+        anchors: the anchors' weights, where they are known already.
 
     Returns:
         A scalar; 0 where both agree.
     """
-    u = None if weights is None else emphasis(zt, weights)  # B A
-    loss: Tensor = FocusedEntropy.apply(zs, zt, None if u is None else u[:, None])
-    best = zt.amax(1).sigmoid()
-    return loss / total_mass(best if u is None else best * u)
+    anchors = anchors or anchor_weights(zt, weights)
+    loss: Tensor
+    if part is None:
+        loss = FocusedEntropy.apply(zs, zt, None if anchors.u is None else anchors.u[:, None])
+    else:
+        loss = SampledEntropy.apply(zs, zt, anchors.u, part)
+    return loss / total_mass(anchors.best)
 
 
 class FocusedEntropy(torch.autograd.Function):
@@ -70,6 +112,51 @@ class FocusedEntropy(torch.autograd.Function):
         return slope * up, None, None
 
 
+class SampledEntropy(torch.autograd.Function):
+    """The same sum, over the anchors of either model's objects and a part of the others, with the factor that it needs.
+
+    Only the gradient of those anchors is saved.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, zs: Tensor, zt: Tensor, weights: Tensor | None, part: int) -> Tensor:
+        """An estimate of the sum over all elements: logits B C A and weights B A in, a scalar out."""
+        total, saved = zs.new_zeros(()), []
+        for image, (ours, theirs) in enumerate(zip(zs, zt, strict=True)):
+            at, factor = sampled(ours, theirs, part)
+            own = factor.to(zs) if weights is None else factor * weights[image, at]
+            ours, theirs = ours[:, at], theirs[:, at]
+            slope = torch.empty_like(ours)
+            total += focused_entropy(ours, theirs, own, slope)
+            saved += [at, slope]
+        ctx.save_for_backward(*saved)
+        ctx.given = zs.shape
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient with respect to the student's logits: 0 at the anchors that were left out."""
+        saved = ctx.saved_tensors
+        slopes = saved[1].new_zeros(ctx.given)
+        for whole, at, slope in zip(slopes, saved[::2], saved[1::2], strict=True):
+            whole[:, at] = slope * up
+        return slopes, None, None, None
+
+
+def sampled(zs: Tensor, zt: Tensor, part: int) -> tuple[Tensor, Tensor]:
+    """The anchors of one image that are computed, and the factor of each, from logits C A.
+
+    Those with a score above 0.05 of either model count once. Of the others one part is taken, every seventh anchor.
+    """
+    best = torch.maximum(zs.amax(0), zt.amax(0))
+    object_like = best > math.log(DOUBT / (1 - DOUBT))
+    chosen = object_like.clone()
+    chosen[part::PARTS] = True
+    at = chosen.nonzero().squeeze(1)
+    return at, torch.where(object_like[at], 1.0, float(PARTS))
+
+
 def blocks(z: Tensor) -> list[tuple[slice, slice]]:
     """The images and classes of each block of logits B C A that is computed at a time: all of them on a GPU."""
     images, classes, anchors = z.shape
@@ -94,7 +181,9 @@ def focused_entropy(zs: Tensor, zt: Tensor, weights: Tensor | None, slope: Tenso
     return entropy.mul_(focus).sum()
 
 
-def box_loss(ds: Tensor, dt: Tensor, zt: Tensor, weights: Tensor | None = None) -> Tensor:
+def box_loss(
+    ds: Tensor, dt: Tensor, zt: Tensor, weights: Tensor | None = None, anchors: AnchorWeights | None = None
+) -> Tensor:
     """Mean of 1 - GIoU between the two boxes of an anchor, weighted by the teacher's best score there.
 
     Both boxes share an anchor and GIoU is invariant to moving and scaling both, so box sides replace coordinates.
@@ -104,8 +193,9 @@ def box_loss(ds: Tensor, dt: Tensor, zt: Tensor, weights: Tensor | None = None) 
         dt: the teacher's.
         zt: the teacher's class logits, B C A.
         weights: of each class, C; None means 1 each.
+        anchors: the anchors' weights, where they are known already.
     """
-    best = best_score(zt, weights)
+    best = (anchors or anchor_weights(zt, weights)).best
     return ((1 - giou(ds, dt)) * best).sum() / total_mass(best)
 
 
@@ -144,8 +234,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 def best_score(zt: Tensor, weights: Tensor | None = None) -> Tensor:
     """The teacher's best class score at each anchor, times u: B C A of logits in, B A out."""
-    best = zt.amax(1).sigmoid()
-    return best if weights is None else best * emphasis(zt, weights)
+    return anchor_weights(zt, weights).best
 
 
 def emphasis(zt: Tensor, weights: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from yolo_mkd.evidence.compare.schema import (
     TrialResult,
 )
 from yolo_mkd.evidence.compare.statistics import DIGITS, mean_interval, paired_difference
-from yolo_mkd.evidence.compare.time_to_accuracy import time_to_plain
+from yolo_mkd.evidence.compare.time_to_accuracy import mean_time, time_to_plain
 from yolo_mkd.evidence.compare.trials import Trial
 
 NMS_FREE = "nms_free_map50_95"
@@ -159,6 +159,9 @@ def mean_row(method: str, complete: Mapping[str, dict[Any, Row]], references: Se
     means = {name: round(fmean(figure_of(r, name)["mean"] for r in own.values()), DIGITS) for name in figures}
     found.update(cast(MeanRow, means))
     found["cost"], found["against"] = round(fmean(costs), 3) if costs else None, against
+    of_all = {n: [r["to_plain"][n] for r in own.values() if n in r["to_plain"]] for n in ("map50_95", NMS_FREE)}
+    times = {n: mean_time(found_here) for n, found_here in of_all.items() if len(found_here) == len(own)}
+    found["to_plain"] = {name: time for name, time in times.items() if time}
     return found
 
 

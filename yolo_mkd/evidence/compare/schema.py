@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from typing_extensions import Required, TypedDict
+from typing_extensions import NotRequired, Required, TypedDict
 
 from yolo_mkd.chain.document import TeacherFile
 from yolo_mkd.documents import Number
@@ -168,6 +168,8 @@ class TimeToAccuracy(TypedDict):
         images: until then, as a ratio to plain's.
         cost_s: until then, by seed [s]; None if never.
         images_seen: until then, by seed; None if never.
+        cost_ratios: to plain's cost, by seed, of the whole run if never; absent in comparisons of earlier versions.
+        images_ratios: to plain's images, likewise.
     """
 
     target: float
@@ -177,6 +179,26 @@ class TimeToAccuracy(TypedDict):
     images: Ratio
     cost_s: dict[int, float | None]
     images_seen: dict[int, int | None]
+    cost_ratios: NotRequired[dict[int, float]]
+    images_ratios: NotRequired[dict[int, float]]
+
+
+class MeanTime(TypedDict):
+    """The mean over data sets and students of the time to plain's final accuracy.
+
+    Attributes:
+        target: plain's final accuracy, mean over seeds, data sets and students.
+        reached: seeds that reach it and stay there on each.
+        missed: seeds that do not on some.
+        cost: until then, as a ratio to plain's.
+        images: until then, as a ratio to plain's.
+    """
+
+    target: float
+    reached: list[int]
+    missed: list[int]
+    cost: Ratio
+    images: Ratio
 
 
 class Figure(TypedDict):
@@ -260,6 +282,7 @@ class MeanRow(TypedDict, total=False):
     nms_free_map50_95: float
     cost: float | None
     against: dict[str, dict[str, Difference | None]]
+    to_plain: dict[str, MeanTime]
 
 
 class Latency(TypedDict, total=False):

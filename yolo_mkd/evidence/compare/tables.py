@@ -22,6 +22,7 @@ TIME_COLUMNS = {  # of compare.csv, by accuracy: cost [s] and images until plain
     FIGURE: ("to_plain_cost_s", "to_plain_images"),
     NMS_FREE: ("nms_free_to_plain_cost_s", "nms_free_to_plain_images"),
 }
+MEAN_MISSING = "seeds do not everywhere hold"
 CLASS_CAPTION = "mAP50-95 of each class: plain's, and each method's difference, starred where its interval excludes 0."
 
 
@@ -120,11 +121,11 @@ def class_table(rows: Sequence[Row]) -> Table:
     return Table(headers, cells)
 
 
-def time_table(rows: Sequence[Row], figure: str = FIGURE) -> Table:
+def time_table(rows: Sequence[Row] | Sequence[MeanRow], figure: str = FIGURE) -> Table:
     """The time of each method to plain's final accuracy; without rows if no run has a curve.
 
     Args:
-        rows: of one data set and student.
+        rows: of one data set and student, or means.
         figure: the accuracy that counts.
     """
     headers = ["to plain's accuracy" + (" without NMS" if figure == NMS_FREE else ""), "mAP50-95", "reached"]
@@ -147,8 +148,16 @@ def ratio_text(found: Ratio) -> str:
     return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def time_lines(rows: Sequence[Row], figure: str = FIGURE) -> list[str]:
-    """A line for each method that has an interval or never reaches plain's final accuracy in some run."""
+def time_lines(
+    rows: Sequence[Row] | Sequence[MeanRow], figure: str = FIGURE, missing: str = "runs never hold"
+) -> list[str]:
+    """A line for each method that has an interval or never reaches plain's final accuracy in some run.
+
+    Args:
+        rows: of one data set and student, or means.
+        figure: the accuracy that counts.
+        missing: what is counted where it is never reached.
+    """
     lines = []
     for row in rows:
         found = row.get("to_plain", {}).get(figure)
@@ -156,7 +165,7 @@ def time_lines(rows: Sequence[Row], figure: str = FIGURE) -> list[str]:
             continue
         if missed := found["missed"]:
             total = len(missed) + len(found["reached"])
-            lines.append(f"{row['method']}: {len(missed)} of {total} runs never hold plain's final accuracy")
+            lines.append(f"{row['method']}: {len(missed)} of {total} {missing} plain's final accuracy")
         elif found["cost"]["low"] is not None:
             verdict = found["cost"]["verdict"]
             lines.append(f"{row['method']}: {verdict} {'from' if verdict == UNCLEAR else 'than'} plain to its accuracy")
@@ -255,6 +264,8 @@ def comparison_text(comparison: Comparison) -> str:
         lines += ["", f"mean of {len(groups)}", *text_table(mean_table(means, references))]
         lines += indent_lines(verdict_lines(means))
         lines += text_block(nms_free_table(means, references), verdict_lines(means, NMS_FREE))
+        for figure in TIME_COLUMNS:
+            lines += text_block(time_table(means, figure), time_lines(means, figure, MEAN_MISSING))
     if comparison["latency"]:
         lines += ["", *latency_lines(comparison)]
     notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in comparison["notes"]]
@@ -301,6 +312,8 @@ def comparison_page(comparison: Comparison) -> str:
     if means := comparison["mean"]:
         blocks += [f"## Mean of {len(groups)}", markdown_table(mean_table(means, references))]
         blocks += [bullets(verdict_lines(means)), *nms_free_blocks(means, references)]
+        for figure in TIME_COLUMNS:
+            blocks += [markdown_table(time_table(means, figure)), bullets(time_lines(means, figure, MEAN_MISSING))]
     blocks += ["![Differences](differences.png)", "![Accuracy against cost](cost.png)"]
     if any(row.get("to_plain") for row in comparison["rows"]):
         blocks.append("![Accuracy along the run](curve.png)")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import NamedTuple, cast
 
-from yolo_mkd.evidence.compare.schema import CurvePoint, TimeToAccuracy, TrialResult
+from yolo_mkd.evidence.compare.schema import CurvePoint, MeanTime, TimeToAccuracy, TrialResult
 from yolo_mkd.evidence.compare.statistics import DIGITS, paired_ratio
 
 
@@ -75,17 +75,40 @@ def time_to_plain(
     targets = {s: accuracies(theirs, figure)[-1] for s, (_, theirs) in curves.items()}
     found = {s: reached_and_held(ours, figure, targets[s]) for s, (ours, _) in curves.items()}
     missed = sorted(s for s, point in found.items() if point is None)
-    pairs = []
+    pairs = {}
     for s, (ours, theirs) in curves.items():
         base = reached_and_held(theirs, figure, targets[s])
         assert base is not None, "plain ends at its own final accuracy"
-        pairs.append((found[s] or Reached(ours[-1]["cost_s"], ours[-1]["images"]), base))
+        pairs[s] = found[s] or Reached(ours[-1]["cost_s"], ours[-1]["images"]), base
     return {
         "target": round(fmean(targets.values()), DIGITS),
         "reached": sorted(set(found) - set(missed)),
         "missed": missed,
-        "cost": paired_ratio([(a.cost_s, b.cost_s) for a, b in pairs], bound=bool(missed)),
-        "images": paired_ratio([(a.images, b.images) for a, b in pairs], bound=bool(missed)),
+        "cost": paired_ratio([(a.cost_s, b.cost_s) for a, b in pairs.values()], bound=bool(missed)),
+        "images": paired_ratio([(a.images, b.images) for a, b in pairs.values()], bound=bool(missed)),
         "cost_s": {s: point and round(point.cost_s, 3) for s, point in found.items()},
         "images_seen": {s: point and round(point.images) for s, point in found.items()},
+        "cost_ratios": {s: a.cost_s / b.cost_s for s, (a, b) in pairs.items()},
+        "images_ratios": {s: a.images / b.images for s, (a, b) in pairs.items()},
+    }
+
+
+def mean_time(times: Sequence[TimeToAccuracy]) -> MeanTime | None:
+    """The mean of one method's times over data sets and students; None where no seed has all of them.
+
+    The ratios of a seed are averaged over data sets and students first (geometric mean), and the interval is over the
+    seeds: it covers another seed on these sets, and nothing about other sets.
+    """
+    seeds = sorted(set.intersection(*(set(t.get("cost_ratios", {})) for t in times)))
+    if not seeds:
+        return None
+    missed = [s for s in seeds if any(s in t["missed"] for t in times)]
+    costs = [geometric_mean([t["cost_ratios"][s] for t in times]) for s in seeds]
+    images = [geometric_mean([t["images_ratios"][s] for t in times]) for s in seeds]
+    return {
+        "target": round(fmean(t["target"] for t in times), DIGITS),
+        "reached": [s for s in seeds if s not in missed],
+        "missed": missed,
+        "cost": paired_ratio([(ratio, 1.0) for ratio in costs], bound=bool(missed)),
+        "images": paired_ratio([(ratio, 1.0) for ratio in images], bound=bool(missed)),
     }

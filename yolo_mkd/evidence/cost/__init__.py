@@ -7,6 +7,7 @@ each other, so that a disturbance of the machine meets all of them, and memory i
 from __future__ import annotations
 
 import json as js
+import math
 import subprocess
 import sys
 import tempfile
@@ -209,21 +210,25 @@ def measure_kinds(request: ChainRequest, shared: dict[str, Any], folder: Path, r
             workers[kind] = Worker(spec, folder / f"{i}.log")
         refused = {kind: w.refused for kind, w in workers.items() if w.refused}
         running = {kind: w for kind, w in workers.items() if not w.refused}
-        results = take_turns(running, rounds, "cpu" if shared.get("device") == "cpu" else "cuda")
+        device = "cpu" if shared.get("device") == "cpu" else "cuda"
+        results = take_turns(running, rounds, device, request.own["teacher_every"])
     finally:
         for worker in workers.values():
             worker.end()
     return conclude(request, shared, results, refused)
 
 
-def take_turns(workers: dict[str, Worker], rounds: int, device: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def take_turns(
+    workers: dict[str, Worker], rounds: int, device: str, every: int = 1
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Warm up, then let each worker take some steps in each round, in an order that turns from round to round.
 
     Returns:
         By kind, the results of whole turns, of turns that were split into parts, and of turns whose gradients were
         read; each in the order of the rounds.
     """
-    host.LOGGER.info(f"M-KD: {rounds} rounds of {STEPS[device]} steps of each: {' | '.join(workers)}")
+    steps = math.ceil(STEPS[device] / every) * every  # each turn has its share of distilled steps
+    host.LOGGER.info(f"M-KD: {rounds} rounds of {steps} steps of each: {' | '.join(workers)}")
     for worker in workers.values():
         worker.run_steps(worker.batches + 1)  # the guidance layers' first epoch, in which they do not steer yet
     found: dict[str, dict[str, list[dict[str, Any]]]] = {k: {"whole": [], "parts": [], "reading": []} for k in workers}
@@ -231,13 +236,11 @@ def take_turns(workers: dict[str, Worker], rounds: int, device: str) -> dict[str
     for i in range(rounds):
         for kind in kinds[i % len(kinds) :] + kinds[: i % len(kinds)]:
             worker, turns = workers[kind], found[kind]
-            turns["whole"].append(worker.run_steps(STEPS[device], parts=device == "cpu"))
+            turns["whole"].append(worker.run_steps(steps, parts=device == "cpu"))
             # splitting a step makes a GPU wait at each part, so that its whole steps are timed apart
-            turns["parts"].append(
-                turns["whole"][-1] if device == "cpu" else worker.run_steps(STEPS[device], parts=True)
-            )
+            turns["parts"].append(turns["whole"][-1] if device == "cpu" else worker.run_steps(steps, parts=True))
             if kind not in {"plain", "native"}:
-                turns["reading"].append(worker.run_steps(1, reading=True))
+                turns["reading"].append(worker.run_steps(every, reading=True))
     return found
 
 
@@ -248,13 +251,15 @@ def conclude(
     plain = [a["step_s"] for a in results["plain"]["whole"]]
     images = len(sample.images_of(request.data, "train", request.theirs.get("fraction", 1.0)))
     epochs, theirs = int(request.theirs.get("epochs", 100)), request.theirs
-    schedule = Schedule.of(epochs, theirs.get("warmup_epochs", 3), request.own["until"])
+    every = request.own["teacher_every"]
+    schedule = Schedule.of(epochs, theirs.get("warmup_epochs", 3), request.own["until"], every)
     often = readings_per_step(images, shared["batch"], schedule)
     rows = {}
     for kind, found in results.items():
         steps = [a["step_s"] for a in found["whole"]]
         step = median(steps)
-        reading = median(a["step_s"] for a in found["reading"]) - step if found["reading"] else 0.0  # beyond a step
+        # beyond a step; one step of `every` is distilled and measured
+        reading = every * (median(a["step_s"] for a in found["reading"]) - step) if found["reading"] else 0.0
         rows[kind] = {
             "what": KINDS[kind],
             "step_s": step,
@@ -281,6 +286,7 @@ def conclude(
         "rounds": len(plain),
         "epochs": epochs,
         "heard": schedule.end,
+        "teacher_every": every,
         "refused": refused,
         "kinds": rows,
     }

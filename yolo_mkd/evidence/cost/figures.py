@@ -51,9 +51,11 @@ def cost_table(figures: dict[str, Any]) -> str:
     """
     kinds = figures["kinds"]
     threads = f", {figures['threads']} thread(s)" if figures["device"] == "cpu" else ""
+    every = figures["teacher_every"]
+    seldom = f", the teacher in one batch of {every}" if every > 1 else ""
     lines = [
         f"Cost of a step: {figures['student']} distilled from {figures['teacher']}, {figures['classes']} classes, "
-        f"{figures['imgsz']} px, batch {figures['batch']}, on {figures['device']}{threads}",
+        f"{figures['imgsz']} px, batch {figures['batch']}, on {figures['device']}{threads}{seldom}",
         step_table(kinds),
         *(f"  {kind} cannot be measured: {why}" for kind, why in figures["refused"].items()),
         "",

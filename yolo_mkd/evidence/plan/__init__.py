@@ -203,7 +203,7 @@ def probe_stages(
 def run_of(request: PlanRequest, probe: Probe, batch: int, images: int, val_images: int) -> cost.Run:
     """The whole run of a stage, with Ultralytics' defaults where nothing is asked for."""
     args = probe.args
-    schedule = Schedule.of(args.epochs, args.warmup_epochs, request.own["until"])
+    schedule = Schedule.of(args.epochs, args.warmup_epochs, request.own["until"], request.own["teacher_every"])
     recorded = shown(request.own["views"], 0, schedule.end, args.epochs - args.close_mosaic)
     return cost.Run(
         epochs=args.epochs,
@@ -248,6 +248,7 @@ def stage_figures(stage: Stage, run: cost.Run, probe: Probe, hears: list[StageTe
         "memory": cost.memory(run, figures),
         "disk": cost.disk(run, figures),
         "joined": run.joined,
+        "teacher_every": run.schedule.every,
         "record": [cache_figures(d, run) for d in probe.distillers] if run.asked is not None else [],
     }
 

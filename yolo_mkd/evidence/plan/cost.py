@@ -49,7 +49,8 @@ class Run:
     @property
     def updates(self) -> int:
         """Optimizer updates in the whole run, about: the warm-up has some more."""
-        gathered = min(max(round(self.nbs / self.joined / self.batch), 1), self.batches * self.epochs)
+        joined = 1 + (self.joined - 1) / self.schedule.every
+        gathered = min(max(round(self.nbs / joined / self.batch), 1), self.batches * self.epochs)
         return math.ceil(self.batches * self.epochs / gathered)
 
 
@@ -61,13 +62,15 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
         probed: seconds, as `probe.Probe` found them.
 
     Returns:
-        Seconds of a step with and without teachers, what the teachers add to it [%], hours of the run, of a plain one
-        and of one that finds its record complete. Steps are scaled from the probe's batch by the number of images.
+        Seconds of a step with and without teachers, what the teachers add to the mean step of a distilled epoch [%],
+        hours of the run, of a plain one and of one that finds its record complete. Steps are scaled from the probe's
+        batch by the number of images.
     """
     scale = run.batch / probed["batch"]
     plain, taught = probed["plain"]["step_s"] * scale, probed["taught"].get("step_s", 0.0) * scale * run.joined
     steps = run.batches * run.epochs
-    on = run.batches * run.schedule.end if taught else 0
+    every = run.schedule.every
+    on = math.ceil(run.batches * run.schedule.end / every) if taught else 0
     wanted = on / measurement_interval(run.batches) + MEASUREMENTS
     reading = min(wanted, on) * probed["reading_s"] * scale * run.joined
     validation = probed["val_s_per_image"] * run.val_images * (run.epochs + 1 if run.validates else 2)
@@ -79,13 +82,13 @@ def duration(run: Run, probed: dict[str, Any]) -> dict[str, float]:
     beside = around(steps + more, run.updates)
     alone = steps * plain + around(steps, replace(run, joined=1).updates)
     replayed = taught - probed["taught"].get("teacher_s", 0.0) * scale * run.joined
-    asked = on if run.asked is None else min(on, run.batches * run.asked)
+    asked = on if run.asked is None else min(on, math.ceil(run.batches * run.asked / every))
     rest = (steps - on) * plain + reading + beside
     hours = (asked * taught + (on - asked) * replayed + rest) / 3600
     return {
         "step_plain_s": plain,
         "step_taught_s": taught or plain,
-        "extra_percent": 100 * (taught / plain - 1) if taught else 0.0,
+        "extra_percent": 100 * (taught / plain - 1) / every if taught else 0.0,
         "load_s": probed["load_s"] * scale,
         "validation_s": probed["val_s_per_image"] * run.val_images,
         "hours": hours if run.hours is None else run.hours,

@@ -93,6 +93,7 @@ class StageFigures(TypedDict):
         memory: by part, and in total with and without teachers.
         disk: of checkpoints at the peak, and kept.
         joined: images of a distilled batch for each labelled one.
+        teacher_every: batches of which one is distilled.
         record: the teacher caches.
     """
 
@@ -112,6 +113,7 @@ class StageFigures(TypedDict):
     memory: dict[str, int]
     disk: dict[str, int]
     joined: float
+    teacher_every: int
     record: list[dict[str, int]]
 
 

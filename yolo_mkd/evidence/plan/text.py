@@ -158,6 +158,10 @@ def time_lines(figures: PlanFigures) -> list[str]:
     ]
     if last["hops"]:
         lines += wrap_line(f"The student is distilled in {last['knowledge_epochs']} of {last['epochs']} epochs.")
+    if last["hops"] and last["teacher_every"] > 1:
+        lines += wrap_line(
+            f"One batch of {last['teacher_every']} is distilled (teacher_every=): extra is for the mean of its steps."
+        )
     if last["joined"] > 1:
         lines += wrap_line(
             f"A distilled step has {last['joined'] - 1:g} unlabelled image(s) for each labelled one; time and memory "
