@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from yolo_mkd.distill import baseline_terms, terms
+from yolo_mkd.distill import baseline_terms, task_terms, terms
 from yolo_mkd.distill.balance import GradientBalancer, TermWeight
 from yolo_mkd.distill.matching import Match
 from yolo_mkd.distill.teachers import Teacher
@@ -38,6 +38,9 @@ TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trun
     "soft": TermSpec(terms.soft, NOMINAL_GAINS["soft"], 0.8),
     "soft_box": TermSpec(terms.soft_box, NOMINAL_GAINS["soft_box"], 0.4),
     "soft_dfl": TermSpec(terms.soft_dfl, NOMINAL_GAINS["soft_dfl"], 0.16),
+    "soft_mask": TermSpec(task_terms.soft_mask, NOMINAL_GAINS["soft_mask"], 1.0),
+    "soft_keypoint": TermSpec(task_terms.soft_keypoint, NOMINAL_GAINS["soft_keypoint"], 1.0),
+    "soft_obb": TermSpec(task_terms.soft_obb, NOMINAL_GAINS["soft_obb"], 1.0),
     "attention": TermSpec(terms.attention, NOMINAL_GAINS["attention"], 0.25),
     "relation": TermSpec(terms.relation, NOMINAL_GAINS["relation"], 0.1),
     "guidance": TermSpec(terms.guidance, NOMINAL_GAINS["guidance"], 1.0),
