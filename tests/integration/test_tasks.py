@@ -81,6 +81,7 @@ def make_model(folder: Path, family: str, task: str, width: float) -> Path:
         Path(ultralytics.__file__).parent / "cfg/models" / family.removeprefix("yolo") / f"{family}{ENDINGS[task]}.yaml"
     )
     model = {**yaml.safe_load(stock.read_text(encoding="utf-8")), "nc": 3, "scales": {"n": [0.5, width, 1024]}}
+    model |= {"kpt_shape": [2, 3]} if task == "pose" else {}
     file = folder / f"{family}n-w{round(1000 * width)}{ENDINGS[task]}.yaml"
     file.write_text(yaml.safe_dump(model, sort_keys=False))
     return file
@@ -113,12 +114,12 @@ def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 PAIRS = [  # student's family and task, teacher's, acting soft targets
-    ("yolo26", "segment", "yolo26", "segment", {"soft", "soft_box"}),
-    ("yolo26", "pose", "yolo26", "pose", {"soft", "soft_box"}),
-    ("yolo26", "obb", "yolo26", "obb", {"soft"}),
-    ("yolo11", "segment", "yolo11", "segment", {"soft", "soft_box", "soft_dfl"}),
-    ("yolov8", "pose", "yolov8", "pose", {"soft", "soft_box", "soft_dfl"}),
-    ("yolo26", "obb", "yolo12", "obb", {"soft"}),
+    ("yolo26", "segment", "yolo26", "segment", {"soft", "soft_box", "soft_mask"}),
+    ("yolo26", "pose", "yolo26", "pose", {"soft", "soft_box", "soft_keypoint"}),
+    ("yolo26", "obb", "yolo26", "obb", {"soft", "soft_obb"}),
+    ("yolo11", "segment", "yolo11", "segment", {"soft", "soft_box", "soft_dfl", "soft_mask"}),
+    ("yolov8", "pose", "yolov8", "pose", {"soft", "soft_box", "soft_dfl", "soft_keypoint"}),
+    ("yolo26", "obb", "yolo12", "obb", {"soft", "soft_obb"}),
     ("yolo26", "segment", "yolo26", "detect", {"soft", "soft_box"}),
     ("yolov8", "pose", "yolo26", "detect", {"soft", "soft_box"}),
     ("yolo26", "obb", "yolov8", "detect", {"soft"}),
@@ -155,13 +156,14 @@ def test_one_step_has_a_gradient_for_exactly_the_terms_that_the_heads_share(
 
 
 OWN = {"segment": ("mask", "M"), "pose": ("pose", "P"), "obb": (None, "B")}
+OWN_TERM = {"segment": "soft_mask", "pose": "soft_keypoint", "obb": "soft_obb"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", OWN)
 def test_a_chain_of_each_task_trains_and_stores_its_metrics(task: str, trained: dict[str, MKD], data: Any) -> None:
     student = trained[task].folder / "student"
-    acting = {"soft", *HIDDEN} | ({"soft_box"} if task != "obb" else set())
+    acting = {"soft", OWN_TERM[task], *HIDDEN} | ({"soft_box"} if task != "obb" else set())
     with open(student / "results.csv", encoding="utf-8") as f:
         results = list(csv.DictReader(f))
     assert len(results) == 2

@@ -46,7 +46,7 @@ HALF = torch.tensor([0.0, 0.0, 0.5, 1.0]).view(1, 4, 1)  # the left half of the 
 
 
 def test_masks_of_two_probabilities_differ_by_their_divergence_and_their_dice() -> None:
-    """p = 1/2 and q = 3/4 on the box's 8 of 16 pixels: KL = 3/4 ln(3/2) + 1/4 ln(1/2), Dice from 8 pq and 8 (pp + qq)."""
+    """p = 1/2 and q = 3/4 on the box's 8 of 16 pixels: KL = 3/4 ln(3/2) + 1/4 ln(1/2), sums 8 pq and 8 (pp + qq)."""
     found = mask_loss(*flat_masks(0.0, 3), *flat_masks(log(3), 2), HALF, scores(1 - 1e-6))
     divergence = 0.75 * log(1.5) + 0.25 * log(0.5)
     dice = 1 - (2 * 8 * 3 / 8 + 1) / (8 * (1 / 4 + 9 / 16) + 1)

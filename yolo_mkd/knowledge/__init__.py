@@ -36,10 +36,9 @@ class Outputs:
 
     def changed(self, change: Callable[[Tensor], Tensor], prototypes: Callable[[Tensor], Tensor]) -> Outputs:
         """A copy with one change of every tensor over anchors, and another of the prototypes."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Outputs(
-            **{n: x if x is None else (prototypes if n == "prototypes" else change)(x) for n, x in given.items()}
-        )
+        given: dict[str, Tensor] = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {n: x if x is None else (prototypes if n == "prototypes" else change)(x) for n, x in given.items()}
+        return Outputs(**found)
 
     def of_first(self, count: int) -> Outputs:
         """A copy for the first `count` images of the batch."""
@@ -47,8 +46,8 @@ class Outputs:
 
     def joined_with(self, other: Outputs) -> Outputs:
         """The outputs for two batches, concatenated; what only one of them has is left out."""
-        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return Outputs(**{n: None if a is None or b is None else cat([a, b]) for n, (a, b) in pairs.items()})
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Outputs(**{name: cat([a, b]) for name, a, b in pairs if a is not None and b is not None})
 
 
 @dataclass
