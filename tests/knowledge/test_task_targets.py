@@ -157,6 +157,19 @@ def test_centres_lie_along_the_boxes_own_axes() -> None:
     assert distance(box(100, 60, x=30), box(60, 100, y=-30), pi / 2) > 0.1
 
 
+def test_a_shifted_and_turned_box_is_as_far_as_the_general_formula_of_two_gaussians_says() -> None:
+    """Student: 80 x 20 at (12, 5) along axes turned by 0.5; teacher: 60 x 30 at (-6, 4)."""
+    c, s = torch.tensor(0.5).cos().item(), torch.tensor(0.5).sin().item()
+    turned = torch.tensor([[c, -s], [s, c]])
+    covariance = turned @ torch.diag(torch.tensor([80.0, 20.0]) ** 2 / 12) @ turned.T
+    straight = torch.diag(torch.tensor([60.0, 30.0]) ** 2 / 12)
+    d = turned @ torch.tensor([12.0, 5.0]) - torch.tensor([-6.0, 4.0])
+    mean = (covariance + straight) / 2
+    spread = mean.det() / (covariance.det() * straight.det()).sqrt()
+    expected = 1 - torch.exp(-(d @ mean.inverse() @ d) / 8) / spread.sqrt()
+    assert distance(box(80, 20, 12, 5), box(60, 30, -6, 4), 0.5) == approx(expected.item(), abs=1e-3)
+
+
 def test_oriented_boxes_are_compared_by_the_difference_of_their_angles() -> None:
     sides, angles = box(200, 100).expand(-1, -1, 2), torch.tensor([[0.4, 1.0]])
     zt = scores(0.9, 0.6)
