@@ -212,6 +212,7 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     teachers = [done.get(name, name) for name in stage["hears"]]
     trainer = TRAINERS[host.task(stage["model"])]
     options = {k: v for k, v in chain["knowledge"].items() if k != "preset"}  # whose values are resolved already
+    options = {**dict.fromkeys(TERMS, 0.0), **options}  # terms of later versions stay off in a chain begun without them
     own = {"trainer": trainer.using(teachers[0], teachers[1:], **options)} if teachers else {}
     arguments = {**chain["arguments"], "project": str(folder), "name": stage["name"], "exist_ok": True, **own}
     if stage["name"] == "teacher":
