@@ -33,6 +33,13 @@ class TinyDetector:
     imgsz: int = IMGSZ
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of single tests."""
+    parser.addoption(
+        "--kills", type=int, default=0, help="faults that integration/test_kills.py makes, also in trainings"
+    )
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that needs the trained detector as slow."""

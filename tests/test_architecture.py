@@ -10,7 +10,7 @@ import pytest
 import yolo_mkd
 
 ROOT = Path(yolo_mkd.__file__).parent
-BASE = {"settings", "report", "plotting", "locking"}  # for every part but knowledge
+BASE = {"settings", "report", "documents", "plotting", "locking"}  # for every part but knowledge
 ORDER = ["knowledge", "host", "distill", "cache", "session", "trainer", "chain", "deploy", "evidence", "demo", "cli"]
 ALLOWED = {part: {*ORDER[: i + 1], *BASE} for i, part in enumerate(ORDER)}
 ALLOWED |= {"knowledge": {"knowledge"}, "edge": {"edge"}, "host": {"host", "knowledge", "settings", "report"}}

@@ -125,11 +125,11 @@ def test_help_of_a_comparison_lists_what_it_takes_and_nothing_that_it_refuses(
     from yolo_mkd.evidence.compare.config import REFUSED
 
     text = help_of(name, capsys)
-    refused = {*REFUSED} | ({"methods"} if name == "ablate" else set())
+    refused = {*REFUSED} - {"trust", "download"} | ({"methods"} if name == "ablate" else set())
     assert not refused & set(listed(text))
     assert {*ACCEPTED, *ON_RESUME} - refused <= set(listed(text))
     assert set(listed(text)) == ({*defaults(), *ACCEPTED, "data", "project", "name"}) - refused
-    assert NOT_OF_TRAINING[name] == set(REFUSED) & set(defaults())
+    assert NOT_OF_TRAINING[name] == set(REFUSED) & set(defaults()) - {"trust", "download"}
     assert ULTRALYTICS_REFUSED[name] == set(REFUSED) - set(defaults())
     assert all(f"{key}" in text.splitlines()[-1] for key in ULTRALYTICS_REFUSED[name])
 

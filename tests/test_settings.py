@@ -35,6 +35,10 @@ from yolo_mkd.settings import (
     value_of,
 )
 
+CANDIDATES = [  # off by default
+    *("soft_mask", "soft_keypoint", "soft_obb"),
+    *("object_guidance", "class_attention", "object_relation", "error_focus"),
+]
 BASELINES = ["channel_wise", "focal_global", "localization", "masked_generation", "pearson", "score_l2"]
 
 
@@ -59,6 +63,8 @@ def test_the_table_and_the_defaults_file_name_the_same_arguments_in_the_same_ord
         "assistant",
         "teacher_epochs",
         "resume",
+        "trust",
+        "download",
     }
 
 
@@ -114,7 +120,11 @@ def test_every_default_has_a_meaning_and_the_text_of_its_value() -> None:
         ({"record_limit": -1}, "record_limit=-1 must be greater than 0 or none, for example record_limit=20"),
         ({"calibrate": "yes"}, "calibrate=yes must be true or false, for example calibrate=true"),
         ({"gate": 1}, "gate=1 must be true or false, for example gate=true"),
-        ({"teacher": 5}, "teacher=5 must be a .pt or .yaml file, for example teacher=yolo26m.pt"),
+        (
+            {"teacher": 5},
+            "teacher=5 must be one or more teachers: .pt, .yaml or .json files, or folders of labels, for example "
+            "teacher=yolo26m.pt",
+        ),
         ({"assistant": [1]}, "must be auto, none, or one or more .pt or .yaml files, for example assistant=auto"),
         ({"gate": "a\nb" * 99}, "gate=a ba ba"),
         ({"preset": "saef"}, "preset=saef does not exist: choose from channel_wise, "),
@@ -226,15 +236,13 @@ def test_a_preset_overrides_defaults_and_an_argument_overrides_a_preset() -> Non
 
 def test_the_papers_preset_is_the_default_and_has_all_its_terms() -> None:
     assert {n: resolve({"preset": "mkd"})[n] for n in TERMS} == {n: resolve({})[n] for n in TERMS}
-    assert all(resolve({"preset": "mkd"})[n] > 0 for n in set(TERMS) - set(BASELINES))
-    assert resolve({"preset": "mkd"})["until"] == resolve({})["until"] == 0.5
+    assert all(resolve({"preset": "mkd"})[n] > 0 for n in set(TERMS) - {*BASELINES, *CANDIDATES})
+    assert resolve({"preset": "mkd"})["until"] == resolve({})["until"] == 1
 
 
 def test_the_preset_soft_is_the_soft_targets_alone_at_their_default_shares() -> None:
     own = resolve({"preset": "soft"})
-    assert {n: own[n] for n in TERMS if own[n]} == {
-        n: defaults()[n] for n in TERMS if n.startswith("soft") and n != "soft_dfl"
-    }
+    assert {n: own[n] for n in TERMS if own[n]} == {"soft": 2.0, "soft_box": 2.0}
     assert own | {"preset": None} == defaults() | {n: own[n] for n in TERMS}
     assert (own["soft"], own["soft_box"]) == (defaults()["soft"], defaults()["soft_box"])
 
@@ -258,9 +266,9 @@ def test_none_as_a_word_means_no_assistant_from_python_too() -> None:
 
 
 def test_without_calibration_unset_terms_have_their_nominal_loss_weights() -> None:
-    assert {n: TERMS[n].gain for n in set(TERMS) - set(BASELINES)} == NOMINAL_GAINS
+    assert {n: TERMS[n].gain for n in set(TERMS) - {*BASELINES, *CANDIDATES}} == NOMINAL_GAINS
     own = resolve({"calibrate": False, "attention": 0.5})
-    expected = {**NOMINAL_GAINS, **dict.fromkeys(BASELINES, 0), "attention": 0.5}
+    expected = {**NOMINAL_GAINS, **dict.fromkeys([*BASELINES, *CANDIDATES], 0), "attention": 0.5}
     assert {n: own[n] for n in TERMS} == expected
     assert resolve({"preset": "soft", "calibrate": False})["guidance"] == 0  # the preset sets it
 

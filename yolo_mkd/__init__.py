@@ -24,6 +24,7 @@ HOMES = {
     "time": "deploy.time",
     "bundle": "deploy.bundle",
     "pareto": "deploy.pareto",
+    "write_page": "evidence.page",
     "BadInput": "settings",
 }
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "pareto",
     "plan",
     "time",
+    "write_page",
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,11 @@ def train(**arguments: Any) -> None:
     """
     from yolo_mkd import chain
 
-    chain.train(**arguments)
+    folder, trained = chain.train(**arguments)
+    if trained["arguments"].get("plots", True):
+        from yolo_mkd.evidence.page import write_page_after
+
+        write_page_after(folder)
 
 
 def plan(**arguments: Any) -> None:
@@ -159,6 +164,18 @@ def pareto(**arguments: Any) -> None:
     print(pareto_text(run(**{"out": "pareto", **check_names("pareto", run, arguments)})))
 
 
+def report_page(**arguments: Any) -> None:
+    """Write a run as one HTML page that opens anywhere: did distillation help, where, and what was learned?
+
+    yolo-mkd report run=runs/mkd/train
+
+    train, compare and demo write it at their end; this writes it again, also of an older run.
+    """
+    from yolo_mkd.evidence.page import write_page
+
+    print(write_page(**check_names("report", write_page, arguments)))
+
+
 def demo(**arguments: Any) -> None:
     """Run the whole chain on generated images, in under ten minutes on two cores.
 
@@ -197,6 +214,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "time": time,
     "bundle": bundle,
     "pareto": pareto,
+    "report": report_page,
     "demo": demo,
     "val": val,
     "predict": predict,
@@ -207,13 +225,29 @@ def run_ultralytics(command: str, arguments: dict[str, Any]) -> None:
     """Run one of Ultralytics' own commands, its arguments checked first."""
     if "model" not in arguments:
         raise BadInput(f"model= is missing: give the model of {command}, for example model=best.pt")
+    from yolo_mkd import host
+
+    permitted = {name: arguments.pop(name) for name in ("trust", "download") if name in arguments}
+    refuse_unknown(arguments, host.arguments(), command)
+    host.permitting(run_checked)(command, arguments, **permitted)
+
+
+def run_checked(command: str, arguments: dict[str, Any]) -> None:
+    """Run one of Ultralytics' own commands on files that may be loaded.
+
+    Raises:
+        BadInput: an argument or a file cannot be used.
+    """
     from ultralytics import YOLO
 
     from yolo_mkd import host
 
-    refuse_unknown(arguments, host.arguments(), command)
     host.check_arguments(arguments)
     path = host.find_model("model", arguments.pop("model"))
+    if path.endswith(".pt"):
+        host.refuse_code("model", path)
+    if arguments.get("data") is not None:
+        host.check_download(arguments["data"])
     try:
         getattr(YOLO(path), command)(**arguments)
     except FileNotFoundError as e:
@@ -322,7 +356,7 @@ def function_of(command: str) -> Callable[..., Any]:
         return function
     import yolo_mkd
 
-    found: Callable[..., Any] = getattr(yolo_mkd, command)
+    found: Callable[..., Any] = getattr(yolo_mkd, "write_page" if command == "report" else command)
     return found
 
 
@@ -373,6 +407,10 @@ def main() -> None:
     """Entry point: 0 done, 1 the work failed, 2 bad input, 130 interrupted."""
     try:
         code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # of a reader such as head, which has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except BadInput as e:
         print(f"yolo-mkd: {e}", file=sys.stderr)
         code = 2

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from pathlib import Path
@@ -17,18 +17,24 @@ import torch.nn.functional as F
 from torch import distributed, nn
 
 from yolo_mkd import host, report
-from yolo_mkd.cache.store import fingerprint
-from yolo_mkd.cache.teacher import JoinedTeacher, layout_of, open_cache
-from yolo_mkd.cache.unlabelled import UnlabelledLoader, unlabelled_images
-from yolo_mkd.cache.views import Views, require_fixed_size, shown
+from yolo_mkd.cache.opening import cached_teacher
+from yolo_mkd.cache.unlabelled import UnlabelledLoader, training_images, unlabelled_images
+from yolo_mkd.cache.views import Views, require_fixed_size
+from yolo_mkd.distill.boxes.teacher import BoxTeacher, beside, separate
 from yolo_mkd.distill.criterion import Criterion, Progress
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.monitor import ShareMonitor, frozen_gains, gains_table, terms_table
 from yolo_mkd.distill.schedule import Schedule
+from yolo_mkd.distill.sources import OpenedTeacher, Opening, groups_of, is_boxes, mappings_of, refuse_options
 from yolo_mkd.distill.state import RunState
-from yolo_mkd.distill.teachers import LiveTeacher, Teacher, teacher_name
+from yolo_mkd.distill.teachers import LiveTeacher, Teacher
 from yolo_mkd.host import LOGGER, unwrap_model
+
+HOW = {  # several teachers act
+    "drawn": "each batch uses one of the teachers",
+    "sequence": "one teacher after another, each for an equal part of the distilled epochs",
+}
 
 
 class DistillationSession:
@@ -48,7 +54,7 @@ class DistillationSession:
 
         Args:
             trainer: an Ultralytics trainer.
-            teachers: the teachers' .pt files.
+            teachers: the teachers' files.
             options: M-KD's arguments, resolved.
         """
         self.trainer, self.files, self.options = trainer, teachers, options
@@ -58,7 +64,7 @@ class DistillationSession:
         self.extractor: FeatureExtractor | None = None
         self.criterion: Criterion | None = None
         self.unlabelled: UnlabelledLoader | None = None
-        self._live: list[LiveTeacher] = []
+        self._opened: list[OpenedTeacher] = []
         self._positions: dict[str, Any] = {}
         self._unlabelled_files: list[Path] = []
 
@@ -122,29 +128,20 @@ class DistillationSession:
                     require_fixed_size(args)
                 if self.options["unlabelled"]:
                     self._unlabelled_files = unlabelled_images(self.options["unlabelled"], self.trainer.data, args)
-                self.distillers = [self._distiller(file, asked) for file in self.files]
+                refuse_options(self.files, self.options, args.task)
+                opening = self._opening(names, asked)
+                self._opened = [opening.open(group) for group in groups_of(self.files, self.options["teachers"])]
+        self.distillers = [opened.distiller for opened in self._opened]
         self.adapters = nn.ModuleList([d.adapters for d in self.distillers]).to(self.trainer.device)
         if args.compile:
             host.keep_graphs()  # gradients are measured on graphs that the backward pass then needs
 
-    def _distiller(self, file: str, asked: dict[str, float]) -> Distiller:
-        """The distiller of one teacher's file; its frozen model is kept in `_live`."""
-        options = self.options
-        model = host.load_detector("teacher", file, transformer=True).to(self.trainer.device)
-        if self.rescales:
-            host.check_imgsz(self.teacher_imgsz, model, "teacher", "teacher_imgsz")
-        spec = host.model_spec(model, self.teacher_imgsz)
-        distiller = Distiller(self.spec, spec, asked, options["calibrate"], options["gate"], options["soft_pw"])
-        distiller.require_active_term(file)
-        roles = distiller.roles
-        if options["record"]:
-            distiller.require_cacheable()
-            roles = list(layout_of(spec).roles)
-        model = host.freeze(model)
-        if not options["record"] and not any(t.head for t in distiller.acting):
-            host.remove_head(model)
-        self._live.append(LiveTeacher(teacher_name(file), model, spec, roles))
-        return distiller
+    def _opening(self, names: Mapping[int, str], asked: dict[str, float]) -> Opening:
+        """What opens the teachers of this run."""
+        labelled = training_images(self.trainer.data) if any(map(is_boxes, self.files)) else []
+        mappings = mappings_of(self.files, self.options["teacher_classes"])
+        how = (self.teacher_imgsz, self.rescales, self.options, asked, mappings, self.trainer.device)
+        return Opening(self.spec, names, [*labelled, *self._unlabelled_files], *how)
 
     def discarding_empty_run(self) -> AbstractContextManager[None]:
         """A context that removes the run's folder on BadInput, if it holds nothing but its arguments."""
@@ -161,11 +158,23 @@ class DistillationSession:
         """Let the training loader give views that can be drawn again, and build the one of unlabelled images."""
         if not self.distillers:
             return
+        self._add_boxes(self.trainer.train_loader.dataset)
         if self.options["record"]:
             loader = self.trainer.train_loader
             Views(loader.dataset, self.options["views"], 0).install(loader, self.next_epoch)
         if self.options["unlabelled"]:
             self.unlabelled = UnlabelledLoader(self.trainer, self._unlabelled_files, self.options, self.next_epoch)
+            self._add_boxes(self.unlabelled.views.dataset)
+
+    @property
+    def _boxes(self) -> list[BoxTeacher]:
+        """The teachers that are only boxes."""
+        return [teacher for opened in self._opened for teacher in opened.boxes]
+
+    def _add_boxes(self, dataset: Any) -> None:
+        """Let a data set load the boxes of teachers with its images."""
+        if self._boxes:
+            host.add_boxes(dataset, beside(self._boxes))
 
     def next_epoch(self) -> int:
         """The epoch that the loader is about to begin, also before the first."""
@@ -174,15 +183,18 @@ class DistillationSession:
     def start(self) -> None:
         """Connect the teachers, live or cached, put the criterion in place and log what acts."""
         precision = host.frozen_precision(self.trainer)  # known only now
-        for teacher in self._live:
+        live = [teacher for opened in self._opened for teacher in opened.live]
+        for teacher in live:
             teacher.model.to(precision)
         if self.unlabelled is not None:
-            self.unlabelled.log_confidence(self._live, self.trainer.device)
+            self.unlabelled.log_confidence(live, self.trainer.device)
         with self.discarding_empty_run():
-            for distiller, teacher, file in zip(self.distillers, self._live, self.files, strict=False):
-                distiller.connect(self._cached(teacher, file) if self.options["record"] else teacher)
-        if self.options["record"]:
-            self._live = []  # a complete cache needs no model, and its memory is free
+            for opened in self._opened:
+                models = [(t, file) for file, t, _ in opened.members if isinstance(t, LiveTeacher)]
+                cached = {id(t): self._cached(t, file) for t, file in models} if self.options["record"] else {}
+                opened.connect(cached)
+                if cached:  # a complete cache needs no model, and its memory is free
+                    opened.members = [member for member in opened.members if id(member[1]) not in cached]
         if self.distillers and (warning := self.schedule.inert(len(self.trainer.train_loader))):
             LOGGER.warning(f"M-KD: {warning}")
         self.attach()
@@ -190,29 +202,13 @@ class DistillationSession:
         for distiller in self.distillers:
             LOGGER.info(terms_table(distiller, distiller.teacher.name))
         if self.distillers:
-            each = " (each batch uses one of the teachers)" if len(self.distillers) > 1 else ""
+            each = f" ({HOW[self.options['teachers']]})" if len(self.distillers) > 1 else ""
             LOGGER.info(f"M-KD: {self.schedule}{each}, teacher precision {precision}\n".replace("torch.", ""))
 
     def _cached(self, teacher: LiveTeacher, file: str) -> Teacher:
         """A teacher's cache of the labelled images and, where there are any, of the unlabelled ones."""
-        trainer, options = self.trainer, self.options
-        views, data = options["views"], trainer.train_loader.dataset
-        header = {
-            "data": fingerprint([Path(f) for f in data.im_files], [Path(f) for f in data.label_files]),
-            "imgsz": self.teacher_imgsz,
-            "views": views,
-            "augmentation": host.augmentation(trainer.args),
-        }
-        closes, end = trainer.epochs - trainer.args.close_mosaic, self.schedule.end
-        keys = shown(views, trainer.start_epoch, end, closes)
-        place, limit = options["record"], options["record_limit"]
-        cached = open_cache(place, teacher, file, header, len(data), keys, limit)
-        if self.unlabelled is None:
-            return cached
-        header["data"] = fingerprint(self._unlabelled_files)
-        more = self.unlabelled.keys(trainer.start_epoch, end, closes, len(trainer.train_loader))
-        count = len(self.unlabelled.views)
-        return JoinedTeacher(cached, open_cache(place, teacher, file, header, count, more, limit, unlabelled=True))
+        pool, end = (self.unlabelled, self._unlabelled_files), self.schedule.end
+        return cached_teacher(self.trainer, self.options, end, self.teacher_imgsz, teacher, file, *pool)
 
     # While training
 
@@ -224,12 +220,12 @@ class DistillationSession:
         roles = list(dict.fromkeys(r for d in self.distillers for r in d.roles))
         self.extractor = FeatureExtractor(student, self.spec, roles)
         detection = getattr(student, "criterion", None) or student.init_criterion()
-        weights = host.shared_weights(student, self.spec)
         self.progress.batches = len(self.trainer.train_loader)
-        seed = self.trainer.args.seed
-        self.criterion = student.criterion = Criterion(
-            detection, self.extractor, self.distillers, self.schedule, self.progress, weights, seed
-        )
+        for boxes in self._boxes:
+            boxes.detection = detection
+        last = (host.shared_weights(student, self.spec), self.trainer.args.seed, self.options["teachers"] == "sequence")
+        self.criterion = Criterion(detection, self.extractor, self.distillers, self.schedule, self.progress, *last)
+        student.criterion = self.criterion
         vars(self.criterion).update(self._positions.get("criterion", {}))
 
     def detach(self) -> None:
@@ -290,6 +286,8 @@ class DistillationSession:
             preprocess: Ultralytics' own.
         """
         criterion, args = self.criterion, self.trainer.args
+        if self._boxes:
+            batch = separate(batch)
         if self.unlabelled is not None and criterion is not None and criterion.on:
             batch = self.unlabelled.join(batch)
         loaded = batch["img"]
@@ -314,9 +312,10 @@ class DistillationSession:
     def end_batch(self) -> None:
         """Count a batch, and freeze the gains once adapters are fitted."""
         self.progress.batch += 1
-        if self.progress.now < self.schedule.fitted:
+        if self.criterion is None:
             return
-        frozen = [d.balancer.freeze() for d in self.distillers]
+        fitted = [d for i, d in enumerate(self.distillers) if self.progress.now >= self.criterion.fitted(i)]
+        frozen = [d.balancer.freeze() for d in fitted]
         if any(frozen) and host.RANK in {-1, 0}:
             LOGGER.info(gains_table(self.distillers, self.progress.now))
             gains = {"teachers": frozen_gains(self.distillers)}

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.monitor import BAR_NAMES
+from yolo_mkd.distill.sources import find_teachers, is_boxes
 from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import KD_OPTIONS, BadInput, refuse_unknown, resolve
 
 ADVICE = "use MKDTrainer, MKDSegmentationTrainer, MKDPoseTrainer or MKDOBBTrainer, by the model's task"
 NATIVE_TOO = "distill_model= is Ultralytics' own distillation: leave it out, the teacher here is teacher="
+
+ONE_TEACHER = "assistant= works with one teacher: leave it out (assistant=none), or give one teacher"
 
 
 class MKDTrainer(host.DetectionTrainer):
@@ -34,21 +37,28 @@ class MKDTrainer(host.DetectionTrainer):
     Attributes:
         teachers: the teachers' files.
         kd_options: M-KD's arguments, resolved.
+        trusts: whether the models may hold code beside weights.
         kd: the run's distillation.
     """
 
     teachers: ClassVar[tuple[str, ...]] = ()
     kd_options: ClassVar[dict[str, Any]] = {}
+    trusts: ClassVar[bool] = False
 
     @classmethod
     def using(
-        cls, teacher: str | Path, assistant: str | Path | Sequence[str | Path] = (), **options: Any
+        cls,
+        teacher: str | Path | Sequence[str | Path],
+        assistant: str | Path | Sequence[str | Path] = (),
+        trust: bool = False,
+        **options: Any,
     ) -> type[MKDTrainer]:
         """The trainer class for `YOLO(...).train(trainer=...)` with these teachers.
 
         Args:
-            teacher: a trained model's .pt file.
+            teacher: a trained model's .pt file, a .json file or a folder with a detector's boxes, or several of them.
             assistant: trained assistants' .pt files; each batch uses one of the teacher and the assistants.
+            trust: load files that hold code beside weights; loading them can run anything.
             options: the share of any term, such as `attention=0.5` or `guidance=0`, and `preset`, `calibrate`, `gate`
                 and `teacher_imgsz`; the rest as in `cfg/default.yaml`.
 
@@ -57,14 +67,22 @@ class MKDTrainer(host.DetectionTrainer):
         """
         refuse_unknown(options, {*TERMS, *KD_OPTIONS}, "train")
         resolved = resolve(options)
+        named = find_teachers([teacher] if isinstance(teacher, str | Path) else teacher)
         assistants = [assistant] if isinstance(assistant, str | Path) else list(assistant)
-        paths = [host.find_model("teacher", teacher), *(host.find_model("assistant", a) for a in assistants)]
-        for argument, path in zip(["teacher"] + ["assistant"] * len(assistants), paths, strict=True):
+        if len(named) > 1 and assistants:
+            raise BadInput(ONE_TEACHER)
+        middle = [host.find_model("assistant", a) for a in assistants]
+        for argument, path in [*(("teacher", p) for p in named), *(("assistant", p) for p in middle)]:
+            if is_boxes(path):
+                continue
             if not path.endswith(".pt"):
                 raise BadInput(f"{argument}={path} is untrained: give a trained .pt file")
-            host.load_detector(argument, path, transformer=True)
+            with host.trusting(trust):
+                host.load_detector(argument, path, transformer=True)
         chosen = {k: resolved[k] for k in (*TERMS, *KD_OPTIONS)}
-        members = {"teachers": tuple(paths), "kd_options": chosen, "__module__": cls.__module__}
+        if middle:
+            chosen["teachers"] = "drawn"  # of the teacher and its assistants
+        members = {"teachers": (*named, *middle), "kd_options": chosen, "trusts": trust, "__module__": cls.__module__}
         return type(cls.__name__, (cls,), members)
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -95,6 +113,16 @@ class MKDTrainer(host.DetectionTrainer):
             raise BadInput(f"{cls.__name__} trains models of the task {own}, this one is of {given['task']}: {ADVICE}")
 
     # Before training
+
+    def train(self) -> None:
+        """Train as Ultralytics does, with checkpoints that hold weights alone unless they are trusted."""
+        with host.trusting(self.trusts):
+            super().train()
+
+    def get_dataset(self) -> Any:
+        """Read the data set as Ultralytics does, without running the code that its YAML may hold."""
+        host.check_data(self.args.data)
+        return super().get_dataset()
 
     def set_model_attributes(self) -> None:
         """Attach the data's classes to the student, then match it with its teachers."""
@@ -175,6 +203,8 @@ class MKDTrainer(host.DetectionTrainer):
         """Evaluate as Ultralytics does, warn of what was skipped, and annotate the checkpoints."""
         self.kd.log_skipped()
         self.kd.detach()
+        for file in filter(Path.is_file, (self.last, self.best)):
+            host.refuse_code("model", file)  # of a resumed run it may be another's, and Ultralytics loads it unsafely
         super().final_eval()
         self.kd.finish()
 

@@ -82,7 +82,8 @@ def test_an_interrupted_chain_is_resumed_at_its_stage(
     assert status == ["done", "running"]
     assistant_before = (folder / "assistant" / "weights" / "best.pt").read_bytes()
     _, record = chain.train(resume=str(folder))
-    assert trained == ["assistant 0", "assistant 1", "student 0", "student 1"]
+    again = ["student 0", "student 1"]  # anew: no copy of its first epoch was made
+    assert trained == ["assistant 0", "assistant 1", "student 0", *again]
     assert [s["status"] for s in record["stages"]] == ["done", "done"]
     assert (folder / "assistant" / "weights" / "best.pt").read_bytes() == assistant_before
 
@@ -102,10 +103,8 @@ def test_weights_that_lie_in_the_folder_are_not_mistaken_for_the_chains_own(
 def test_a_chain_is_resumed_only_with_the_teacher_that_it_was_begun_with(
     arguments: dict[str, Any], tmp_path: Path
 ) -> None:
-    record = {
-        "schema": chain.SCHEMA, "stages": [], "arguments": {},
-        "teacher": {"file": arguments["teacher"], "sha256": "another"},
-    }  # fmt: skip
+    _, record = chain.create({**arguments, "assistant": None})
+    record["teacher"]["sha256"] = "another"
     chain.save(tmp_path, record)
     with pytest.raises(BadInput, match="has changed"):
         chain.train(resume=str(tmp_path))
@@ -116,10 +115,10 @@ def test_a_chain_is_resumed_only_with_the_teacher_that_it_was_begun_with(
     [({"device": "cuda:9"}, "device=cuda:9 cannot be used, since no CUDA GPU"), ({"batch": -5}, "batch=-5 must be")],
 )
 def test_what_may_differ_when_a_chain_is_resumed_is_checked_too(
-    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], message: str, arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    chain.save(tmp_path, {"schema": chain.SCHEMA, "stages": [], "arguments": {}, "teacher": None})
+    chain.save(tmp_path, chain.create({**arguments, "assistant": None})[1])
     before = (tmp_path / "chain.yaml").read_bytes()
     with pytest.raises(BadInput, match=message):
         chain.train(resume=str(tmp_path), **change)

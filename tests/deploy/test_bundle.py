@@ -101,6 +101,8 @@ def test_bundle_contains_all_facts_that_a_device_needs(packed, tiny_detector):
     assert 0.3 < found["map50_95"] <= found["map50"] <= 1 and found["images"] == 16
     assert found["retained"] == pytest.approx(1, abs=1e-3)
     assert found["command"] == "yolo-mkd check model=model.onnx against=last.pt data=data.yaml"
+    assert facts["thresholds"]["conf"] == 0.25 and 0 < facts["thresholds"]["best_f1"] < 1
+    assert set(facts["thresholds"]["classes"]) == {"red", "green", "blue"}
     assert "AGPL-3.0" in facts["licence"]
     readme = (packed / "README.txt").read_text()
     assert f"head {packed.name}, fp32" in readme and f"{facts['reference']['map50_95']:.4f}" in readme
@@ -209,6 +211,15 @@ def test_boxes_of_a_picture_are_the_expected_ones(place):
         np.testing.assert_allclose([d["box"] for d in one["detections"]], [row[:4] for row in wanted], atol=0.06)
 
 
+def test_threshold_is_the_bundles_unless_another_is_given(place, capsys):
+    facts = json.loads((place / "bundle.json").read_text())
+    facts["thresholds"]["conf"] = 0.123
+    (place / "bundle.json").write_text(json.dumps(facts))
+    for words, conf in (([], 0.123), (["--conf", "0.5"], 0.5)):
+        assert edge_run.main([str(place / "sample/00.png"), "--json", *words], place) == 0
+        assert json.loads(capsys.readouterr().out)["conf"] == conf
+
+
 def test_detections_are_printed_and_drawn(place, tmp_path, capsys):
     sample = place / "sample/00.png"
     assert edge_run.main([str(sample), "--save", str(tmp_path / "drawn")], place) == 0
@@ -290,7 +301,7 @@ def test_reports_of_a_bundle_are_compared_by_yolo_mkd_time(place, tmp_path, monk
     monkeypatch.setattr(edge_measure, "collect_samples", lambda run, seconds: [run(n) for n in range(130)])
     assert edge_time.main(["--out", str(tmp_path / "a.json"), "--root", str(tmp_path)], place) == 0
     report = json.loads((tmp_path / "a.json").read_text())
-    report["drift"] = {"stable": True}  # whatever this machine did meanwhile
+    report["drift"] = {"stable": True, "reason": ""}  # whatever this machine did meanwhile
     assert why_not_comparable(report, report) == ""
     (tmp_path / "a.json").write_text(json.dumps(report))
     assert "not distinguishable" in str(compare_times(tmp_path / "a.json", tmp_path / "a.json"))

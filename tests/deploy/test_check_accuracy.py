@@ -8,9 +8,17 @@ import cv2
 import pytest
 import yaml
 
-from yolo_mkd.deploy.check import Parity, accuracy, check
-from yolo_mkd.deploy.check.accuracy import Scores, compare_accuracy, judge_accuracy, measure_map, why_not_measurable
-from yolo_mkd.deploy.exported_model import ExportedModel, read_exported_model
+from yolo_mkd.deploy.check import accuracy, check, int8_not_measured
+from yolo_mkd.deploy.check.accuracy import (
+    Accuracy,
+    Scores,
+    compare_accuracy,
+    judge_accuracy,
+    measure_map,
+    why_not_measurable,
+)
+from yolo_mkd.deploy.exported_model import read_exported_model
+from yolo_mkd.host import load_detector
 from yolo_mkd.settings import BadInput
 
 NAMES = {0: "red", 1: "green", 2: "blue"}
@@ -132,21 +140,27 @@ def test_model_of_merged_classes_is_measured_with_the_datas_classes_as_one(tiny_
     assert parity.accuracy.checkpoint_map50_95 == pytest.approx(own.box.map, rel=1e-3) and own.box.map > 0.05
 
 
-@pytest.mark.parametrize(
-    ("precision", "verdict", "printed"),
-    [
-        ("int8", "not measured", "not verified: INT8 is judged by its mAP, which was not measured: give data="),
-        ("int8", "passed", "passed"),
-        ("fp16", "not measured", "passed"),
-    ],
-)
-def test_int8_without_measured_map_is_not_verified(precision, verdict, printed):
-    model = ExportedModel.__new__(ExportedModel)
-    for name, value in {"precision": precision, "format": "onnx", "head": "one2one", "imgsz": (96, 96)}.items():
-        object.__setattr__(model, name, value)
-    judged = judge_accuracy(scores(0.5), scores(0.5), precision, NAMES) if verdict == "passed" else None
-    line = str(Parity(True, "", model, None, judged)).splitlines()[0]
-    assert line.startswith(f"check     {printed}")
+def test_int8_without_measured_map_does_not_pass():
+    unmeasured = Accuracy("not measured", note="the val images have no labels; give a data= with labels")
+    reason = "INT8 is judged by its mAP, which was not measured"
+    assert int8_not_measured(unmeasured) == f"{reason}: the val images have no labels; give a data= with labels"
+    assert int8_not_measured(None) == f"{reason}: accuracy=false"
+    assert int8_not_measured(judge_accuracy(scores(0.5), scores(0.5), "int8", NAMES)) == ""
+
+
+def test_other_head_is_measured_where_there_are_two(tiny_detector, monkeypatch):
+    asked = []
+    monkeypatch.setattr(accuracy, "measure_map", lambda *given: asked.append(given) or scores(0.7))
+    found, model = (
+        judge_accuracy(scores(0.5), scores(0.5), "fp32", NAMES),
+        SimpleNamespace(imgsz=(96, 64), head="one2one"),
+    )
+    trained = load_detector("model", str(tiny_detector.pt))
+    both = accuracy.measure_other_head(found, tiny_detector.pt, model, trained, "data.yaml")
+    assert (both.other_head, both.other_head_map50_95) == ("one2many", 0.7)
+    assert asked == [(tiny_detector.pt, "data.yaml", (96, 64), "one2many", False)]
+    unmeasured = Accuracy("not measured")
+    assert accuracy.measure_other_head(unmeasured, tiny_detector.pt, model, trained, "data.yaml") is unmeasured
 
 
 def test_reason_why_map_is_not_measured(tiny_detector, tmp_path):

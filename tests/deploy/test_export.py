@@ -185,9 +185,15 @@ def test_failure_inside_ultralytics_is_a_one_line_error(checkpoint):
     ("arguments", "message"),
     [
         ({"format": "engine"}, "format=engine needs TensorRT, .*make a bundle .yolo-mkd bundle model="),
-        ({"format": "onx"}, "format=onx is not known: verified are onnx, openvino, ncnn, engine, others torchscript"),
-        ({"format": "torchscript", "head": "one2one"}, "head= is for onnx, openvino, ncnn, engine: format=torchscript"),
-        ({"format": "torchscript", "target": "jp6"}, "target= is for onnx, openvino, ncnn, engine"),
+        (
+            {"format": "onx"},
+            "format=onx is not known: verified are onnx, openvino, ncnn, litert, engine, others torchscript",
+        ),
+        (
+            {"format": "torchscript", "head": "one2one"},
+            "head= is for onnx, openvino, ncnn, litert, engine: format=torchscript",
+        ),
+        ({"format": "torchscript", "target": "jp6"}, "target= is for onnx, openvino, ncnn, litert, engine"),
         ({"sensitivity": True}, "sensitivity= measures the loss of each block in INT8: use it with quantize=8"),
         ({"format": "ncnn", "head": "one2one"}, "head=one2one cannot be exported: NCNN does not support TopK"),
         ({"format": "openvino", "quantize": 8}, "quantize=8 is made as ONNX .* not as openvino: use format=onnx"),

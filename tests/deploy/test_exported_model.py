@@ -158,7 +158,7 @@ def test_damaged_folder_is_a_one_line_error(tmp_path):
 def test_missing_file_or_unknown_format_is_an_error(tmp_path):
     for name, message in (
         ("best.pt", "export it first"),
-        ("best.tflite", "must be an .onnx"),
+        ("best.pb", "must be an .onnx"),
         ("best.onnx", "no such file"),
         ("best_ncnn_model", "no such folder"),
     ):

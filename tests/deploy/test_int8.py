@@ -139,7 +139,7 @@ def test_file_with_a_wrong_precision_in_its_metadata_fails(int8, tmp_path):
 # The whole export
 
 
-def test_int8_export_states_its_calibration_and_retains_its_map(tiny_detector, tmp_path):
+def test_int8_export_states_its_calibration_and_retains_its_map(tiny_detector, tmp_path, capsys):
     checkpoint = Path(shutil.copy(tiny_detector.pt, tmp_path / "tiny.pt"))
     file = export(checkpoint, quantize=8, target="jp6", calibration=16, data=tiny_detector.data)
     report = json.loads((tmp_path / "tiny_int8.export.json").read_text())
@@ -147,7 +147,23 @@ def test_int8_export_states_its_calibration_and_retains_its_map(tiny_detector, t
     assert report["calibration"]["images"] == 16 and report["calibration"]["left_out"] == 0
     about = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert json.loads(about["yolo_mkd.calibration"]) == report["calibration"]
-    assert report["accuracy"]["retained"] > 0.95 and report["accuracy"]["passes_at"] == 0.99
+    found = report["accuracy"]
+    assert found["retained"] > 0.95 and found["passes_at"] == 0.99
+    assert [c["name"] for c in sorted(found["thresholds"]["classes"], key=lambda c: c["name"])] == [
+        "blue",
+        "green",
+        "red",
+    ]
+    assert found["other_head"] == "one2one" and abs(found["other_head_map50_95"] - found["checkpoint_map50_95"]) > 0.002
+    printed = capsys.readouterr().out
+    assert (
+        f"one2many has mAP50-95 {found['checkpoint_map50_95']:.4f}, one2one {found['other_head_map50_95']:.4f}"
+        in printed
+    )
+    with pytest.raises(
+        BadInput, match="quantize=8 is judged by its mAP, which cannot be measured: images have no labels"
+    ):
+        export(checkpoint, quantize=8, images=tiny_detector.images)
 
 
 def test_sensitivity_lists_every_block_the_largest_loss_first(tiny_detector, exported, tmp_path, monkeypatch):

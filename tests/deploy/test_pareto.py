@@ -167,7 +167,7 @@ def test_second_time_of_one_file_is_an_error(runs):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as a report"),
+        ("{", "is damaged"),
         ('{"schema": "yolo-mkd/train/1"}', "is not a report of export, check, time, bundle"),
         ('{"schema": "yolo-mkd/time/1", "sha256": null}', "does not state its file's SHA-256"),
     ],

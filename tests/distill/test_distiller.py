@@ -20,7 +20,8 @@ from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
 from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
 from yolo_mkd.settings import BadInput, defaults
 
-GAINS = {name: float(defaults()[name]) for name in TERMS}
+TASK_TERMS = {"soft_mask", "soft_keypoint", "soft_obb"}
+GAINS = {name: float(name in TASK_TERMS or defaults()[name]) for name in TERMS}
 LABELS = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0])), LossWeights()
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
 LAYERS = {  # the last of each backbone stage, and the head's inputs
@@ -80,7 +81,6 @@ def test_model_spec_changes_nothing_in_the_model() -> None:
     assert not any(m._forward_hooks for m in student.modules())
 
 
-TASK_TERMS = {"soft_mask", "soft_keypoint", "soft_obb"}
 ON = {name for name, gain in GAINS.items() if gain} - TASK_TERMS
 PAIRS = [
     ("yolo26n", "yolo26s", ON - {"soft_dfl"}),

@@ -63,6 +63,24 @@ def test_every_method_trains_with_the_same_inputs_as_plain(compared: tuple[Path,
     assert rows["plain"]["epochs"] == 2
 
 
+def test_each_run_is_validated_at_its_epochs_and_timed_until_plains_accuracy(
+    compared: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, document = compared
+    rows = by_method(document)
+    for method in ("plain", "native", "mkd-guidance"):
+        place = folder / "runs" / "compare" / "data" / "studentn" / f"{method}-s0"
+        result = json.loads((place / trials.RESULT).read_text())
+        first, last = result["curve"]
+        assert (last["map50_95"], last["cost_s"]) == (result["last"]["map50_95"], result["cost_s"])
+        assert 0 < first["cost_s"] < last["cost_s"]
+        assert (first["images"], last["images"]) == (24, 48)  # a quarter of 96 in each of two epochs
+        assert not list(place.rglob("snapshots"))
+        found = rows[method]["to_plain"]["map50_95"]
+        assert len(found["reached"]) + len(found["missed"]) == 1
+    assert rows["plain"]["to_plain"]["map50_95"]["cost"]["mean"] == 1.0
+
+
 def test_a_failed_trial_is_a_row_with_its_reason(compared: tuple[Path, dict[str, Any]]) -> None:
     row = by_method(compared[1])["plain:copy_paste_mode=Nope"]
     assert row["seeds"] == []
@@ -72,9 +90,15 @@ def test_a_failed_trial_is_a_row_with_its_reason(compared: tuple[Path, dict[str,
 def test_the_folder_contains_plan_report_tables_and_plots(compared: tuple[Path, dict[str, Any]]) -> None:
     folder, document = compared
     root = folder / "runs" / "compare"
-    assert {"compare.yaml", "compare.json", "compare.md", "compare.csv", "cost.png", "differences.png"} <= {
-        p.name for p in root.iterdir()
-    }
+    assert {
+        "compare.yaml",
+        "compare.json",
+        "compare.md",
+        "compare.csv",
+        "cost.png",
+        "curve.png",
+        "differences.png",
+    } <= {p.name for p in root.iterdir()}
     assert document["schema"] == "yolo-mkd/compare/1"
     assert json.loads((root / "compare.json").read_text()) == document == json.loads((folder / "copy.json").read_text())
     with open(root / "compare.csv", newline="") as f:
@@ -211,18 +235,19 @@ def test_the_cost_that_longer_matches_cannot_change(tiny_detector: Any, tmp_path
 
 
 def test_a_trial_resumes_from_its_last_checkpoint(tiny_detector: Any, tmp_path: Path) -> None:
-    """Plain training is interrupted after its first epoch, and the trial then trains the second only."""
+    """Plain training is interrupted after its second epoch, and the trial then trains the third only."""
     from ultralytics import YOLO
 
     arguments = {
-        "data": str(tiny_detector.data), "model": student_of(tiny_detector, tmp_path), "imgsz": 32, "epochs": 2,
+        "data": str(tiny_detector.data), "model": student_of(tiny_detector, tmp_path), "imgsz": 32, "epochs": 3,
         "batch": 8, "fraction": 0.25, "device": "cpu", "seed": 0, "plots": False, "exist_ok": True,
         "project": str(tmp_path / "d/m/plain-s0"), "name": "run",
     }  # fmt: skip
     student = YOLO(arguments["model"])
 
     def cut(trainer: Any) -> None:
-        raise KeyboardInterrupt
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
 
     student.add_callback("on_model_save", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -231,7 +256,7 @@ def test_a_trial_resumes_from_its_last_checkpoint(tiny_detector: Any, tmp_path: 
     own = Trial("d/m/plain-s0", "d", "m", "plain", 0, False, arguments, val)
     trials.write_task(tmp_path, own, {})
     assert executors.run_trial(str(tmp_path / own.name), 1) == ""
-    assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [2]
+    assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [3]
     found = trials.load_result(tmp_path, own)
     assert found is not None
     assert found["status"] == "done"
@@ -297,7 +322,7 @@ def test_trials_run_as_tasks_of_a_ray_cluster(tmp_path: Path) -> None:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     executor = executors.RayExecutor("auto", None)
     assert executor.slots == 1
-    arguments = {"project": str(tmp_path), "name": "run", "model": "gone.yaml"}
+    arguments = {"project": str(tmp_path / "d/m/x-s0"), "name": "run", "data": str(tmp_path / "gone.yaml")}
     results = executors.run_trials(tmp_path, [Trial("d/m/x-s0", "d", "m", "x", 0, False, arguments, {})], executor)
     assert "gone.yaml" in results["d/m/x-s0"]["reason"]  # it ran, in a process of its own
     assert not ray.is_initialized()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,12 @@ def test_without_the_exact_state_the_comparison_would_fail(tiny_detector: Any, t
     exact.unlink()
     resume(tmp_path / "killed", None)
     assert "last.pt: model.0.conv.weight" in differing(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_that_is_killed_before_its_first_copy_is_whole_begins_anew(tiny_detector: Any, tmp_path: Path) -> None:
+    """Its last.pt is in half precision: resumed from it, the run would end with other weights."""
+    with pytest.raises(Killed):
+        begin(tmp_path / "killed", tiny_detector.student, 1, data=tiny_detector.data, trainer=None)
+    for kept in (tmp_path / "killed" / "weights").glob("kept-*"):
+        shutil.rmtree(kept)
+    assert not CheckpointKeeper(tmp_path / "killed").restore()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from yolo_mkd.knowledge import soft_targets
 from yolo_mkd.knowledge.attention import attention_loss, attention_map, normalise
 from yolo_mkd.knowledge.exploration import debiased_cka, exploration_loss, hsic, inheriting
 from yolo_mkd.knowledge.guidance import Guide, middle, orthonormal
@@ -55,6 +56,22 @@ class TestSoftTargets:
         assert class_loss(zs, zt).item() == pytest.approx(defined.item(), rel=1e-12)
         assert torch.allclose(gradient(class_loss(zs, zt), zs), gradient(defined, zs), atol=1e-12)
         assert torch.autograd.gradcheck(lambda z: class_loss(z, zt), zs)
+
+    def test_the_class_loss_does_not_depend_on_the_blocks_in_which_it_is_computed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch.manual_seed(0)
+        zt, weights = torch.randn(3, 5, 7).double(), torch.tensor([0.5, 1.0, 2.0, 3.0, 0.1]).double()
+        zs = torch.randn(3, 5, 7).double().requires_grad_()
+        found = []
+        for size, count in ((2**17, 3), (14, 9), (1, 15)):  # blocks of 5, 2 and 1 classes of each image
+            monkeypatch.setattr(soft_targets, "BLOCK", size)
+            assert len(soft_targets.blocks(zs)) == count
+            loss = class_loss(zs, zt, weights)
+            found.append((loss.item(), gradient(loss, zs)))
+        for value, slope in found[1:]:
+            assert value == pytest.approx(found[0][0], rel=1e-12)
+            assert torch.allclose(slope, found[0][1], atol=1e-14)
 
     def test_class_loss_of_ln3_against_0(self) -> None:
         # |0.75 - 0.5| * (ln 4 - 0.5 ln 3), over N = max(1, 0.5)

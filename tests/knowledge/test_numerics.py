@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolo_mkd.knowledge.attention import attention_loss
+from yolo_mkd.knowledge.attention import attention_loss, attention_map
+from yolo_mkd.knowledge.class_attention import class_attention_loss
+from yolo_mkd.knowledge.correlation import pearson_loss
 from yolo_mkd.knowledge.exploration import exploration_loss
 from yolo_mkd.knowledge.guidance import Guide
+from yolo_mkd.knowledge.object_relation import object_gram, object_masks, object_relation_loss
 from yolo_mkd.knowledge.relation import grid_for, relation_loss, relation_matrix
 from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, dfl_loss
 
@@ -26,11 +29,32 @@ def guidance(fs: Tensor, ft: Tensor) -> Tensor:
     return Guide(fs.shape[1], ft.shape[1])(fs, ft)
 
 
+def object_weighted(fs: Tensor, ft: Tensor) -> Tensor:
+    weight = torch.full((len(fs), 1, *fs.shape[2:]), 0.02)
+    weight[:, :, 2:5, 3:6] = 1
+    return pearson_loss(fs.float(), ft.float(), weight)
+
+
+def by_class(fs: Tensor, ft: Tensor) -> Tensor:
+    scores = torch.zeros(len(fs), 2, *fs.shape[2:])
+    scores[:, 0, 2:5, 3:6] = scores[:, 1, :2, :3] = 0.9
+    return class_attention_loss(attention_map(fs), attention_map(ft), scores)
+
+
+def between_objects(fs: Tensor, ft: Tensor) -> Tensor:
+    boxes = torch.tensor([[0.3, 0.3, 0.4, 0.4], [0.7, 0.6, 0.3, 0.3], [0.5, 0.5, 0.9, 0.9], [0.2, 0.8, 0.1, 0.1]])
+    masks, image = object_masks(boxes, *fs.shape[2:]), torch.arange(4)
+    return object_relation_loss(*([object_gram(f.float(), masks, image)] for f in (fs, ft)))
+
+
 FEATURE_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "attention": attention_loss,
     "relation": relation,
     "guidance": guidance,
     "exploration": exploration_loss,
+    "object_guidance": object_weighted,
+    "class_attention": by_class,
+    "object_relation": between_objects,
 }
 OUTPUT_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "soft": class_loss,

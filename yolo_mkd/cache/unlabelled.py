@@ -19,6 +19,7 @@ import torch
 
 from yolo_mkd import host
 from yolo_mkd.cache.views import Views
+from yolo_mkd.distill.boxes.teacher import separate
 from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.host.pool import unlabelled_dataset, unlabelled_loader
 from yolo_mkd.settings import BadInput
@@ -104,6 +105,15 @@ def held_out(data: dict[str, Any]) -> list[Path]:
     """
     places = [p for split in ("val", "test") if data.get(split) for p in listed(data[split])]
     return [image for p in places for image in host.images_in(Path(p))]
+
+
+def training_images(data: dict[str, Any]) -> list[Path]:
+    """The images of a data set's train split, as its loader names them.
+
+    Args:
+        data: as `host.check_data` returns it.
+    """
+    return [image for place in listed(data["train"]) for image in host.images_in(Path(place))]
 
 
 def listed(places: str | list[str]) -> list[str]:
@@ -310,6 +320,10 @@ class UnlabelledLoader:
         for key in ("im_file", "ori_shape", "resized_shape"):
             joined[key] = [*batch[key], *more[key]]
         joined["pool_code"] = more["code"]
+        if "teacher_boxes" in batch:
+            theirs = separate(more)["teacher_boxes"]
+            theirs[:, 0] += len(batch["img"])
+            joined["teacher_boxes"] = torch.cat([batch["teacher_boxes"], theirs])
         return joined
 
 

@@ -7,13 +7,15 @@ import shutil
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from yolo_mkd import host, report
+from yolo_mkd.chain.document import SCHEMA, Chain, read_chain
 from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.distill.distiller import TERMS
+from yolo_mkd.distill.sources import checksum
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import KD_OPTIONS, BadInput, defaults, refuse_unknown
@@ -22,7 +24,6 @@ from yolo_mkd.trainer import TRAINERS
 if TYPE_CHECKING:
     from ultralytics import YOLO
 
-SCHEMA = "yolo-mkd/chain/2"
 ON_RESUME = {"resume", "json", "device", "workers", "batch"}  # arguments that may differ when a chain is resumed
 FIGURES = {  # of the summary's table; a detector among teachers of another task has only the first two
     "map50_95": "mAP50-95",
@@ -32,32 +33,6 @@ FIGURES = {  # of the summary's table; a detector among teachers of another task
     "pose_map50_95": "pose mAP50-95",
     "pose_map50": "pose mAP50",
 }
-
-
-class Chain(TypedDict):
-    """The contents of chain.yaml.
-
-    Attributes:
-        schema: `SCHEMA`.
-        started: when, in ISO 8601.
-        versions: of the packages.
-        knowledge: M-KD's arguments that shape distillation, the terms' weights among them.
-        teacher_epochs: epochs of the teacher's own training; 0 for a trained teacher.
-        seed: of the trainings.
-        arguments: Ultralytics' arguments.
-        teacher: the teacher's file and its SHA-256; None where the chain trains its teacher itself.
-        stages: in their order.
-    """
-
-    schema: str
-    started: str
-    versions: dict[str, str]
-    knowledge: dict[str, Any]
-    teacher_epochs: int
-    seed: int
-    arguments: dict[str, Any]
-    teacher: dict[str, str] | None
-    stages: list[Stage]
 
 
 class MKD:
@@ -99,10 +74,13 @@ class MKD:
         """
         from ultralytics import YOLO
 
-        self.folder, self.chain = train(**{**self.arguments, **arguments})
-        return YOLO(self.chain["stages"][-1]["weights"])
+        arguments = {**self.arguments, **arguments}
+        self.folder, self.chain = train(**arguments)
+        with host.trusting(arguments.get("trust", False)):
+            return YOLO(self.chain["stages"][-1]["weights"])
 
 
+@host.permitting
 def train(**arguments: Any) -> tuple[Path, Chain]:
     """Distil a student from a teacher, through an assistant if there is one.
 
@@ -148,7 +126,8 @@ def create(arguments: dict[str, Any]) -> tuple[Path, Chain]:
         "teacher_epochs": own["teacher_epochs"],
         "seed": theirs.get("seed", 0),
         "arguments": theirs,
-        "teacher": {"file": first[0], "sha256": report.sha256(first[0])} if first else None,
+        "teacher": {"file": first[0], "sha256": checksum(first[0])} if first else None,
+        "more_teachers": [{"file": file, "sha256": checksum(file)} for file in first[1:]],
         "stages": stages,
     }
     save(folder, chain)
@@ -170,16 +149,12 @@ def resume(arguments: dict[str, Any]) -> tuple[Path, Chain]:
     file = None if folder is None else folder if folder.name == "chain.yaml" else folder / "chain.yaml"
     if file is None or not file.is_file():
         raise BadInput(f"resume={arguments['resume']}: no chain.yaml there: give the folder of an interrupted chain")
-    try:
-        chain: Chain = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise BadInput(f"resume={file} is damaged: {host.one_line(e)}") from e
-    if not isinstance(chain, dict) or chain.get("schema") != SCHEMA:
-        raise BadInput(f"resume={file} was not written by this version ({SCHEMA}): start a new chain")
-    teacher = chain["teacher"]
-    if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
-        raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the same file")
+    chain = read_chain(file)
+    for teacher in filter(None, [chain["teacher"], *chain.get("more_teachers", [])]):
+        if not Path(teacher["file"]).exists() or checksum(teacher["file"]) != teacher["sha256"]:
+            raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore it")
     host.check_values({k: v for k, v in arguments.items() if k in {"device", "batch"}})
+    host.check_data(chain["arguments"].get("data"), fetch=False)
     chain["arguments"].update({k: v for k, v in arguments.items() if k not in {"resume", "json"}})
     folder = file.parent.resolve()
     for stage in chain["stages"]:
@@ -209,11 +184,11 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     from ultralytics import YOLO
 
     done = {s["name"]: s["weights"] for s in chain["stages"] if s["status"] == "done"}
-    teachers = [done.get(name, name) for name in stage["hears"]]
+    assistants = [done[name] for name in stage["hears"] if name in done and name != "teacher"]
+    teachers = [done.get(name, name) for name in stage["hears"]][: len(stage["hears"]) - len(assistants)]
     trainer = TRAINERS[host.task(stage["model"])]
     options = {k: v for k, v in chain["knowledge"].items() if k != "preset"}  # whose values are resolved already
-    options = {**dict.fromkeys(TERMS, 0.0), **options}  # terms of later versions stay off in a chain begun without them
-    own = {"trainer": trainer.using(teachers[0], teachers[1:], **options)} if teachers else {}
+    own = {"trainer": trainer.using(teachers, assistants, **options)} if teachers else {}
     arguments = {**chain["arguments"], "project": str(folder), "name": stage["name"], "exist_ok": True, **own}
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]

@@ -17,6 +17,7 @@ from yolo_mkd.settings import KD_OPTIONS, BadInput
 from yolo_mkd.trainer import TRAINERS
 
 
+@host.permitting
 def record(**arguments: Any) -> dict[str, Any]:
     """Build the cache of a teacher for a training with these arguments; cached views are not computed again.
 
@@ -43,6 +44,8 @@ def record(**arguments: Any) -> dict[str, Any]:
         raise BadInput("record=false stores nothing: leave it out, or name a folder")
     with tempfile.TemporaryDirectory(prefix="yolo-mkd-record-") as folder:
         request = validate({**arguments, "assistant": None}, "record")
+        if len(request.stages[-1]["hears"]) > 1:
+            raise BadInput("record fills the cache of one teacher: run it for each, or train with record=true")
         builder = CacheBuilder()
         student = request.stages[-1]
         options = {key: request.own[key] for key in (*KD_OPTIONS, *TERMS)}

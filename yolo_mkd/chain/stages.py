@@ -6,17 +6,22 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypedDict
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import Required, TypedDict
 
 from yolo_mkd import host, report
-from yolo_mkd.cache.unlabelled import find_images
+from yolo_mkd.cache.unlabelled import find_images, training_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
 from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.sources import Opening, find_teachers, groups_of, is_boxes, mappings_of, refuse_options
+from yolo_mkd.documents import Number
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.settings import BadInput, defaults, refuse_unknown, resolve, split_commas
-from yolo_mkd.trainer import NATIVE_TOO
+from yolo_mkd.trainer import NATIVE_TOO, ONE_TEACHER
 
 
 class Stage(TypedDict, total=False):
@@ -34,15 +39,15 @@ class Stage(TypedDict, total=False):
         seconds: of training.
     """
 
-    name: str
-    model: str
-    hears: list[str]
-    parameters: int
-    status: str
+    name: Required[Annotated[str, Field(pattern=r"^(teacher|assistant\d*|student)$")]]
+    model: Required[str]
+    hears: Required[list[str]]
+    parameters: Required[int]
+    status: Required[Literal["waiting", "running", "done"]]
     weights: str
     sha256: str
-    metrics: dict[str, float]
-    seconds: float
+    metrics: dict[str, Number]
+    seconds: Number
 
 
 @dataclass(frozen=True)
@@ -137,17 +142,24 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
         BadInput: a model is missing, untrained where it has to teach, or no term applies between two models.
     """
     student = host.find_model("model", own["model"])
-    teacher = trained_teacher(own, student)
-    stages = name_stages(student, teacher, find_assistants(own["assistant"], student, teacher), own["teacher_epochs"])
+    teachers = trained_teachers(own, student)
+    assistants = find_assistants(own["assistant"], student, teachers)
+    stages = name_stages(student, teachers, assistants, own["teacher_epochs"])
     asked = {name: own[name] for name in TERMS}
     specs: dict[str, ModelSpec] = {}
     imgsz, single_cls = theirs.get("imgsz", 640), bool(theirs.get("single_cls"))
     count = 1 if single_cls else data["nc"]
-    if not own["teacher_epochs"]:
-        model = host.load_detector("teacher", teacher, transformer=True)
-        size, argument = own["teacher_imgsz"] or imgsz, "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
+    named = [] if own["teacher_epochs"] else stages[-1]["hears"][: len(teachers)]
+    refuse_options(named, own, host.task(student))
+    mappings = mappings_of(named, own["teacher_classes"])
+    images = []
+    if any(map(is_boxes, named)):
+        images = [*training_images(data), *(find_images(own["unlabelled"]) if own["unlabelled"] else [])]
+    size, argument = own["teacher_imgsz"] or imgsz, "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
+    for file in itertools.filterfalse(is_boxes, named):
+        model = host.load_detector("teacher", file, transformer=True)
         host.check_imgsz(size, model, "teacher", argument)
-        specs[stages[-1]["hears"][0]] = host.model_spec(model, size)
+        specs[file] = host.model_spec(model, size)
     for stage in stages:
         argument = "model" if stage["name"] == "student" else stage["name"].rstrip("0123456789")
         host.check_labels(data, host.task(stage["model"], argument))
@@ -156,12 +168,15 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
         host.check_freeze(theirs.get("freeze"), model, argument)
         spec = host.model_spec(model, imgsz).of_data(data["names"], data["channels"], single_cls, theirs.get("classes"))
         specs[stage["name"]] = spec
-        for name in stage["hears"]:
-            distiller = Distiller(spec, specs[name], asked)
-            distiller.require_active_term(name)
+        opening = Opening(spec, data["names"], images, size, size != imgsz, own, asked, mappings)
+        given = [name for name in stage["hears"] if name in named]
+        groups = groups_of(given, own["teachers"]) if given else []
+        for group in [*groups, *([name] for name in stage["hears"] if name not in named)]:
+            distiller = Distiller(spec, opening.spec_of(group, specs), asked)
+            distiller.require_active_term(", ".join(group))
             if own["record"]:
                 distiller.require_cacheable()
-        stage["parameters"], stage["status"] = spec.parameters, "waiting"
+        stage["parameters"] = spec.parameters
     if data["channels"] != 3:
         LOGGER.warning(
             f"M-KD: the images have {data['channels']} channel(s), but export, check, time and bundle of yolo-mkd take "
@@ -171,39 +186,54 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
     return stages
 
 
-def trained_teacher(own: dict[str, Any], student: str) -> str:
-    """The teacher's file.
+def trained_teachers(own: dict[str, Any], student: str) -> list[str]:
+    """The teachers' files.
 
     Raises:
-        BadInput: it is untrained and is not to be trained, or is the student itself.
+        BadInput: one is untrained and is not to be trained, is the student itself, or cannot be trained.
     """
-    teacher = host.find_model("teacher", own["teacher"])
-    if not teacher.endswith(".pt") and not own["teacher_epochs"]:
+    teachers = find_teachers(own["teacher"])
+    if own["teacher_epochs"] and (len(teachers) > 1 or is_boxes(teachers[0])):
         raise BadInput(
-            f"teacher={own['teacher']} is untrained: give a trained .pt, or train it first (teacher_epochs=100)"
+            "teacher_epochs= trains one model: give one .yaml or .pt as teacher=, or leave teacher_epochs= out"
         )
-    if Path(teacher).resolve() == Path(student).resolve():
-        raise BadInput(f"teacher={own['teacher']} is the student itself: give a larger, trained teacher")
-    return teacher
+    for teacher in itertools.filterfalse(is_boxes, teachers):
+        if not teacher.endswith(".pt") and not own["teacher_epochs"]:
+            raise BadInput(
+                f"teacher={teacher} is untrained: give a trained .pt, or train it first (teacher_epochs=100)"
+            )
+        if Path(teacher).resolve() == Path(student).resolve():
+            raise BadInput(f"teacher={teacher} is the student itself: give a larger, trained teacher")
+    return teachers
 
 
-def name_stages(student: str, teacher: str, assistants: list[str], teacher_epochs: int) -> list[Stage]:
+def name_stages(student: str, teachers: list[str], assistants: list[str], teacher_epochs: int) -> list[Stage]:
     """The stages in their order, each with its teachers: all models before it."""
     stages: list[Stage] = []
+
+    def append(name: str, model: str, hears: list[str]) -> None:
+        stages.append({"name": name, "model": model, "hears": hears, "parameters": 0, "status": "waiting"})
+
     if teacher_epochs:
-        stages.append({"name": "teacher", "model": teacher, "hears": []})
-    before = ["teacher" if teacher_epochs else str(Path(teacher).resolve())]
+        append("teacher", teachers[0], [])
+    before = ["teacher"] if teacher_epochs else [str(Path(teacher).resolve()) for teacher in teachers]
     for i, model in enumerate(assistants, 1):
-        stages.append({"name": f"assistant{i if len(assistants) > 1 else ''}", "model": model, "hears": list(before)})
+        append(f"assistant{i if len(assistants) > 1 else ''}", model, list(before))
         before.append(stages[-1]["name"])
-    stages.append({"name": "student", "model": student, "hears": list(before)})
+    append("student", student, list(before))
     return stages
 
 
-def find_assistants(named: Any, student: str, teacher: str) -> list[str]:
+def find_assistants(named: Any, student: str, teachers: list[str]) -> list[str]:
     """The assistants' files from `assistant=`: none, chosen, or named with commas."""
     if named is None or named == []:
         return []
+    if len(teachers) > 1 or is_boxes(teachers[0]):
+        if named == "auto":
+            return []
+        if len(teachers) > 1:
+            raise BadInput(ONE_TEACHER)
+    teacher = teachers[0]
     if named == "auto":
         name, reason = midpoint.choose(student, teacher)
         LOGGER.info(f"M-KD: assistant=auto chose {name or 'none'}: {reason}")
@@ -218,9 +248,10 @@ def find_assistants(named: Any, student: str, teacher: str) -> list[str]:
 
 
 def log_sizes(stages: list[Stage], parameters: dict[str, int]) -> None:
-    """Log the chain with its sizes, and warn where two neighbours are far apart."""
-    teachers = stages[-1]["hears"]
-    links = [*zip(["teacher", *teachers[1:]], teachers, strict=True), ("student", "student")]
+    """Log the chain with its sizes, and warn where two neighbours are far apart; boxes have no size."""
+    teachers = [name for name in stages[-1]["hears"] if name in parameters]
+    names = [name if name in {s["name"] for s in stages} else "teacher" for name in teachers]
+    links = [*zip(names, teachers, strict=True), ("student", "student")]
     chained = [(name, parameters[key]) for name, key in links]
     LOGGER.info("M-KD: " + " -> ".join(f"{name} {count / 1e6:.2f} M" for name, count in chained) + " parameters")
     for (larger, big), (smaller, small) in itertools.pairwise(chained):

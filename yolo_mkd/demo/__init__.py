@@ -15,6 +15,7 @@ from yolo_mkd.demo import scenes
 from yolo_mkd.demo.summary import DISTILLED, PLAIN, ModelRow, Panel, Summary, draw_summary, summary_table
 from yolo_mkd.deploy.export import export
 from yolo_mkd.deploy.time import time as time_file
+from yolo_mkd.evidence.page import write_page_after
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import Failed, shipped
 
@@ -83,6 +84,7 @@ def demo(
     LOGGER.info(f"\n{summary_table(document)}\n")
     for what, path in (("plot", plot), ("report", written), ("student", models[DISTILLED])):
         LOGGER.info(f"{what:<9}{chain.shortest(path)}")
+    write_page_after(folder)
     LOGGER.info(f"done in {document['minutes']:.1f} minutes")
     return dict(document)
 

@@ -20,7 +20,7 @@ from yolo_mkd.deploy.export import export
 from yolo_mkd.deploy.exported_model import existing_file, file_identity, read_exported_model
 from yolo_mkd.deploy.images import MOST_IMAGES, evenly_spaced, find_images
 from yolo_mkd.edge import bundle as edge_bundle
-from yolo_mkd.edge.boxes import MAX_DET, NMS_IOU
+from yolo_mkd.edge.boxes import CONF, MAX_DET, NMS_IOU
 from yolo_mkd.edge.bundle import SCHEMA, read_bundle
 from yolo_mkd.edge.check import check_samples
 from yolo_mkd.edge.onnx_runtime import ONNXRuntime
@@ -58,6 +58,16 @@ class Reference(TypedDict):
     command: str
 
 
+class BundleThresholds(TypedDict):
+    """Score thresholds of the file; None where the data have no labels."""
+
+    conf: float  # run.py's default: what 0.25 of the checkpoint corresponds to in this file
+    checkpoint_conf: float
+    shift_logits: float | None  # of the file's scores, where they are clearly shifted
+    best_f1: float | None
+    classes: dict[str, float]  # best F1 by class
+
+
 class BundleFacts(TypedDict):
     """bundle.json."""
 
@@ -76,6 +86,7 @@ class BundleFacts(TypedDict):
     model: dict[str, Any]
     source: dict[str, Any]
     reference: Reference
+    thresholds: BundleThresholds
     samples: int
     licence: str | None
 
@@ -104,6 +115,7 @@ def bundle(
     quantize: int | None = None,
     imgsz: int | list[int] | None = None,
     samples: int = 8,
+    trust: bool = False,
 ) -> Path:
     """Export a student and pack it with everything that a device needs: a folder, and the same as .tar.gz.
 
@@ -116,6 +128,7 @@ def bundle(
         quantize: 16 or 8, as in export.
         imgsz: image size [pixels], as in export.
         samples: the number of val images in the bundle, 2 to 32.
+        trust: load a checkpoint that holds code beside weights; loading it can run anything.
 
     Returns:
         The folder.
@@ -126,7 +139,9 @@ def bundle(
     """
     source, place = existing_file("model", model, ".pt"), Path(str(out))
     number("samples", samples, whole=True, low=2, high=MOST_IMAGES, example=8)
-    with workspace(place.parent / f"{WORKSPACE}{place.name}", rescue=switch) as folder:
+    from yolo_mkd import host
+
+    with host.trusting(trust), workspace(place.parent / f"{WORKSPACE}{place.name}", rescue=switch) as folder:
         refuse_other_folder(place)
         pictures = evenly_spaced(find_images(None, data), samples)
         copied = Path(shutil.copy(source, folder))
@@ -214,7 +229,8 @@ def build_folder(
     copy_scripts(folder)
     facts = bundle_facts(folder / "model.onnx", graph, export_report, len(pictures), Path(data).name)
     write_json(folder / "bundle.json", dict(facts))
-    report.write_text(folder / "README.txt", readme_text(facts))
+    note = (export_report["accuracy"] or {}).get("note", "")
+    report.write_text(folder / "README.txt", readme_text(facts, note))
     bundle = read_bundle(folder)
     write_json(folder / "sample" / "expected.json", make_reference(bundle, pictures))
     result = check_samples(bundle, ONNXRuntime(bundle.model, bundle.precision))
@@ -266,8 +282,21 @@ def bundle_facts(model: Path, graph: Any, export_report: dict[str, Any], samples
             "data": data,
             "command": f"yolo-mkd check model=model.onnx against={source['file']} data={data}",
         },
+        "thresholds": thresholds_of(export_report),
         "samples": samples,
         "licence": stated.get("license"),
+    }
+
+
+def thresholds_of(export_report: dict[str, Any]) -> BundleThresholds:
+    """The score thresholds that an export measured."""
+    shift, best = export_report["score_shift"], export_report["accuracy"]["thresholds"]
+    return {
+        "conf": round(shift["conf"], 4) if shift else CONF,
+        "checkpoint_conf": CONF,
+        "shift_logits": shift["logits"] if shift else None,
+        "best_f1": best["file"] if best else None,
+        "classes": {row["name"]: row["file"] for row in best["classes"]} if best else {},
     }
 
 
@@ -292,12 +321,12 @@ def copy_scripts(folder: Path) -> None:
         report.write_text(folder / f"{name}.py", LAUNCHER.format(summary=summary, name=name))
 
 
-def readme_text(facts: BundleFacts) -> str:
-    """README.txt, with the facts of this bundle."""
+def readme_text(facts: BundleFacts, note: str) -> str:
+    """README.txt, with the facts of this bundle; `note` says why its mAP was not measured, if it was not."""
     height, width = facts["imgsz"]
     found = facts["reference"]
-    measured = "mAP was not measured: the data has no labels"
-    if found["map50_95"] is not None:
+    measured = f"mAP was not measured: {note}"
+    if found["map50_95"] is not None and found["retained"] is not None:
         measured = (
             f"mAP50-95 {found['map50_95']:.4f}, which is {found['retained']:.2%} of the checkpoint's, "
             f"mAP50 {found['map50']:.4f}\n"

@@ -1,6 +1,7 @@
 """Reading of exported detectors: their metadata, validated against their graph.
 
-An exported model is an .onnx file, a *_openvino_model or *_ncnn_model folder, or an .engine with Ultralytics' header.
+An exported model is an .onnx or .tflite file, a *_openvino_model or *_ncnn_model folder, or an .engine with
+Ultralytics' header.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +19,12 @@ from xml.etree import ElementTree
 import yaml
 
 from yolo_mkd import report
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, file_path
 
 PROVIDER = "CPUExecutionProvider"
 FOLDERS = {"_openvino_model": "openvino", "_ncnn_model": "ncnn"}  # the endings of Ultralytics' folder names
+FILES = {"onnx": "onnx", "engine": "engine", "tflite": "litert"}  # endings of files
+TFLITE_METADATA = "metadata.json"
 HEADS = ("one2many", "one2one", "embedded_nms")
 PRECISIONS = {None: "fp32", 32: "fp32", 16: "fp16", 8: "int8"}  # Ultralytics' quantize -> ours
 
@@ -33,8 +37,8 @@ class ExportedModel:
     stride: int
     imgsz: tuple[int, int]  # height, width [pixels]
     head: str  # one2many: (1, 4+classes, anchors), NMS outside; one2one: (1, rows, 6); embedded_nms: (1, rows, 6)
-    output: tuple[int, ...]  # shape; empty where the file does not state it: ncnn, engine
-    format: str = "onnx"  # onnx | openvino | ncnn | engine
+    output: tuple[int, ...]  # shape; empty where the file does not state it: ncnn, litert, engine
+    format: str = "onnx"  # onnx | openvino | ncnn | litert | engine
     precision: str = "fp32"  # of the weights: fp32 | fp16 | int8
 
 
@@ -50,7 +54,7 @@ def read_exported_model(path: str | Path) -> ExportedModel:
     """Read the metadata of an exported file of any format.
 
     Args:
-        path: the .onnx file, the OpenVINO or NCNN folder, or the .engine file.
+        path: the .onnx file, the .tflite file, the OpenVINO or NCNN folder, or the .engine file.
 
     Raises:
         BadInput: it is missing, of an unknown format, has no metadata, or its metadata contradict its graph.
@@ -61,6 +65,8 @@ def read_exported_model(path: str | Path) -> ExportedModel:
         return read_onnx(path, open_session(path))
     if kind == "engine":
         return from_metadata(engine_header(path), "engine")
+    if kind == "litert":
+        return from_metadata(tflite_metadata(path), kind)
     model = from_metadata(folder_metadata(path), kind)
     if kind == "openvino":
         given, output = openvino_shapes(model_file(path, ".xml"))
@@ -80,15 +86,20 @@ def read_onnx(path: Path, session: Any) -> ExportedModel:
 
 
 def format_of(argument: str, path: Path) -> str:
-    """The format of an existing exported file: onnx, openvino, ncnn or engine.
+    """The format of an existing exported file: onnx, openvino, ncnn, litert or engine.
 
     Raises:
         BadInput: it is of another format, or does not exist.
     """
-    kind = next((name for end, name in FOLDERS.items() if path.name.endswith(end)), path.suffix[1:])
-    if kind not in {"onnx", "engine", *FOLDERS.values()}:
-        advice = f"export it first (yolo-mkd export model={path})" if kind == "pt" else "make one with yolo-mkd export"
-        raise BadInput(f"{argument}={path} must be an .onnx, .engine, *_openvino_model or *_ncnn_model: {advice}")
+    suffix = path.suffix[1:]
+    kind = next((name for end, name in FOLDERS.items() if path.name.endswith(end)), FILES.get(suffix))
+    if kind is None:
+        advice = "make one with yolo-mkd export"
+        if suffix == "pt":
+            advice = f"export it first (yolo-mkd export model={path})"
+        raise BadInput(
+            f"{argument}={path} must be an .onnx, .tflite, .engine, *_openvino_model or *_ncnn_model: {advice}"
+        )
     if not (path.is_dir() if kind in FOLDERS.values() else path.is_file()):
         raise BadInput(f"{argument}={path}: no such {'folder' if kind in FOLDERS.values() else 'file'}")
     return kind
@@ -100,7 +111,7 @@ def existing_file(argument: str, path: str | Path, suffix: str) -> Path:
     Raises:
         BadInput: it has another suffix, or does not exist.
     """
-    path = Path(path)
+    path = file_path(argument, path, f"best{suffix}")
     if path.suffix != suffix:
         advice = ": make one with yolo-mkd export" if suffix == ".onnx" else ""
         raise BadInput(f"{argument}={path} must be a {suffix} file{advice}")
@@ -216,6 +227,16 @@ def folder_metadata(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load((path / "metadata.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def tflite_metadata(path: Path) -> dict[str, Any]:
+    """The metadata.json that Ultralytics appends to a .tflite as a zip archive; empty where missing or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = json.loads(archive.read(TFLITE_METADATA))
+    except (zipfile.BadZipFile, KeyError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

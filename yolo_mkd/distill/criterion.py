@@ -61,18 +61,21 @@ class Criterion:
         progress: Progress,
         weights: list[nn.Parameter],
         seed: int,
+        in_turn: bool = False,
     ):
         """Add distillation to a detection loss.
 
         Args:
             detection: the student's own criterion.
             student: collects the student's outputs.
-            distillers: one for each teacher; one of them is drawn for each batch.
+            distillers: one for each teacher; one of them is drawn for each batch, unless `in_turn`.
             schedule: the weight of distillation over the run.
             progress: how far the run is; kept up to date by the trainer.
             weights: the student's parameters on which gradients are measured.
             seed: of the draws.
+            in_turn: use one distiller after another, each for an equal part of the distilled epochs, instead of draws.
         """
+        self.in_turn = in_turn
         self.detection, self.student, self.distillers, self.seed = detection, student, distillers, seed
         self.schedule, self.progress, self.weights = schedule, progress, weights
         self.columns = list(dict.fromkeys(t.name for d in distillers for t in d.acting))
@@ -102,7 +105,17 @@ class Criterion:
     @property
     def distiller(self) -> Distiller:
         """The distiller of the next batch."""
-        return self.distillers[draw(self.seed, self.step, len(self.distillers))]
+        count = len(self.distillers)
+        if self.in_turn:
+            return self.distillers[min(int(self.progress.now / self.schedule.end * count), count - 1)]
+        return self.distillers[draw(self.seed, self.step, count)]
+
+    def fitted(self, index: int) -> float:
+        """Until when a distiller's adapters learn without moving the student, and its gains are measured [epochs]."""
+        if not self.in_turn:
+            return self.schedule.fitted
+        span = self.schedule.end / len(self.distillers)
+        return index * span + min(self.schedule.fitted, span / 3)
 
     def prefetch(self, batch: dict[str, Any]) -> None:
         """Let the next batch's teacher compute beside the student."""
@@ -131,7 +144,7 @@ class Criterion:
         if self.on:
             distiller = self.distiller
             with self.section("teacher"):
-                kt = distiller.teacher(batch)
+                kt = distiller.teacher({**batch, "preds": preds})
             with self.section("terms"), torch.autocast(images.device.type, enabled=False):  # terms need full precision
                 values, total = self._distil(distiller, preds, kt, batch, loss.sum() / labelled)
             loss = torch.cat([loss, total.view(1) * labelled])
@@ -146,7 +159,7 @@ class Criterion:
         """Each term's loss, and their weighted sum per image."""
         ks = self.student.collect(preds)
         targets, weights = self.weigh(distiller, kt, batch)
-        steer = self.progress.now >= self.schedule.fitted
+        steer = self.progress.now >= self.fitted(self.distillers.index(distiller))
         values: dict[str, Tensor] = {}
         if self.due(distiller):
             values = self.measure(distiller, task, distiller.losses(ks, kt, targets, weights))
@@ -165,11 +178,11 @@ class Criterion:
             kt: its teacher's outputs.
             batch: Ultralytics' batch.
         """
-        if self.progress.now < self.schedule.fitted:
+        if self.progress.now < self.fitted(self.distillers.index(distiller)):
             distiller.balancer.observe_classes(distiller.class_masses(kt), distiller.label_counts(batch["cls"]))
         labelled, images = batch.get("labelled"), len(batch["img"])
         return (
-            Targets(batch["bboxes"][:, :4].float(), batch["batch_idx"], labelled),
+            Targets(batch["bboxes"][:, :4].float(), batch["batch_idx"], labelled, batch["cls"].flatten().long()),
             LossWeights(
                 images=None if labelled is None else image_weights(kt, labelled, images),
                 branches=host.branch_weights(self.detection),
@@ -207,7 +220,7 @@ class Criterion:
         last = self.measured.get(distiller.teacher.name, -math.inf)
         if self.step - last >= measurement_interval(progress.batches, balancer.gate):
             return True
-        wanted = math.ceil(MEASUREMENTS / self.schedule.fitted)  # in an epoch
+        wanted = math.ceil(MEASUREMENTS / self.fitted(0))  # in an epoch
         behind = progress.batch / progress.batches >= balancer.measured / wanted
         return not balancer.frozen and balancer.measured < wanted and behind
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from yolo_mkd.distill import baseline_terms, task_terms, terms
+from yolo_mkd.distill import baseline_terms, object_terms, task_terms, terms
 from yolo_mkd.distill.balance import GradientBalancer, TermWeight
 from yolo_mkd.distill.matching import Match
 from yolo_mkd.distill.teachers import Teacher
@@ -38,13 +38,17 @@ TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trun
     "soft": TermSpec(terms.soft, NOMINAL_GAINS["soft"], 0.8),
     "soft_box": TermSpec(terms.soft_box, NOMINAL_GAINS["soft_box"], 0.4),
     "soft_dfl": TermSpec(terms.soft_dfl, NOMINAL_GAINS["soft_dfl"], 0.16),
-    "soft_mask": TermSpec(task_terms.soft_mask, NOMINAL_GAINS["soft_mask"], 1.0),
-    "soft_keypoint": TermSpec(task_terms.soft_keypoint, NOMINAL_GAINS["soft_keypoint"], 1.0),
-    "soft_obb": TermSpec(task_terms.soft_obb, NOMINAL_GAINS["soft_obb"], 1.0),
     "attention": TermSpec(terms.attention, NOMINAL_GAINS["attention"], 0.25),
     "relation": TermSpec(terms.relation, NOMINAL_GAINS["relation"], 0.1),
     "guidance": TermSpec(terms.guidance, NOMINAL_GAINS["guidance"], 1.0),
     "exploration": TermSpec(terms.exploration, NOMINAL_GAINS["exploration"], 0.05),
+    "soft_mask": TermSpec(task_terms.soft_mask, 1.0, 1.0),
+    "soft_keypoint": TermSpec(task_terms.soft_keypoint, 1.0, 1.0),
+    "soft_obb": TermSpec(task_terms.soft_obb, 1.0, 1.0),
+    "object_guidance": TermSpec(object_terms.object_guidance, 1.0, 1.0),
+    "class_attention": TermSpec(object_terms.class_attention, 1.0, 0.5),
+    "object_relation": TermSpec(object_terms.object_relation, 1.0, 0.5),
+    "error_focus": TermSpec(object_terms.error_focus, 1.0, 0.5),
     "channel_wise": TermSpec(baseline_terms.channel_wise, 1.0, 1.0),
     "masked_generation": TermSpec(baseline_terms.masked_generation, 2e-5, 1.0),
     "focal_global": TermSpec(baseline_terms.focal_global, 1.0, 1.0),
@@ -83,9 +87,12 @@ class Distiller:
             gate: leave a term out while its gradient opposes the task's.
             soft_pw: power of the class weights of soft targets.
         """
-        self.match = Match.of(student, teacher, explores=asked.get("exploration", 0) > 0)
+        self.match = Match.of(student, teacher, explores=asked.get("exploration", 0) > 0 and not teacher.averaged)
         named = {name: spec for name, spec in TERMS.items() if asked.get(name, 0) > 0}
-        self.terms = [replace(spec.between(self.match), name=n, asked=asked[n]) for n, spec in named.items()]
+        made = {name: spec.between(self.match) for name, spec in named.items()}
+        self.terms = [
+            replace(t, name=n, asked=asked[n], why_not=missing_of(teacher, t) or t.why_not) for n, t in made.items()
+        ]
         self.adapters = nn.ModuleDict({t.name: t.adapters for t in self.acting if t.adapters is not None})
         weights = {t.name: TermWeight(t.asked, TERMS[t.name].gain, TERMS[t.name].share) for t in self.acting}
         self.balancer = GradientBalancer(weights, calibrate, gate, power=soft_pw)
@@ -188,3 +195,12 @@ class Distiller:
                 ours, theirs = ours.of_first(targets.labelled), theirs.of_first(targets.labelled)
             found[t.name] = t.loss(ours, theirs, targets, weights)
         return found
+
+
+def missing_of(teacher: ModelSpec, term: Term) -> str:
+    """What a term reads and a teacher that is not one detector lacks; empty if it lacks nothing."""
+    if teacher.origin and not teacher.layers and not term.head:
+        return "the teacher has no hidden layers"
+    if teacher.averaged and term.roles and not term.cacheable:
+        return "features of several teachers have no mean (teachers=drawn or teachers=sequence use one at a time)"
+    return ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yolo_mkd.distill.resample import at_levels, at_size, at_strides
+from yolo_mkd.distill.resample import Levels, at_levels, at_size, at_strides
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, Outputs
 from yolo_mkd.knowledge.exploration import inheriting
@@ -76,21 +76,23 @@ class Match:
 
     def heads(self, ks: Knowledge, kt: Knowledge) -> list[tuple[Outputs, Outputs, Tensor]]:
         """Student's and teacher's outputs by branch at the shared strides, and the teacher's shared classes' logits."""
+        theirs = self.teacher_heads(kt, ks.levels)
+        ours = {branch: at_strides(ks.branches[branch], ks.levels, self.strides) for branch in self.branches}
+        return [(ours[b], theirs[b], self.shared_logits(theirs[b].logits)) for b in self.branches]
+
+    def teacher_heads(self, kt: Knowledge, levels: Levels) -> dict[str, Outputs]:
+        """The teacher's outputs by branch, at the anchors of the shared strides that the student has at `levels`."""
         given = {stride: kt.levels[stride] for stride in self.strides}
-        wanted = {stride: ks.levels[stride] for stride in self.strides}
-        pairs = []
-        for branch in self.branches:
-            s = at_strides(ks.branches[branch], ks.levels, self.strides)
-            t = at_strides(kt.branches[branch], kt.levels, self.strides)
-            if given != wanted:
-                t = at_levels(t, given, wanted)
-            pairs.append((s, t, self.shared_logits(t.logits)))
-        return pairs
+        wanted = {stride: levels[stride] for stride in self.strides}
+        found = {branch: at_strides(kt.branches[branch], kt.levels, self.strides) for branch in self.branches}
+        if given == wanted:
+            return found
+        return {branch: at_levels(outputs, given, wanted) for branch, outputs in found.items()}
 
     def shared_logits(self, logits: Tensor) -> Tensor:
         """The teacher's logits of the shared classes, B C A of all its classes in; of merged classes the best one."""
         if all(len(theirs) == 1 for _, theirs in self.classes):
-            return logits[:, [t for _, (t,) in self.classes]]
+            return of_classes(logits, [t for _, (t,) in self.classes])
         return torch.stack([logits[:, list(theirs)].amax(1) for _, theirs in self.classes], 1)
 
     def inherited(self, ks: Knowledge, role: str) -> Tensor:
@@ -105,6 +107,11 @@ class Match:
     def explored(self, ks: Knowledge, role: str) -> Tensor:
         """The student's exploring channels of a neck layer."""
         return ks.features[role][:, self.widths(role)[0] :]
+
+
+def of_classes(logits: Tensor, chosen: list[int]) -> Tensor:
+    """The logits of some classes, B C A in and out; without a copy where these are all in order."""
+    return logits if chosen == list(range(logits.shape[1])) else logits[:, chosen]
 
 
 def patterned(model: ModelSpec, role: str) -> bool:

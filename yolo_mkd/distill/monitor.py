@@ -103,6 +103,7 @@ def terms_table(distiller: Distiller, teacher: str) -> str:
     match = distiller.match
     ratio = match.teacher.parameters / match.student.parameters
     size = f"{match.teacher.parameters / 1e6:.2f} M parameters, {ratio:.1f} x the student"
+    size = ", ".join(filter(None, (match.teacher.origin, size if match.teacher.parameters else "")))
     asked = "share" if distiller.balancer.calibrate else "gain"
     lines = ["", f"M-KD: teacher {teacher} ({size})", f"  {'term':<18}{asked:>7}  acts  compares"]
     for t in distiller.terms:

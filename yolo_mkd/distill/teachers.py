@@ -19,7 +19,7 @@ PADDING = 114 / 255  # the grey that Ultralytics pads with
 
 
 class Teacher(Protocol):
-    """Anything that gives a teacher's outputs for a batch: a live model, its cache, or both joined.
+    """Anything that gives a teacher's outputs for a batch: a live model, its cache, boxes, or the mean of several.
 
     Attributes:
         name: of the teacher, in tables and logs.
@@ -28,7 +28,7 @@ class Teacher(Protocol):
     name: str
 
     def __call__(self, batch: dict[str, Any]) -> Knowledge:
-        """The teacher's outputs for a batch of Ultralytics' data."""
+        """The teacher's outputs for a batch of Ultralytics' data, with the student's raw outputs for it as `preds`."""
 
     def prefetch(self, batch: dict[str, Any]) -> None:
         """Begin to compute the outputs of the next batch, where that can be done beside the student's."""

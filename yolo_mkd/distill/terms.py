@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from yolo_mkd.distill.matching import Match
+from yolo_mkd.distill.matching import Match, of_classes
 from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.attention import attention_map, map_loss
 from yolo_mkd.knowledge.exploration import exploration_loss
@@ -75,7 +75,7 @@ def soft(match: Match) -> Term:
 
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         pairs = zip(match.heads(ks, kt), class_weights_of(match, weights), strict=True)
-        losses = [class_loss(s.logits[:, ours], zt, w) for (s, _, zt), w in pairs]
+        losses = [class_loss(of_classes(s.logits, ours), zt, w) for (s, _, zt), w in pairs]
         return weighted_by_branch(losses, match, weights)
 
     reads = f"{len(ours)} of the student's {len(match.student.names)} classes, {describe_heads(match)}"
@@ -114,6 +114,8 @@ def describe_heads(match: Match) -> str:
 
 def heads_mismatch(match: Match) -> str:
     """Why two heads' anchors or classes cannot be compared; empty if they can."""
+    if not match.branches and match.teacher.origin:
+        return "the teacher has no detection head"
     if not match.branches:
         return "the teacher's head has no anchors (RT-DETR)"
     if not match.strides:

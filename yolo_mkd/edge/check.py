@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .boxes import CONF, MATCH_IOU, BoxMatch, decode_boxes, match_boxes
-from .bundle import Bundle, read_json
+from .bundle import Bundle, inside, is_list, read_json, require
 from .pictures import letterbox, read_picture, to_tensor
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ def check_samples(bundle: Bundle, runtime: ONNXRuntime | TensorRT) -> CheckResul
     Raises:
         EdgeError: a sample is missing or damaged.
     """
-    expected = read_json(bundle.folder / "sample" / "expected.json")
+    expected = read_expected(bundle)
     conf, tolerance = expected["conf"], TOLERANCES[runtime.arithmetic.split("+")[0]]
     pairs: list[tuple[str, Boxes, Boxes]] = []
     reason, pixels = "", "identical to the bundle's"
     for sample in expected["images"]:
-        picture = read_picture(bundle.folder / "sample" / sample["file"])
+        picture = read_picture(inside(bundle.folder / "sample", sample["file"]))
         canvas = letterbox(picture, bundle.imgsz)
         if canvas_hash(canvas) != sample["canvas_sha256"]:
             own = letterbox(picture, bundle.imgsz, own=True)
@@ -97,6 +97,25 @@ def check_samples(bundle: Bundle, runtime: ONNXRuntime | TensorRT) -> CheckResul
         found = decode_boxes(output, bundle.head, (picture.shape[0], picture.shape[1]), bundle.imgsz, conf / 2)
         pairs.append((sample["file"], np.array(sample["boxes"], np.float32).reshape(-1, 6), found))
     return {"precision": runtime.arithmetic, "pixels": pixels, **judge_boxes(pairs, conf, tolerance, reason)}
+
+
+def read_expected(bundle: Bundle) -> Any:
+    """The contents of expected.json: the score threshold, and each sample's pixels and boxes.
+
+    Raises:
+        EdgeError: it is missing, or a field is missing or wrong.
+    """
+    expected = read_json(bundle.folder / "sample" / "expected.json")
+    file = "expected.json"
+    require(isinstance(expected, dict) and is_list(expected.get("images"), dict), file, "images")
+    conf = expected.get("conf")
+    require(isinstance(conf, float) and 0 < conf < 1, file, "conf")
+    for sample in expected["images"]:
+        require(isinstance(sample.get("file"), str), file, "file")
+        require(isinstance(sample.get("canvas_sha256"), str), file, "canvas_sha256")
+        rows = sample.get("boxes")
+        require(is_list(rows, list) and all(is_list(row, (int, float), 6) for row in rows), file, "boxes")
+    return expected
 
 
 def judge_boxes(

@@ -14,6 +14,7 @@ from yolo_mkd.host.files import (
     arguments,
     check_arguments,
     check_data,
+    check_download,
     check_imgsz,
     check_labels,
     check_usable,
@@ -23,6 +24,7 @@ from yolo_mkd.host.files import (
     quiet,
     with_cfg_file,
 )
+from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, image_shape
 from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.models import (
     UNREADABLE,
@@ -61,11 +63,16 @@ from yolo_mkd.host.runs import (
     write_tensors,
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
+from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
+
+load_safely()
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "LOGGER",
     "RANK",
     "UNREADABLE",
+    "Assigned",
     "CheckpointKeeper",
     "ContinuedSampler",
     "DetectionTrainer",
@@ -73,9 +80,11 @@ __all__ = [
     "PoseTrainer",
     "SegmentationTrainer",
     "adapter_states",
+    "add_boxes",
     "annotate",
     "architecture_name",
     "arguments",
+    "assign",
     "augmentation",
     "branch_weights",
     "branches_of",
@@ -83,6 +92,7 @@ __all__ = [
     "caches_folder",
     "check_arguments",
     "check_data",
+    "check_download",
     "check_freeze",
     "check_imgsz",
     "check_labels",
@@ -94,6 +104,7 @@ __all__ = [
     "frozen_layers",
     "frozen_precision",
     "head",
+    "image_shape",
     "images_in",
     "keep_graphs",
     "layer",
@@ -107,7 +118,9 @@ __all__ = [
     "outputs",
     "override_configs",
     "parameters",
+    "permitting",
     "quiet",
+    "refuse_code",
     "remaining",
     "remove_head",
     "run_folder",
@@ -116,6 +129,7 @@ __all__ = [
     "size",
     "student_only",
     "task",
+    "trusting",
     "unwrap_model",
     "widen_shapes",
     "with_cfg_file",

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_mkd import report
 from yolo_mkd.host.exact import ExactRun, approximations, read_state
+from yolo_mkd.host.files import check_data
 from yolo_mkd.host.models import UNREADABLE
 from yolo_mkd.host.runs import write_tensors
-from yolo_mkd.settings import Failed
+from yolo_mkd.host.trust import read_contents
+from yolo_mkd.settings import BadInput, Failed
 
 RECORD = "stage.json"
 KEPT = "kept-"  # begins the name of a generation's folder
@@ -175,7 +176,12 @@ class CheckpointKeeper:
         record = self.record()
         ending = bool(record and record["ending"])
         kept = next(filter(self._whole, self._generations()), None)
-        if not ending and (last := self._resumable_epoch()) is not None:
+        last = None if ending else self._resumable_epoch()
+        if last == 0 and kept is None:
+            return False  # killed before the first copy was whole: an epoch again costs less than an inexact resume
+        if last is not None:
+            data = (checkpoint(self.weights / "last.pt") or {}).get("train_args", {}).get("data")
+            check_data(data, fetch=False)  # Ultralytics resumes on the data that last.pt names
             if kept is None or not self._exact(epoch_of(kept)) or last != epoch_of(kept) + 1:
                 self._trim_tables(last)
                 return True
@@ -252,11 +258,15 @@ def manifest(kept: Path) -> dict[str, str]:
 
 
 def checkpoint(file: Path) -> dict[str, Any] | None:
-    """A checkpoint's contents; None where it is missing or damaged."""
-    if not file.is_file():
-        return None
+    """A checkpoint's contents; None where it is missing or damaged.
+
+    Raises:
+        BadInput: it holds code and is not trusted.
+    """
     try:
-        return dict(load_checkpoint(file)[1])
+        return read_contents(file)
+    except BadInput:
+        raise
     except UNREADABLE:  # cut off while it was written
         return None
 

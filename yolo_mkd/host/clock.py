@@ -13,7 +13,7 @@ from ultralytics.utils.callbacks.base import default_callbacks
 from ultralytics.utils.torch_utils import unwrap_model
 
 FILE = "clock.csv"
-COLUMNS = ("epoch", "seconds", "cpu_s", "start", "images", "pixels")
+COLUMNS = ("epoch", "seconds", "cpu_s", "start", "images", "pixels", "seen")
 
 
 class Clock:
@@ -22,14 +22,16 @@ class Clock:
     `start` is a digest of the student's weights before its first step, `images` of the files in the order of the
     epoch's batches, `pixels` of their augmented pixels. Two runs with equal digests had the same initial weights and
     data. `seconds` are wall-clock time; `cpu_s` is this process's CPU time, which other programs do not lengthen.
+    `seen` is how many images the student was trained on, unlabelled ones included.
 
     Attributes:
         images: digest of the epoch's files so far.
         pixels: digest of the epoch's pixels so far.
+        seen: images of the epoch so far.
     """
 
     def __init__(self) -> None:
-        self.images = self.pixels = 0
+        self.images = self.pixels = self.seen = 0
 
     @classmethod
     def install(cls) -> Clock:
@@ -53,13 +55,15 @@ class Clock:
             self.images = zlib.crc32("\n".join(batch["im_file"]).encode(), self.images)
             sampled = batch["img"][..., ::8, ::8].contiguous().cpu().numpy()  # enough to distinguish two augmentations
             self.pixels = zlib.crc32(sampled.tobytes(), self.pixels)
-            return preprocess(batch)
+            prepared = preprocess(batch)
+            self.seen += len(prepared["img"])
+            return prepared
 
         trainer.preprocess_batch = with_digests
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         """Start the epoch's clock."""
-        self.images = self.pixels = 0
+        self.images = self.pixels = self.seen = 0
         self.wall_started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def on_train_epoch_end(self, trainer: Any) -> None:
@@ -73,7 +77,7 @@ class Clock:
                 writer.writerow(COLUMNS)
             seconds, cpu_s = time.perf_counter() - self.wall_started, time.process_time() - self.cpu_started
             digests = [f"{d:08x}" for d in (self.start, self.images, self.pixels)]
-            writer.writerow([trainer.epoch + 1, f"{seconds:.4f}", f"{cpu_s:.4f}", *digests])
+            writer.writerow([trainer.epoch + 1, f"{seconds:.4f}", f"{cpu_s:.4f}", *digests, self.seen])
 
 
 def weights_digest(model: Any) -> int:
@@ -85,7 +89,17 @@ def weights_digest(model: Any) -> int:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `clock.csv`, a dict of the columns for each epoch; the last row of a repeated epoch."""
+    """The rows of a run's `clock.csv`, a dict of the columns for each epoch; the last row of a repeated epoch.
+
+    `seen` is None where an earlier version has written the file.
+    """
     with open(folder / FILE, newline="", encoding="utf-8") as f:
         rows = {int(r["epoch"]): r for r in csv.DictReader(f)}
-    return [{**rows[e], "epoch": e, **{k: float(rows[e][k]) for k in ("seconds", "cpu_s")}} for e in sorted(rows)]
+    return [numbers(rows[epoch]) for epoch in sorted(rows)]
+
+
+def numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `clock.csv` with numbers in place of their text."""
+    seen = int(row["seen"]) if row.get("seen") else None
+    times = {k: float(row[k]) for k in ("seconds", "cpu_s")}
+    return {**row, "epoch": int(row["epoch"]), **times, "seen": seen}

@@ -15,12 +15,16 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths, verify_image_label
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import LOGGER, SETTINGS, YAML
-from ultralytics.utils.checks import check_yaml
+from ultralytics.utils.checks import check_file, check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from yolo_mkd.host.limits import check_values
+from yolo_mkd.host.trust import may_run_downloads
 from yolo_mkd.settings import BadInput, shipped
 from yolo_mkd.settings.errors import short
+
+ARCHIVE = re.compile(r"https?://\S+\.(zip|tar|gz|tgz|xz|bz2|txz|tbz2)(\?\S*)?$", re.IGNORECASE)  # as Ultralytics has it
+DAMAGED = (OSError, ValueError, TypeError, SyntaxError, RecursionError, yaml.YAMLError)  # errors of a file that is read
 
 
 def arguments() -> dict[str, Any]:
@@ -55,10 +59,12 @@ def with_cfg_file(given: dict[str, Any]) -> dict[str, Any]:
     file = given["cfg"]
     try:
         found = YAML.load(check_yaml(file))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as e:
+    except (*DAMAGED, AttributeError, AssertionError) as e:
         raise BadInput(f"cfg={short(file)} cannot be read ({one_line(e)[:160]}): give a YAML file of arguments") from e
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise BadInput(f"cfg={short(file)} contains no arguments: write lines such as epochs: 100")
+    if permission := {"trust", "download"} & found.keys():
+        raise BadInput(f"{min(permission)}= is not taken from a file (cfg={short(file)}): give it beside cfg=")
     own = {k: v for k, v in found.items() if v is not None and k not in {"cfg", "mode"}}
     return {**own, **{k: v for k, v in given.items() if k != "cfg"}}
 
@@ -85,13 +91,40 @@ def check_imgsz(imgsz: Any, model: DetectionModel, argument: str, key: str = "im
         )
 
 
+def check_download(data: Any, argument: str = "data") -> bool:
+    """Whether Ultralytics may fetch a data set whose images are missing, by what its YAML has under `download:`.
+
+    Args:
+        data: the YAML file, or the name of one that Ultralytics ships.
+        argument: the argument that names it, for the message.
+
+    Raises:
+        BadInput: `download:` is code, the images are missing, and download=true was not given.
+    """
+    name = str(data)
+    found = check_file(name, hard=False, download=False) or check_file(f"{name}.yaml", hard=False, download=False)
+    if not found or Path(found).suffix not in {".yaml", ".yml"}:
+        return True  # an archive, or nothing that could hold code
+    text = YAML.load(found).get("download")
+    if text is None or may_run_downloads() or (ARCHIVE.match(str(text)) and "\n" not in str(text)):
+        return True
+    try:
+        check_det_dataset(data, autodownload=False)
+    except FileNotFoundError as e:
+        raise BadInput(
+            f"{argument}={data}: images are missing, and its download: is code, which is not run: read it, then add "
+            "download=true, or fetch the images yourself"
+        ) from e
+    return False
+
+
 def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[str, Any]:
     """Find and read a data set.
 
     Args:
         data: its YAML file, or the name of one that Ultralytics ships.
         argument: the argument that names it, for the message.
-        fetch: let Ultralytics download one that it ships.
+        fetch: let Ultralytics download the archive that its YAML names, and with download=true run the code there.
 
     Returns:
         Ultralytics' description: `names`, `nc`, `channels`, `train`, `val`, ...
@@ -103,9 +136,13 @@ def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[st
         raise BadInput(f"{argument}= is missing: give a data set's YAML file, for example {argument}=coco8.yaml")
     advice = "give the path of a data set's YAML file"
     try:
+        if not fetch and "://" in str(data):
+            raise FileNotFoundError("an address, and nothing is downloaded here")
         with contextlib.nullcontext() if fetch else quiet():
-            found = check_det_dataset(data, autodownload=fetch)
-    except (OSError, SyntaxError, TypeError, ValueError, RuntimeError, KeyError, AssertionError) as e:
+            found = check_det_dataset(data, autodownload=fetch and check_download(data, argument))
+    except BadInput:
+        raise
+    except (*DAMAGED, RuntimeError, KeyError, AssertionError, AttributeError) as e:
         raise BadInput(f"{argument}={data}: {one_line(e)}: {advice}") from e
     for split in ("train", "val"):
         places = found[split] if isinstance(found[split], list) else [found[split]]

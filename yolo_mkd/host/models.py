@@ -17,12 +17,12 @@ from ultralytics.nn.tasks import (
     OBBModel,
     PoseModel,
     SegmentationModel,
-    load_checkpoint,
     yaml_model_load,
 )
 from ultralytics.utils import YAML
 
 from yolo_mkd.host.files import one_line
+from yolo_mkd.host.trust import read_checkpoint
 from yolo_mkd.settings import BadInput
 
 TASKS = {"detect": DetectionModel, "segment": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
@@ -32,7 +32,17 @@ HEADS = {  # the task of each kind of head
     **dict.fromkeys(("Pose", "Pose26"), "pose"),
     **dict.fromkeys(("OBB", "OBB26"), "obb"),
 }
-UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, TypeError, KeyError, AttributeError, ValueError)
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ValueError,
+    ImportError,
+)
 
 
 def architecture(path: str, argument: str = "model") -> dict[str, Any]:
@@ -112,10 +122,12 @@ def load_detector(argument: str, path: str, transformer: bool = False) -> Detect
         transformer: accept an RT-DETR too.
 
     Raises:
-        BadInput: it is unreadable, has another task, or is fused for inference, which removes a branch.
+        BadInput: it is unreadable, holds code, has another task, or is fused for inference, which removes a branch.
     """
     try:
-        model, _ = load_checkpoint(path)
+        model, _ = read_checkpoint(path, argument)
+    except BadInput:
+        raise
     except UNREADABLE as e:
         raise BadInput(
             f"{argument}={path} cannot be read as an Ultralytics checkpoint ({one_line(e)[:160]}): give another .pt"

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from ultralytics.cfg import get_save_dir as ultralytics_save_dir
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import SETTINGS, TQDM
 from ultralytics.utils.torch_utils import get_flops
 
+from yolo_mkd.host.trust import read_checkpoint, read_contents
 from yolo_mkd.report import atomic
 from yolo_mkd.settings import BadInput
 
@@ -73,14 +73,14 @@ def caches_folder() -> Path:
 
 def metrics(best: Path) -> dict[str, float]:
     """The accuracy stored in a finished run's checkpoint: for boxes and, if the task has them, masks or keypoints."""
-    found = load_checkpoint(best)[1]["train_metrics"]
+    found = read_checkpoint(best)[1]["train_metrics"]
     scores = {ours: found.get(f"metrics/{theirs}") for ours, theirs in METRICS.items()}
     return {name: round(float(score), 5) for name, score in scores.items() if score is not None}
 
 
 def size(path: Path, imgsz: int) -> dict[str, float]:
     """Parameters and GFLOPs of a trained detector at an image size, counted as Ultralytics prints them."""
-    model = load_checkpoint(path)[0]
+    model = read_checkpoint(path)[0]
     return {"parameters": sum(p.numel() for p in model.parameters()), "gflops": round(get_flops(model, imgsz), 3)}
 
 
@@ -99,7 +99,7 @@ def discarding_empty_run(folder: Path) -> Iterator[None]:
 
 def annotate(file: Path, summary: dict[str, Any]) -> None:
     """Add a summary of the distillation to a checkpoint, atomically, under the key `mkd`, which Ultralytics ignores."""
-    write_tensors(file, {**torch.load(file, map_location="cpu", weights_only=False), "mkd": summary})
+    write_tensors(file, {**read_contents(file), "mkd": summary})
 
 
 def write_tensors(file: Path, contents: dict[str, Any]) -> None:

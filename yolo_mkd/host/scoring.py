@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -17,13 +17,23 @@ from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.exporter import export_formats
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import checks
-from ultralytics.utils.metrics import ap_per_class
+from ultralytics.utils.metrics import ap_per_class, smooth
 from ultralytics.utils.ops import scale_boxes
 
 from yolo_mkd.host.files import quiet
+from yolo_mkd.host.trust import no_installs
 
 PROGRESS_EVERY_S = 10.0
+F1_SMOOTHING = 0.1  # of Ultralytics' own best-F1 threshold: a moving average over a tenth of the curve
+
+
+class Curves(TypedDict):
+    """Recall and F1 at IoU 0.5 against the score threshold, as Ultralytics' validator draws them."""
+
+    conf: NDArray[np.float64]  # thresholds, 1000
+    classes: list[int]  # the rows of the others
+    recall: NDArray[np.float64]  # classes x 1000
+    f1: NDArray[np.float64]  # classes x 1000, smoothed
 
 
 class Scorer(DetectionValidator):
@@ -78,7 +88,8 @@ def score(
         single_cls: count all classes as one.
 
     Returns:
-        map50_95, map50, `classes` {index: AP50-95} of those that have labels, `images` {file: AP50-95}.
+        map50_95, map50, `classes` {index: AP50-95} of those that have labels, `images` {file: AP50-95}, `curves` by
+        score threshold (None where nothing was detected).
     """
     reported_at = time.monotonic()
 
@@ -112,6 +123,19 @@ def score(
         "map50": float(box.map50),
         "classes": {int(c): float(ap) for c, ap in zip(box.ap_class_index, box.ap, strict=True)},
         "images": metrics.by_image,
+        "curves": curves_of(box),
+    }
+
+
+def curves_of(box: Any) -> Curves | None:
+    """The curves of a validation's box metrics; None where nothing was detected."""
+    if not len(box.px):
+        return None
+    return {
+        "conf": np.asarray(box.px),
+        "classes": [int(c) for c in box.ap_class_index],
+        "recall": np.asarray(box.r_curve),
+        "f1": np.stack([smooth(row, F1_SMOOTHING) for row in box.f1_curve]),
     }
 
 
@@ -161,17 +185,6 @@ def out_of_letterbox(boxes: NDArray[np.float64], size: tuple[int, int], shape: t
 def formats() -> tuple[str, ...]:
     """The formats that Ultralytics exports to."""
     return tuple(export_formats()["Argument"][1:])
-
-
-@contextlib.contextmanager
-def no_installs() -> Iterator[None]:
-    """Stop Ultralytics' exporters and runtimes from installing packages."""
-    before = checks.AUTOINSTALL
-    checks.AUTOINSTALL = False
-    try:
-        yield
-    finally:
-        checks.AUTOINSTALL = before
 
 
 @contextlib.contextmanager

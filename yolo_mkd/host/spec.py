@@ -59,6 +59,8 @@ class ModelSpec:
         merged: the data's classes that `single_cls=True` merges into the student's only one; empty otherwise.
         prototypes: how many mask prototypes its head has; 0 if it draws no masks.
         keypoints: of its head; None if it has none.
+        origin: what a teacher is that is not one detector, as text for tables; empty for a detector.
+        averaged: whether a teacher is the mean of several, which has attention maps and relations but no features.
     """
 
     names: dict[int, str]
@@ -72,6 +74,8 @@ class ModelSpec:
     merged: dict[int, str] = field(default_factory=dict)
     prototypes: int = 0
     keypoints: KeypointSpec | None = None
+    origin: str = ""
+    averaged: bool = False
 
     def of_data(
         self,

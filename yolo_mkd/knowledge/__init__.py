@@ -106,11 +106,13 @@ class Targets:
         boxes: N 4, centre x, centre y, width and height as shares of the image.
         image: N, the index in the batch of the image that each box belongs to.
         labelled: how many of the images have labels, the first ones; None means all.
+        classes: N, the student's class index of each box; None where only the places are known.
     """
 
     boxes: Tensor
     image: Tensor
     labelled: int | None = None
+    classes: Tensor | None = None
 
 
 @dataclass

@@ -192,6 +192,11 @@ def text_argument(must_be: str, example: Any, *kinds: Any) -> Argument:
     return Argument(TypeAdapter(valid), must_be, example)
 
 
+def choice_argument(*words: str) -> Argument:
+    """One of some words; the first is the example."""
+    return Argument(TypeAdapter(Annotated[str, Field(pattern=f"^({'|'.join(words)})$")]), " or ".join(words), words[0])
+
+
 SWITCH = Argument(TypeAdapter(bool), "true or false", True)
 PATHS = list[str | Path] | tuple[str | Path, ...]
 
@@ -199,13 +204,17 @@ TERM_EXAMPLES = {  # distillation terms: a share of the detection gradient, or a
     "soft": 2.0,
     "soft_box": 2.0,
     "soft_dfl": 0.4,
-    "soft_mask": 1.0,
-    "soft_keypoint": 1.0,
-    "soft_obb": 1.0,
     "attention": 0.5,
     "relation": 0.2,
     "guidance": 0.25,
     "exploration": 0.05,
+    "soft_mask": 1.0,
+    "soft_keypoint": 1.0,
+    "soft_obb": 1.0,
+    "object_guidance": 1.0,
+    "class_attention": 0.5,
+    "object_relation": 0.5,
+    "error_focus": 0.5,
     # terms of other methods
     "channel_wise": 1.0,
     "masked_generation": 2e-5,
@@ -218,7 +227,13 @@ TERM_NAMES = tuple(TERM_EXAMPLES)
 
 ARGUMENTS: dict[str, Argument] = {
     "model": text_argument("a .pt or .yaml file", "yolo26n.pt"),
-    "teacher": text_argument("a .pt or .yaml file", "yolo26m.pt"),
+    "teacher": text_argument(
+        "one or more teachers: .pt, .yaml or .json files, or folders of labels", "yolo26m.pt", PATHS
+    ),
+    "teachers": choice_argument("mean", "drawn", "sequence"),
+    "teacher_classes": text_argument(
+        "one or more YAML files that map class names, or none", "classes.yaml", PATHS, None
+    ),
     "assistant": text_argument("auto, none, or one or more .pt or .yaml files", "auto", PATHS, None),
     "teacher_epochs": number_argument(low=0, whole=True, example=100),
     "teacher_imgsz": number_argument(low=1, whole=True, optional=True, example=640),
@@ -234,6 +249,8 @@ ARGUMENTS: dict[str, Argument] = {
     "soft_pw": number_argument(low=0, high=1, example=0.5),
     "gate": SWITCH,
     **{name: number_argument(low=0, example=example) for name, example in TERM_EXAMPLES.items()},
+    "trust": SWITCH,
+    "download": SWITCH,
 }
 
 # arguments of a distilled run beside its models and terms
@@ -243,6 +260,8 @@ KD_OPTIONS = (
     "gate",
     "until",
     "teacher_imgsz",
+    "teachers",
+    "teacher_classes",
     "record",
     "views",
     "record_limit",

@@ -17,9 +17,6 @@ NOMINAL_GAINS = {  # loss weights of the terms that nobody sets, with calibrate=
     "soft": 1.0,
     "soft_box": 1.0,
     "soft_dfl": 0.02,
-    "soft_mask": 1.0,
-    "soft_keypoint": 1.0,
-    "soft_obb": 1.0,
     "attention": 1.0,
     "relation": 1.0,
     "guidance": 6.0,
@@ -108,6 +105,8 @@ def preset(name: Any) -> dict[str, Any]:
     found = {str(key): from_text(str(key), value) for key, value in found.items()}
     if "only" in found:
         found = {**only(found.pop("only"), found, text), **found}
+    if permission := {"trust", "download"} & found.keys():
+        raise BadInput(f"{min(permission)}= is not taken from a file (preset={short(name)}): give it beside preset=")
     refuse_unknown(found, set(defaults()) - {"preset", "resume"}, "train")
     return found
 

@@ -12,9 +12,15 @@ LONGEST = 80  # characters of a value that an error shows
 class BadInput(ValueError):
     """An argument, file or data set that cannot be used; the message is one line and says what to do."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # a value in it may have line breaks
+
 
 class Failed(RuntimeError):
     """The input was valid and the work failed, such as an export that does not match its model; one line."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 def refuse_unknown(arguments: Iterable[str], known: Iterable[str], command: str) -> None:

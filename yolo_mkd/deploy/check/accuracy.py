@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from yolo_mkd.deploy.check.thresholds import Thresholds, compare_thresholds
 from yolo_mkd.deploy.exported_model import ExportedModel, read_exported_model
 from yolo_mkd.edge.boxes import MAX_DET, NMS_IOU
 from yolo_mkd.settings import BadInput
+
+if TYPE_CHECKING:
+    from yolo_mkd.host.scoring import Curves
 
 # share of the checkpoint's mAP50-95 that passes, and that passes with a warning. MLPerf's edge gates for int8 are
 # 99 % and 95 %; fp32 must be exact, so it has no warning
@@ -29,6 +33,7 @@ class Scores:
     map50: float
     classes: dict[int, float]  # AP50-95 of the classes that have labels
     images: dict[str, float]  # AP50-95 of each labelled image alone
+    curves: Curves | None = None  # by score threshold; None where nothing was detected
 
 
 class ClassChange(TypedDict):
@@ -66,6 +71,9 @@ class Accuracy:
     warns_at: float | None = None
     classes: list[ClassChange] = field(default_factory=list)  # the largest loss first
     worst_images: list[ImageChange] = field(default_factory=list)
+    thresholds: Thresholds | None = None
+    other_head: str = ""  # the checkpoint's other head, where it was measured
+    other_head_map50_95: float | None = None
 
     def __str__(self) -> str:
         if self.verdict == "not measured":
@@ -77,6 +85,8 @@ class Accuracy:
             f"{'':10}mAP50-95 {self.checkpoint_map50_95:.4f} -> {self.map50_95:.4f}: {self.retained:.2%} retained "
             f"({gate}), mAP50 {self.checkpoint_map50:.4f} -> {self.map50:.4f}, {self.images} labelled images"
         ]
+        if self.thresholds:
+            lines.append(str(self.thresholds))
         if self.verdict == "warning":
             lines.append(f"WARNING   {self.note}")
         if self.verdict != "passed":
@@ -146,6 +156,28 @@ def compare_accuracy(
     if ours.map50_95 < LEAST_MAP:
         return finds_nothing(ours)
     return judge_accuracy(ours, measure_map(path, data, single_cls=single_cls), model.precision, names)
+
+
+def measure_other_head(
+    found: Accuracy, source: Path, model: ExportedModel, trained: Any, data: str | None, single_cls: bool = False
+) -> Accuracy:
+    """Add the mAP of the checkpoint's other head, where it has two and mAP was measured.
+
+    Args:
+        found: the outcome for the exported head.
+        source: the checkpoint.
+        model: the file's metadata.
+        trained: the checkpoint's model.
+        data: the labelled data set.
+        single_cls: whether it was trained with all classes of its data as one.
+    """
+    from yolo_mkd import host
+
+    if found.map50_95 is None or data is None or "one2one" not in host.branches_of(host.head(trained)):
+        return found
+    other = "one2many" if model.head == "one2one" else "one2one"
+    scores = measure_map(source, data, model.imgsz, other, single_cls)
+    return replace(found, other_head=other, other_head_map50_95=scores.map50_95)
 
 
 def finds_nothing(ours: Scores) -> Accuracy:
@@ -221,6 +253,7 @@ def judge_accuracy(ours: Scores, theirs: Scores, precision: str, names: dict[int
         warns_at=warns,
         classes=sorted(classes, key=lambda row: row["change"]),
         worst_images=sorted(images, key=lambda row: row["change"])[:WORST],
+        thresholds=compare_thresholds(ours.curves, theirs.curves, names) if ours.curves and theirs.curves else None,
     )
 
 

@@ -159,7 +159,8 @@ def detect_in_images(path: Path, pictures: list[NDArray[np.uint8]], model: Expor
     from ultralytics import YOLO
 
     from yolo_mkd import host
-    from yolo_mkd.host.scoring import exact_openvino, no_installs
+    from yolo_mkd.host.scoring import exact_openvino
+    from yolo_mkd.host.trust import no_installs
 
     options = {
         "imgsz": list(model.imgsz),

@@ -59,14 +59,15 @@ def export(
     seed: int = 0,
     sensitivity: bool | int = False,
     json: str | Path | None = None,
+    trust: bool = False,
     **ultralytics_export_args: Any,
 ) -> Path:
     """Export a trained detector beside its checkpoint, and verify structure, detections and mAP on real images.
 
     Args:
         model: the .pt checkpoint.
-        format: onnx, openvino or ncnn, verified; engine where TensorRT is installed; any other format of Ultralytics is
-            exported by it and not verified.
+        format: onnx, openvino, ncnn or litert, verified; engine where TensorRT is installed; any other format of
+            Ultralytics is exported by it and not verified.
         head: one2one (final boxes, no NMS) or one2many (NMS outside the file); by default one2one where the model has
             it and the target supports it.
         target: jp5, jp6, jp7 (JetPack) or generic: chooses the ONNX opset, and rejects what is known to fail there.
@@ -79,6 +80,7 @@ def export(
         sensitivity: with quantize=8: also quantise one block at a time and list the loss of each, on all val images or
             on this many.
         json: the report's file, by default best.export.json beside best.onnx.
+        trust: load a checkpoint that holds code beside weights; loading it can run anything.
         ultralytics_export_args: device, opset or simplify, as in `yolo export`; all its arguments for a format that is
             not verified.
 
@@ -89,36 +91,39 @@ def export(
         BadInput: an argument is invalid.
         ExportFailed: the export or its check failed; existing files are unchanged.
     """
+    from yolo_mkd import host
+
     source = existing_file("model", model, ".pt")
-    if format not in VERIFIED:
-        refuse_for_unverified_format(
-            format, target=target != "generic", head=head, images=images, json=json, sensitivity=sensitivity
+    with host.trusting(trust):
+        if format not in VERIFIED:
+            refuse_for_unverified_format(
+                format, target=target != "generic", head=head, images=images, json=json, sensitivity=sensitivity
+            )
+            given = {"quantize": quantize, "imgsz": imgsz, "data": data}
+            arguments = {key: value for key, value in given.items() if value is not None} | ultralytics_export_args
+            return export_unverified(source, format, arguments)
+        request = validate_request(
+            ExportArguments(
+                source=source,
+                format=format,
+                head=head,
+                target=target,
+                quantize=quantize,
+                imgsz=imgsz,
+                images=images,
+                data=data,
+                calibration=calibration,
+                seed=seed,
+                sensitivity=sensitivity,
+                passed_on=ultralytics_export_args,
+            )
         )
-        given = {"quantize": quantize, "imgsz": imgsz, "data": data}
-        arguments = {key: value for key, value in given.items() if value is not None} | ultralytics_export_args
-        return export_unverified(source, format, arguments)
-    request = validate_request(
-        ExportArguments(
-            source=source,
-            format=format,
-            head=head,
-            target=target,
-            quantize=quantize,
-            imgsz=imgsz,
-            images=images,
-            data=data,
-            calibration=calibration,
-            seed=seed,
-            sensitivity=sensitivity,
-            passed_on=ultralytics_export_args,
-        )
-    )
-    report.check_writable("model", request.report_file)
-    report.check_writable("json", json)
-    figures = export_verified(request)
-    written = report.write(json or request.report_file, "export", dict(figures))
-    print(summary_text(request.file, figures), f"report    {written}", sep="\n")
-    return request.file
+        report.check_writable("model", request.report_file)
+        report.check_writable("json", json)
+        figures = export_verified(request)
+        written = report.write(json or request.report_file, "export", dict(figures))
+        print(summary_text(request.file, figures), f"report    {written}", sep="\n")
+        return request.file
 
 
 def export_verified(request: ExportRequest) -> ExportReport:
@@ -137,6 +142,7 @@ def export_verified(request: ExportRequest) -> ExportReport:
                 pictures=request.pictures,
                 data=request.labelled,
                 opset=request.highest_opset,
+                other_head=True,
             )
             parity = verify(file, against)
             print(parity)
@@ -182,7 +188,7 @@ def export_report(
 ) -> ExportReport:
     """The facts of an exported file, for its report."""
     model = read_exported_model(file)
-    outcome: CheckFigures = parity.figures() if parity else {"parity": None, "accuracy": None}
+    outcome: CheckFigures = parity.figures() if parity else {"parity": None, "accuracy": None, "score_shift": None}
     return {
         **file_identity(file),
         "format": request.format,
@@ -212,6 +218,12 @@ def summary_text(target: Path, figures: ExportReport) -> str:
         f"input 1x3x{height}x{width}, {len(figures['names'])} classes, target {figures['target']}",
         f"head      {HEAD_TEXTS[figures['head']]}{shape}",
     ]
+    accuracy = figures["accuracy"] or {}
+    if other := accuracy.get("other_head"):
+        lines.append(
+            f"{'':10}of the checkpoint's heads {figures['head']} has mAP50-95 {accuracy['checkpoint_map50_95']:.4f}, "
+            f"{other} {accuracy['other_head_map50_95']:.4f} (head={other} exports it)"
+        )
     if found := figures["calibration"]:
         lines.append(
             f"calibrated on {found['images']} of {found['of']} {found['split']} images, seed {found['seed']}, "

@@ -12,7 +12,13 @@ from yolo_mkd.settings import BadInput, refuse_unknown
 PASSED_ON = ("device", "opset", "simplify")  # Ultralytics' arguments that do not change what is verified
 INSTEAD = {"nms": "head=one2one or head=one2many", "half": "quantize=16", "int8": "quantize=8", "end2end": "head="}
 UNCHECKED = ("batch", "dynamic", "fraction", "workspace")
-VERIFIED = {"onnx": (), "openvino": ("openvino",), "ncnn": ("ncnn", "pnnx"), "engine": ("tensorrt",)}  # packages needed
+VERIFIED = {  # packages needed
+    "onnx": (),
+    "openvino": ("openvino",),
+    "ncnn": ("ncnn", "pnnx"),
+    "litert": ("litert_torch", "ai_edge_litert"),
+    "engine": ("tensorrt",),
+}
 PRECISIONS = {None: "fp32", 16: "fp16", 8: "int8"}
 
 
@@ -40,6 +46,10 @@ def refuse_unsupported(source: Path, format: str, target: Target, quantize: Any)
         raise BadInput(f"quantize={quantize} must be 16 (FP16) or 8 (INT8); leave it out for FP32")
     if quantize == 8 and format != "onnx":
         raise BadInput(f"quantize=8 is made as ONNX with Q/DQ pairs, not as {format}: use format=onnx")
+    if quantize and format == "litert":
+        raise BadInput(
+            "quantize=16 is not a file of its own in LiteRT, whose GPU delegate computes an FP32 file in FP16"
+        )
     if target.name != "generic" and format not in {"onnx", "engine"}:
         raise BadInput(f"target={target.name} is for TensorRT, which cannot read format={format}: use format=onnx")
     missing = [name for name in VERIFIED[format] if importlib.util.find_spec(name) is None]

@@ -16,7 +16,7 @@ from yolo_mkd.deploy.export.sensitivity import Sensitivity, measure_sensitivity,
 from yolo_mkd.deploy.exported_model import file_identity
 from yolo_mkd.settings import BadInput, Failed
 
-SEPARATE = ("ncnn", "engine")  # formats whose converters can hang or crash
+SEPARATE = ("ncnn", "litert", "engine")  # formats whose converters can hang or crash, or change PyTorch
 
 
 class ExportFailed(Failed):
@@ -79,7 +79,7 @@ def run_ultralytics(source: Path, size: list[int], arguments: dict[str, Any]) ->
     from ultralytics import YOLO
 
     from yolo_mkd import host
-    from yolo_mkd.host.scoring import no_installs
+    from yolo_mkd.host.trust import no_installs
 
     arguments = {"format": "onnx", "imgsz": size, **arguments}
     try:
@@ -106,6 +106,7 @@ def export_unverified(source: Path, format: str, arguments: dict[str, Any]) -> P
             f"format={format} is not known: verified are {', '.join(VERIFIED)}, others {', '.join(formats())}"
         )
     host.check_arguments(arguments)
+    host.refuse_code("model", source)
     print(f"export    format={format} is exported by Ultralytics; yolo-mkd does not verify the file")
     try:
         arguments = {"format": format, **arguments}

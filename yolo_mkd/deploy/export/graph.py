@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
+from yolo_mkd.deploy.exported_model import TFLITE_METADATA, tflite_metadata
 from yolo_mkd.settings import Failed
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -95,7 +97,7 @@ def write_metadata(path: Path, facts: dict[str, Any]) -> None:
     """Write facts about an exported file into its metadata, with the prefix yolo_mkd.
 
     Args:
-        path: an .onnx file, or a folder with a metadata.yaml.
+        path: an .onnx or .tflite file, or a folder with a metadata.yaml.
         facts: keys without the prefix; values other than text are written as JSON, None is left out.
     """
     values = {f"yolo_mkd.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in facts.items() if v is not None}
@@ -106,6 +108,9 @@ def write_metadata(path: Path, facts: dict[str, Any]) -> None:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
         file.write_text(yaml.safe_dump({**found, **values}, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return
+    if path.suffix == ".tflite":
+        replace_tflite_metadata(path, values)
+        return
     import onnx
 
     model = onnx.load(path)
@@ -114,3 +119,14 @@ def write_metadata(path: Path, facts: dict[str, Any]) -> None:
         entry = known.get(key) or model.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.save(model, path)
+
+
+def replace_tflite_metadata(path: Path, values: dict[str, str]) -> None:
+    """Replace the zip archive at the end of a .tflite by one whose metadata.json has these values too."""
+    found = {**tflite_metadata(path), **values}
+    with zipfile.ZipFile(path) as archive:
+        start = min(entry.header_offset for entry in archive.infolist())  # the flatbuffer ends here
+    with path.open("r+b") as file:
+        file.truncate(start)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(TFLITE_METADATA, json.dumps(found))

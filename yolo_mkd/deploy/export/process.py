@@ -79,7 +79,7 @@ def main(wanted: Path, outcome: Path) -> None:
     from ultralytics import YOLO
 
     from yolo_mkd import host
-    from yolo_mkd.host.scoring import no_installs
+    from yolo_mkd.host.trust import no_installs
 
     asked = json.loads(wanted.read_text(encoding="utf-8"))
     try:

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolo_mkd.deploy.check.accuracy import why_not_measurable
 from yolo_mkd.deploy.export.arguments import PRECISIONS, image_size, refuse_unsupported, refuse_unverifiable
 from yolo_mkd.deploy.export.int8 import CalibrationFacts, calibration_images
 from yolo_mkd.deploy.export.targets import Target, choose_head, choose_opset, load_target
 from yolo_mkd.deploy.images import find_images, refuse_channels
 from yolo_mkd.settings import BadInput, number
 
-ENDINGS = {"onnx": ".onnx", "openvino": "_openvino_model", "ncnn": "_ncnn_model", "engine": ".engine"}
+ENDINGS = {
+    "onnx": ".onnx",
+    "openvino": "_openvino_model",
+    "ncnn": "_ncnn_model",
+    "litert": ".tflite",
+    "engine": ".engine",
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,11 @@ def validate_request(given: ExportArguments) -> ExportRequest:
     chosen_head = choose_head(device, given.format, given.quantize, given.head, has_one2one)
     pictures = find_images(given.images, given.data, trained_on)
     data_set = str(given.data or trained_on)
+    labelled = None if given.images is not None else data_set
+    if given.quantize == 8:
+        merged = bool(trained.args.get("single_cls"))
+        if why := why_not_measurable(labelled, dict(trained.names), merged):
+            raise BadInput(f"quantize=8 is judged by its mAP, which cannot be measured: {why}")
     return ExportRequest(
         source=given.source,
         trained=trained,
@@ -121,7 +133,7 @@ def validate_request(given: ExportArguments) -> ExportRequest:
         passed_on=passed_on,
         pictures=pictures,
         data=data_set,
-        labelled=None if given.images is not None else data_set,
+        labelled=labelled,
         calibration=choose_calibration(data_set, given.calibration, given.seed) if given.quantize == 8 else None,
         sensitivity=given.sensitivity,
     )

@@ -8,10 +8,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from pydantic import TypeAdapter
+
+from yolo_mkd import documents
+from yolo_mkd.deploy.pareto.schema import BundleReport, FileReport, TimedReport
 from yolo_mkd.settings import BadInput
 
 KINDS = ("export", "check", "time", "bundle")
 NOT_TIMED = "not timed"
+LEAVE_OUT = "leave it out of reports="
+READ: dict[str, TypeAdapter[Any]] = {  # what is read of each kind
+    "export": TypeAdapter(FileReport),
+    "check": TypeAdapter(FileReport),
+    "time": TypeAdapter(TimedReport),
+    "bundle": TypeAdapter(BundleReport),
+}
 
 
 class ParetoRow(TypedDict):
@@ -74,11 +85,7 @@ def join_reports(reports: Sequence[str | Path]) -> ParetoDocument:
     times: dict[TimeKey, dict[str, Any]] = {}
     for path in report_files(reports):
         found = read_report(path)
-        digest = found["model"]["sha256"] if report_kind(found) == "bundle" else found.get("sha256")
-        if not digest:
-            raise BadInput(
-                f"{path} does not state its file's SHA-256 and cannot be joined (trtexec's log has none): leave it out"
-            )
+        digest = found["model"]["sha256"] if report_kind(found) == "bundle" else found["sha256"]
         known = facts.setdefault(digest, {"path": path})
         known.update(model_facts(found))
         if report_kind(found) == "time":
@@ -116,7 +123,7 @@ def is_report(path: Path) -> bool:
     """Whether a JSON file in a folder is a report that can be joined."""
     try:
         return report_kind(json.loads(path.read_text(encoding="utf-8"))) in KINDS
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -126,15 +133,15 @@ def read_report(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: it is missing, damaged, or of another kind.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"{path} cannot be read as a report ({type(error).__name__}): leave it out of reports="
-        ) from error
+    found = documents.read_json(path, str(path), LEAVE_OUT)
     if report_kind(found) not in KINDS:
         raise BadInput(f"{path} is not a report of {', '.join(KINDS)}: leave it out of reports=")
-    return dict(found)
+    if report_kind(found) != "bundle" and not found.get("sha256"):
+        raise BadInput(
+            f"{path} does not state its file's SHA-256 and cannot be joined (trtexec's log has none): leave it out"
+        )
+    report: dict[str, Any] = documents.validated(READ[report_kind(found)], found, str(path), LEAVE_OUT)
+    return report
 
 
 def report_kind(found: Any) -> str:

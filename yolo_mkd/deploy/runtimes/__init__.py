@@ -1,4 +1,4 @@
-"""Run an exported detector with the runtime of its format: ONNX Runtime, OpenVINO or NCNN, one file each.
+"""Run an exported detector with the runtime of its format: ONNX Runtime, OpenVINO, NCNN or LiteRT, one file each.
 
 TensorRT engines run on the device that built them, with the scripts of a bundle (yolo_mkd/edge).
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from yolo_mkd.deploy.exported_model import format_of
 from yolo_mkd.deploy.runtimes.base import Inference, Runtime, Tensor
+from yolo_mkd.deploy.runtimes.litert import LiteRT
 from yolo_mkd.deploy.runtimes.ncnn import NCNN
 from yolo_mkd.deploy.runtimes.onnx_runtime import ONNXRuntime, ONNXRuntimeIOBinding
 from yolo_mkd.deploy.runtimes.openvino import OpenVINO
@@ -22,7 +23,7 @@ def open_runtime(path: str | Path, threads: int | None = None, device: str = "cp
     """Open an exported file with the runtime of its format.
 
     Args:
-        path: the .onnx file, or the OpenVINO or NCNN folder.
+        path: the .onnx or .tflite file, or the OpenVINO or NCNN folder.
         threads: within an inference; by default the physical cores this process may use, for NCNN one.
         device: cpu, or cuda:0 for an .onnx file.
 
@@ -47,6 +48,8 @@ def open_runtime(path: str | Path, threads: int | None = None, device: str = "cp
         return ONNXRuntime(path, threads or physical_cores())
     if format == "openvino":
         return OpenVINO(path, threads or physical_cores())
+    if format == "litert":
+        return LiteRT(path, threads or physical_cores())
     return NCNN(path, threads or 1)  # more threads than idle cores slow it down thirtyfold: OpenMP spins
 
 

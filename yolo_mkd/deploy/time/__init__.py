@@ -24,7 +24,7 @@ from yolo_mkd.edge.health import device_health
 from yolo_mkd.edge.measure import TimedRun, TimeReport
 from yolo_mkd.edge.samples import drift
 from yolo_mkd.edge.time_table import segment_lines, start_lines, threads_text
-from yolo_mkd.settings import number
+from yolo_mkd.settings import file_path, number
 
 __all__ = ["LocalTimeReport", "time"]
 
@@ -55,7 +55,7 @@ def time(
     """Time an exported detector on this machine, from an image in memory to its boxes.
 
     Args:
-        model: the .onnx file, the *_openvino_model or the *_ncnn_model folder.
+        model: the .onnx or .tflite file, the *_openvino_model or the *_ncnn_model folder.
         images: a folder, a file or a list of files to run on in turn, at most 32.
         data: a data.yaml whose val images to run on; without both, one synthetic picture of 640 x 480.
         duration: length of the measurement after the warm-up [s]; MLPerf's single-stream scenario takes 600.
@@ -71,7 +71,8 @@ def time(
         BadInput: an argument is invalid, or the runtime is not installed.
         Failed: the runtime uses another device than requested.
     """
-    path = Path(model)
+    path = file_path("model", model, "best.onnx")
+    report.check_writable("json", json)
     number("duration", duration, above=0, example=60)
     if threads is not None:
         number("threads", threads, whole=True, low=1, example=1)

@@ -5,15 +5,16 @@ The bootstrap draws blocks of neighbouring samples, since load and clocks make n
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from typing_extensions import NotRequired, TypedDict
 
-from yolo_mkd import report
+from yolo_mkd import documents, report
 from yolo_mkd.settings import BadInput
 
 Samples = NDArray[np.float64]
@@ -22,6 +23,7 @@ RESAMPLES, SEED = 1000, 0
 BLOCKS = 50  # our choice: a block is a fiftieth of a run, about a second of a minute
 LEVEL = 95.0  # confidence level [%]
 LEAST_SAMPLES = 130  # our choice: fewer do not fill fifty blocks
+ADVICE = "make one with yolo-mkd time"
 ONE_RUN = "one run of each: the interval does not include the variation from run to run"
 
 # the fields that must be equal in both reports: path, and name for the error message
@@ -43,6 +45,54 @@ SAME_CONDITIONS = (
     (("conf",), "conf"),
     (("meaning",), "meaning"),
 )
+
+
+class Segment(TypedDict):
+    """Statistics of one segment, as far as a comparison needs them."""
+
+    n: int
+    p50_ms: documents.Number
+    p90_ms: NotRequired[documents.Number | None]
+
+
+class Stability(TypedDict):
+    """Whether the times stayed the same."""
+
+    stable: bool
+    reason: str
+
+
+class WarmUpEnd(TypedDict):
+    """How the warm-up ended."""
+
+    settled: bool
+
+
+class Warnings(TypedDict):
+    """What was noted of the device."""
+
+    warnings: list[str]
+
+
+class Processor(TypedDict):
+    """The machine."""
+
+    processor: str
+
+
+class TimedFigures(TypedDict):
+    """The fields of a time report that a comparison reads."""
+
+    schema: str
+    file: str
+    provider: str
+    machine: Processor
+    device: Warnings
+    segments: dict[str, Segment]
+    samples_ms: dict[str, list[documents.Number]] | None
+    warm_up: NotRequired[WarmUpEnd | None]
+    drift: Stability | None
+    precision: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -123,7 +173,7 @@ def comparison_notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]
     for label, figures in (("a", first), ("b", second)):
         notes += [f"{label}: {warning}" for warning in figures["device"]["warnings"]]
     for label, figures in (("a", first), ("b", second)):
-        if figures["warm_up"] and not figures["warm_up"]["settled"]:
+        if figures.get("warm_up") and not figures["warm_up"]["settled"]:
             notes.append(f"{label}: the warm-up did not settle")
     return notes
 
@@ -134,15 +184,11 @@ def read_time_report(path: str | Path) -> dict[str, Any]:
     Raises:
         BadInput: it is missing, or not a time report.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise BadInput(
-            f"{path} cannot be read as a time report ({type(error).__name__}): make one with yolo-mkd time"
-        ) from error
+    found = documents.read_json(Path(path), str(path), ADVICE)
     if not isinstance(found, dict) or not str(found.get("schema")).startswith("yolo-mkd/time/"):
         raise BadInput(f"{path} is not a time report: make one with yolo-mkd time model=best.onnx")
-    return found
+    checked: dict[str, Any] = documents.validated(TypeAdapter(TimedFigures), found, str(path), ADVICE)
+    return checked
 
 
 def why_not_comparable(a: dict[str, Any], b: dict[str, Any]) -> str:
@@ -155,9 +201,13 @@ def why_not_comparable(a: dict[str, Any], b: dict[str, Any]) -> str:
         return f"one ran on {a['provider']}, the other on {b['provider']}: time both on one device"
     if list(a["segments"]) != list(b["segments"]):
         return f"their segments differ ({', '.join(a['segments'])}; {', '.join(b['segments'])}): use one tool for both"
+    if total_segment(a["segments"]) not in a["segments"]:
+        return "they have neither end_to_end nor latency among their segments: time both again"
     for label, figures in (("the first", a), ("the second", b)):
         if not figures.get("samples_ms"):
             return f"{label} has no samples: read trtexec's log together with times="
+        if bare := [name for name in figures["segments"] if not figures["samples_ms"].get(name)]:
+            return f"{label} has no samples of {bare[0]}: time it again"
         if not figures["drift"]["stable"]:
             return f"{label} is not stable ({figures['drift']['reason']}): time it again"
         n = figures["segments"][total_segment(figures["segments"])]["n"]

@@ -16,7 +16,7 @@ import numpy as np
 from yolo_mkd import report
 from yolo_mkd.edge.samples import FLOORS, Drift, drift, percentile_key, statistics
 from yolo_mkd.edge.time_table import segment_lines
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, file_path
 
 SEGMENTS = {  # trtexec's names -> ours, and the key in its exported times
     "H2D Latency": ("h2d", "h2dMs"),
@@ -92,7 +92,8 @@ def ingest(log: str | Path, times: str | Path | None = None, json: str | Path | 
     Raises:
         BadInput: a file cannot be read, contains no run, or the times are from another run than the log.
     """
-    parsed = parse_log(log)
+    report.check_writable("json", json)
+    parsed = parse_log(file_path("log", log, "trtexec.txt"))
     samples = None
     if times is not None:
         samples = read_exported_times(times, parsed.text)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from pydantic import TypeAdapter
 
-from yolo_mkd import chain, host, report
-from yolo_mkd.evidence.compare import plots, tables
+from yolo_mkd import chain, documents, host, report
+from yolo_mkd.distill.sources import checksum, find_teachers
+from yolo_mkd.evidence.compare import curves, plots, tables
 from yolo_mkd.evidence.compare.config import (
     SCHEMA,
     create_folder,
@@ -27,19 +29,22 @@ from yolo_mkd.evidence.compare.executors import LocalExecutor, RayExecutor, run_
 from yolo_mkd.evidence.compare.findings import FIGURES, comparison_rows, mean_rows
 from yolo_mkd.evidence.compare.latency import measure_latency
 from yolo_mkd.evidence.compare.notes import report_notes
-from yolo_mkd.evidence.compare.schema import Comparison, ComparisonPlan, Latency, TrialResult
-from yolo_mkd.evidence.compare.trials import RESULT, Trial, load_result, moved, roots
+from yolo_mkd.evidence.compare.schema import Comparison, ComparisonPlan, Latency, Row, TrialResult
+from yolo_mkd.evidence.compare.tables import TIME_COLUMNS
+from yolo_mkd.evidence.compare.trials import RESULT, Trial, check_task, load_result, moved, roots
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import BadInput, number
 
 ON_RESUME = {"resume", "methods", "seeds", "parallel", "ray", "json"}
 PLAN_FILE = "compare.yaml"
+ADVICE = "restore the file, or start a new comparison"
 FROM_PLAN = (  # fields of compare.yaml that compare.json repeats
     *("command", "started", "methods", "settings", "references", "seeds", "teacher", "live", "replayed"),
 )
 
 
+@host.permitting
 def compare(**arguments: Any) -> Comparison:
     """Train a student with several methods, and report which is better, by how much and at what cost.
 
@@ -67,6 +72,7 @@ def compare(**arguments: Any) -> Comparison:
     return run_comparison(arguments, "compare")
 
 
+@host.permitting
 def ablate(**arguments: Any) -> Comparison:
     """Compare plain, all acting terms, all except one of them, and each alone.
 
@@ -85,6 +91,7 @@ def ablate(**arguments: Any) -> Comparison:
 
 def run_comparison(arguments: dict[str, Any], verb: str) -> Comparison:
     """Plan or resume a comparison, run its trials, and write its report."""
+    report.check_writable("json", arguments.get("json"))
     if arguments.get("parallel") is not None:
         number("parallel", arguments["parallel"], low=1, whole=True, example=2)
     resumed = arguments.get("resume")
@@ -104,6 +111,9 @@ def run_comparison(arguments: dict[str, Any], verb: str) -> Comparison:
         f"{tables.comparison_text(comparison)}\n\n"
         f"M-KD: report written to {chain.shortest(root)}: compare.md, compare.json, compare.csv and plots"
     )
+    from yolo_mkd.evidence.page import write_page_after  # it is made of this package's tables
+
+    write_page_after(root)
     return comparison
 
 
@@ -166,18 +176,27 @@ def load_plan(named: Path) -> tuple[Path, ComparisonPlan]:
     file = named if named.name == PLAN_FILE else named / PLAN_FILE
     if not file.is_file():
         raise BadInput(f"resume={named} contains no {PLAN_FILE}: give the folder of an interrupted comparison")
-    try:
-        plan = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise BadInput(f"resume={file} is damaged: {host.one_line(e)}: start a new comparison") from e
+    named_file = f"resume={file}"
+    plan = documents.read_yaml(file, named_file, ADVICE)
     if not isinstance(plan, dict) or plan.get("schema") != SCHEMA:
-        raise BadInput(f"resume={file} was not written by this version ({SCHEMA}): start a new comparison")
+        raise BadInput(f"{named_file} was not written by this version ({SCHEMA}): start a new comparison")
+    documents.validated(TypeAdapter(ComparisonPlan), plan, named_file, ADVICE)
+    for cell in plan["cells"]:
+        check_task(cell, f"{named_file} is damaged")
     teacher = plan["teacher"]
-    if teacher and (not Path(teacher["file"]).is_file() or report.sha256(teacher["file"]) != teacher["sha256"]):
+    if teacher and checksum_now(teacher["file"]) != teacher["sha256"]:
         raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore the file")
     root = file.parent.resolve()
     plan["cells"] = [moved(cell, *roots(root / cell["name"], cell)) for cell in plan["cells"]]
     return root, cast(ComparisonPlan, plan)
+
+
+def checksum_now(teachers: str) -> str:
+    """The SHA-256 of a comparison's teachers, one or several with commas; empty where one is missing."""
+    try:
+        return checksum(*find_teachers(teachers))
+    except BadInput:
+        return ""
 
 
 def write_report(
@@ -209,7 +228,7 @@ def write_report(
         "together": together,
         "rows": rows,
         "mean": mean_rows(rows, plan["references"]),
-        "cells": [trial_figures(trial, results[trial.name]) for trial in trials],
+        "cells": [trial_figures(trial, results[trial.name], rows) for trial in trials],
     }
     figures["notes"] = report_notes(cast(Comparison, figures))
     file = report.write(root / "compare.json", "compare", figures)
@@ -217,15 +236,29 @@ def write_report(
     tables.write_csv(root / "compare.csv", comparison)
     plots.draw_differences(comparison, root / "differences.png")
     plots.draw_accuracy_cost(comparison, root / "cost.png")
+    curves.draw_curves(comparison, root / "curve.png")
     plots.draw_accuracy_latency(comparison, root / "latency.png")
     report.write_text(root / "compare.md", tables.comparison_page(comparison))
     return comparison
 
 
-def trial_figures(trial: Trial, result: TrialResult) -> dict[str, Any]:
-    """The figures of one trial, or why it failed, as a row of compare.csv."""
+def trial_figures(trial: Trial, result: TrialResult, rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures of one trial, or why it failed: a row of compare.csv, and its curve.
+
+    Args:
+        trial: to be reported.
+        result: its result.
+        rows: of the report, which hold the times to plain's final accuracy.
+    """
     place = {"data": trial.data, "student": trial.student, "method": trial.method, "seed": trial.seed}
     if result["status"] != "done":
         return {**place, "failed": result["reason"]}
     figures = {name: figure(result) for name, figure in FIGURES.items()}
-    return {**place, **figures, "epochs": result["epochs"], "train_s": result["train_s"], "cost_s": result["cost_s"]}
+    labels = (trial.data, trial.student, trial.method)
+    row = next(r for r in rows if (r["data"], r["student"], r["method"]) == labels)
+    times: dict[str, float | None] = {}
+    for figure, (cost, images) in TIME_COLUMNS.items():
+        if found := row["to_plain"].get(figure):
+            times[cost], times[images] = (found[k].get(trial.seed) for k in ("cost_s", "images_seen"))
+    spent = {k: result[k] for k in ("epochs", "train_s", "cost_s")}
+    return {**place, **figures, **spent, **times, "curve": result.get("curve", [])}

@@ -11,6 +11,7 @@ from typing import Any
 from yolo_mkd import chain, host, report
 from yolo_mkd.chain.stages import validate
 from yolo_mkd.distill.distiller import TERMS, Distiller
+from yolo_mkd.distill.sources import checksum, find_teachers, is_boxes
 from yolo_mkd.evidence.compare.methods import Method, ablation_methods, parse_methods
 from yolo_mkd.evidence.compare.schema import ComparisonPlan
 from yolo_mkd.evidence.compare.trials import Trial, TrialGrid, build_trials, short_labels
@@ -31,6 +32,7 @@ REFUSED = {
     ),
     **dict.fromkeys(("distill_model", "dis"), "belongs to a method: write methods=native or native:dis=2"),
     "seed": "is set by seeds=",
+    **dict.fromkeys(("trust", "download"), "is not taken from a file: give it beside resume="),
     "teacher_epochs": "would train a teacher in every trial: train one first, and give its .pt as teacher=",
     "time": "would give all methods the same time: use epochs=, and methods=longer for equal cost",
     "save_dir": "would put all trials in one folder: use project= and name=",
@@ -104,7 +106,7 @@ def plan_comparison(arguments: dict[str, Any], verb: str, root: Path | None = No
         "references": [n for n in REFERENCES[verb] if n in {m.name for m in checked.methods}],
         "seeds": checked.seeds,
         "device": baseline.get("device"),
-        "teacher": {"file": teacher, "sha256": report.sha256(teacher)} if teacher else None,
+        "teacher": {"file": teacher, "sha256": checksum(*find_teachers(teacher))} if teacher else None,
         "live": live,
         "replayed": list(dict.fromkeys(t.method for t in trials if t.chain and t.arguments.get("record"))),
         "latency": checked.latency,
@@ -269,16 +271,16 @@ def check_batch_and_device(baseline: dict[str, Any]) -> None:
 
 
 def trained_teacher(arguments: dict[str, Any]) -> str:
-    """The absolute path of the teacher.
+    """The absolute path of the teacher; several with commas.
 
     Raises:
-        BadInput: it is missing or untrained.
+        BadInput: one is missing or untrained.
     """
-    named = arguments.get("teacher", defaults()["teacher"])
-    found = host.find_model("teacher", named)
-    if not found.endswith(".pt"):
-        raise BadInput(f"teacher={named} is untrained: train it first, and give its .pt")
-    return chain.absolute(found)
+    found = find_teachers(arguments.get("teacher", defaults()["teacher"]))
+    for teacher in found:
+        if not is_boxes(teacher) and not teacher.endswith(".pt"):
+            raise BadInput(f"teacher={teacher} is untrained: train it first, and give its .pt")
+    return ",".join(map(chain.absolute, found))
 
 
 def acting_terms(arguments: dict[str, Any], whole: str) -> list[str]:
@@ -297,7 +299,10 @@ def acting_terms(arguments: dict[str, Any], whole: str) -> list[str]:
     spec = host.model_spec(student, imgsz).of_data(
         data["names"], data["channels"], bool(theirs.get("single_cls")), theirs.get("classes")
     )
-    teacher = host.model_spec(host.load_detector("teacher", own["teacher"], True), own["teacher_imgsz"] or imgsz)
+    named = find_teachers(own["teacher"])
+    if len(named) > 1 or is_boxes(named[0]):
+        raise BadInput("ablate works with one .pt as teacher=: use compare for boxes and for several teachers")
+    teacher = host.model_spec(host.load_detector("teacher", named[0], True), own["teacher_imgsz"] or imgsz)
     return [t.name for t in Distiller(spec, teacher, {n: own[n] for n in TERMS}).acting]
 
 

@@ -16,6 +16,7 @@ from yolo_mkd.evidence.compare.schema import (
     TrialResult,
 )
 from yolo_mkd.evidence.compare.statistics import DIGITS, mean_interval, paired_difference
+from yolo_mkd.evidence.compare.time_to_accuracy import time_to_plain
 from yolo_mkd.evidence.compare.trials import Trial
 
 NMS_FREE = "nms_free_map50_95"
@@ -81,6 +82,8 @@ def method_row(data: str, student: str, method: str, methods: dict[str, Runs], r
         ours = class_by_seed(own, name)
         change = paired_difference(ours, class_by_seed(plain, name))
         row["classes"][name] = {"mean": round(fmean(ours.values()), DIGITS), "change": change}
+    times = {name: time_to_plain(own, plain, name) for name in ("map50_95", NMS_FREE)}
+    row["to_plain"] = {name: found for name, found in times.items() if found}
     other_length = method.startswith("longer")
     row["same"] = None if method == "plain" or other_length else same_inputs(own, plain)
     return row

@@ -22,7 +22,7 @@ OURS = {  # trained by yolo-mkd; the presets of cfg/presets are further names
 }
 FIXED = {  # the same for every method, or set by the comparison
     *("data", "model", "seed", "imgsz", "project", "name", "exist_ok", "save_dir", "resume", "distill_model"),
-    *("record", "teacher_epochs", "task", "time", "json"),
+    *("record", "teacher_epochs", "task", "time", "json", "trust", "download"),
 }
 
 

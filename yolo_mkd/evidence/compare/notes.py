@@ -32,6 +32,13 @@ def report_notes(comparison: Comparison) -> list[str]:
         "sum of its stages. Training the teacher is not included. It is processor time on a CPU, so that other "
         "programs do not distort it, and wall-clock time on a GPU; `train s` is wall-clock time."
     )
+    if any(r.get("to_plain") for r in rows):
+        notes.append(
+            "Time to plain's accuracy: the cost, and the images trained on, from which a run's mAP50-95 stays at or "
+            "above that of plain's last.pt of the same seed, linear between the validated points, as a geometric mean "
+            "of ratios to plain's own. Validation is outside the clock. A run that never holds it counts with its "
+            "whole length: the ratio is then at least that, without an interval."
+        )
     if comparison["replayed"]:
         methods = ", ".join(comparison["replayed"])
         notes.append(

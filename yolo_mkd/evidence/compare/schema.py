@@ -5,14 +5,12 @@ These names are on disk, so a change of one needs a new schema version.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, Literal
 
+from typing_extensions import Required, TypedDict
 
-class TeacherFile(TypedDict):
-    """The teacher's checkpoint, with its SHA-256."""
-
-    file: str
-    sha256: str
+from yolo_mkd.chain.document import TeacherFile
+from yolo_mkd.documents import Number
 
 
 class ComparisonPlan(TypedDict):
@@ -60,15 +58,35 @@ class ComparisonPlan(TypedDict):
 class HeadScores(TypedDict):
     """The accuracy of a checkpoint through one head; `classes` holds the mAP50-95 of each class in val."""
 
-    map50_95: float
-    map50: float
-    classes: dict[str, float]
+    map50_95: Number
+    map50: Number
+    classes: dict[str, Number]
 
 
 class CheckpointScores(HeadScores, total=False):
     """The accuracy through NMS and, for a model with a one2one head, without NMS."""
 
     nms_free: HeadScores
+
+
+class CurvePoint(TypedDict):
+    """The accuracy of a student at one point of its run, validated outside the clock.
+
+    Attributes:
+        epoch: of the student's training, from 1.
+        images: that it was trained on until then, with those of earlier stages of a chain.
+        train_s: wall-clock time of the training loops until then, with those of earlier stages [s].
+        cost_s: the same in processor time if trained on a CPU [s].
+        map50_95: through NMS.
+        nms_free_map50_95: through the one2one head; None if the student has no such head.
+    """
+
+    epoch: int
+    images: int
+    train_s: float
+    cost_s: float
+    map50_95: float
+    nms_free_map50_95: float | None
 
 
 class TrialResult(TypedDict, total=False):
@@ -89,22 +107,24 @@ class TrialResult(TypedDict, total=False):
         batches: for each epoch, digests of the images in their order and of their pixels.
         weights: path of best.pt.
         device: cpu, mps or the GPU's name.
+        curve: accuracy along the run, the last point that of last.pt; absent where an earlier version trained.
     """
 
-    status: str
+    status: Required[Literal["done", "failed"]]
     reason: str
     best: CheckpointScores
     last: CheckpointScores
     parameters: int
-    gflops: float
+    gflops: Number
     epochs: int
-    train_s: float
-    cost_s: float
-    whole_s: float
+    train_s: Number
+    cost_s: Number
+    whole_s: Number
     start: str
     batches: list[list[str]]
     weights: str
     device: str
+    curve: list[CurvePoint]
 
 
 class Difference(TypedDict):
@@ -115,6 +135,48 @@ class Difference(TypedDict):
     high: float | None
     seeds: int
     verdict: str
+
+
+class Ratio(TypedDict):
+    """The geometric mean of paired ratios with its interval.
+
+    Attributes:
+        mean: of the ratios; a lower bound if `bound`.
+        low: of the 95 % t interval of the logarithms; None with one seed or if `bound`.
+        high: as `low`.
+        seeds: how many.
+        bound: whether some seed never reached the target and counts with the whole length of its run.
+        verdict: faster, slower or not distinguishable where there is an interval.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    bound: bool
+    verdict: str
+
+
+class TimeToAccuracy(TypedDict):
+    """How long a method trains until its accuracy reaches plain's final one and stays there.
+
+    Attributes:
+        target: plain's final accuracy, that of last.pt, mean over the seeds; each seed has its own target.
+        reached: seeds that reach it and stay there.
+        missed: seeds that never do.
+        cost: until then, as a ratio to plain's.
+        images: until then, as a ratio to plain's.
+        cost_s: until then, by seed [s]; None if never.
+        images_seen: until then, by seed; None if never.
+    """
+
+    target: float
+    reached: list[int]
+    missed: list[int]
+    cost: Ratio
+    images: Ratio
+    cost_s: dict[int, float | None]
+    images_seen: dict[int, int | None]
 
 
 class Figure(TypedDict):
@@ -173,6 +235,7 @@ class Row(RowLabels, total=False):
         against: by reference and figure, the difference.
         classes: by class name.
         same: None for plain and longer, and without a plain run.
+        to_plain: by figure, the time to plain's final accuracy, where pairs of runs have curves of it.
     """
 
     map50_95: Figure
@@ -186,6 +249,7 @@ class Row(RowLabels, total=False):
     against: dict[str, dict[str, Difference | None]]
     classes: dict[str, ClassFigure]
     same: InputMatch | None
+    to_plain: dict[str, TimeToAccuracy]
 
 
 class MeanRow(TypedDict, total=False):

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from scipy import stats
 
-from yolo_mkd.evidence.compare.schema import Difference
+from yolo_mkd.evidence.compare.schema import Difference, Ratio
 
 CONFIDENCE = 0.95
 DIGITS = 5
@@ -47,6 +47,25 @@ def mean_interval(differences: Sequence[float]) -> Difference | None:
         "seeds": count,
         "verdict": verdict,
     }
+
+
+def paired_ratio(pairs: Sequence[tuple[float, float]], bound: bool = False) -> Ratio:
+    """The geometric mean of paired ratios, with the t interval of their logarithms and a verdict.
+
+    Args:
+        pairs: of a duration and the reference's, each above 0; at least one.
+        bound: whether some duration is only known to be longer, so that the mean is a lower bound without interval.
+    """
+    logs = [math.log(ours / theirs) for ours, theirs in pairs]
+    mean, count = fmean(logs), len(logs)
+    low = high = None
+    verdict = "lower bound" if bound else ONE_SEED
+    if count > 1 and not bound:
+        half = t_quantile(count - 1) * stdev(logs) / math.sqrt(count)
+        verdict = UNCLEAR if mean - half <= 0 <= mean + half else "faster" if mean < 0 else "slower"
+        low, high = (round(math.exp(end), DIGITS) for end in (mean - half, mean + half))
+    ratio = round(math.exp(mean), DIGITS)
+    return {"mean": ratio, "low": low, "high": high, "seeds": count, "bound": bound, "verdict": verdict}
 
 
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:

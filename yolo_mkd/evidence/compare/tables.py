@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from yolo_mkd import report
 from yolo_mkd.evidence.compare.findings import NMS_FREE
-from yolo_mkd.evidence.compare.schema import Comparison, Difference, Figure, MeanRow, Row
+from yolo_mkd.evidence.compare.schema import Comparison, Difference, Figure, MeanRow, Ratio, Row
 from yolo_mkd.evidence.compare.statistics import UNCLEAR
 
 FIGURE = "map50_95"
@@ -18,6 +18,10 @@ MOST_CLASSES = 12  # rows of the class table that a terminal is shown
 WIDTH = 100  # of a terminal's text
 NAME_LENGTH = 40  # of a method in a plot
 TEXT_NAME_LENGTH = 32  # of a method in a terminal's table
+TIME_COLUMNS = {  # of compare.csv, by accuracy: cost [s] and images until plain's final accuracy is reached for good
+    FIGURE: ("to_plain_cost_s", "to_plain_images"),
+    NMS_FREE: ("nms_free_to_plain_cost_s", "nms_free_to_plain_images"),
+}
 CLASS_CAPTION = "mAP50-95 of each class: plain's, and each method's difference, starred where its interval excludes 0."
 
 
@@ -116,6 +120,49 @@ def class_table(rows: Sequence[Row]) -> Table:
     return Table(headers, cells)
 
 
+def time_table(rows: Sequence[Row], figure: str = FIGURE) -> Table:
+    """The time of each method to plain's final accuracy; without rows if no run has a curve.
+
+    Args:
+        rows: of one data set and student.
+        figure: the accuracy that counts.
+    """
+    headers = ["to plain's accuracy" + (" without NMS" if figure == NMS_FREE else ""), "mAP50-95", "reached"]
+    headers += ["cost x plain [95 %]", "images x plain [95 %]"]
+    cells = []
+    for row in rows:
+        if found := row.get("to_plain", {}).get(figure):
+            reached = f"{len(found['reached'])} of {len(found['reached']) + len(found['missed'])}"
+            ratios = [ratio_text(found["cost"]), ratio_text(found["images"])]
+            cells.append([row["method"], f"{found['target']:.3f}", reached, *ratios])
+    return Table(headers, cells)
+
+
+def ratio_text(found: Ratio) -> str:
+    """A ratio with its interval, or as a lower bound."""
+    if found["bound"]:
+        return f"at least {found['mean']:.2f}"
+    if found["low"] is None or found["high"] is None:
+        return f"{found['mean']:.2f}"
+    return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def time_lines(rows: Sequence[Row], figure: str = FIGURE) -> list[str]:
+    """A line for each method that has an interval or never reaches plain's final accuracy in some run."""
+    lines = []
+    for row in rows:
+        found = row.get("to_plain", {}).get(figure)
+        if not found or row["method"] == "plain":
+            continue
+        if missed := found["missed"]:
+            total = len(missed) + len(found["reached"])
+            lines.append(f"{row['method']}: {len(missed)} of {total} runs never hold plain's final accuracy")
+        elif found["cost"]["low"] is not None:
+            verdict = found["cost"]["verdict"]
+            lines.append(f"{row['method']}: {verdict} {'from' if verdict == UNCLEAR else 'than'} plain to its accuracy")
+    return lines
+
+
 def cost_text(cost: float | None) -> str:
     """The cost of training as a multiple of plain's."""
     return "-" if cost is None else f"{cost:.2f}"
@@ -197,6 +244,8 @@ def comparison_text(comparison: Comparison) -> str:
         lines += ["", title, *text_table(accuracy_table(rows))]
         lines += text_block(difference_table(rows, references), verdict_lines(rows))
         lines += text_block(nms_free_table(rows, references), verdict_lines(rows, NMS_FREE))
+        for figure in TIME_COLUMNS:
+            lines += text_block(time_table(rows, figure), time_lines(rows, figure))
         classes = class_table(rows)
         block = text_block(classes, [])
         if len(classes.rows) > MOST_CLASSES or max(map(len, block), default=0) > WIDTH:
@@ -245,12 +294,16 @@ def comparison_page(comparison: Comparison) -> str:
     for title, rows in groups.items():
         blocks += [f"## {title}", markdown_table(full_table(rows, references)), bullets(verdict_lines(rows))]
         blocks += nms_free_blocks(rows, references)
+        for figure in TIME_COLUMNS:
+            blocks += [markdown_table(time_table(rows, figure)), bullets(time_lines(rows, figure))]
         if (classes := class_table(rows)).rows:
             blocks += [CLASS_CAPTION, markdown_table(classes)]
     if means := comparison["mean"]:
         blocks += [f"## Mean of {len(groups)}", markdown_table(mean_table(means, references))]
         blocks += [bullets(verdict_lines(means)), *nms_free_blocks(means, references)]
     blocks += ["![Differences](differences.png)", "![Accuracy against cost](cost.png)"]
+    if any(row.get("to_plain") for row in comparison["rows"]):
+        blocks.append("![Accuracy along the run](curve.png)")
     if comparison["latency"]:
         blocks += ["## Latency", bullets(latency_lines(comparison)), "![Accuracy against latency](latency.png)"]
     blocks.append(bullets(comparison["notes"]))
@@ -277,8 +330,8 @@ def bullets(lines: Sequence[str]) -> str:
 def write_csv(path: Path, comparison: Comparison) -> None:
     """Write the figures of each trial as CSV, a line a trial."""
     columns = ["data", "student", "method", "seed", "map50_95", "map50", "last_map50_95", NMS_FREE, "epochs"]
-    columns += ["train_s", "cost_s", "failed"]
+    columns += ["train_s", "cost_s", *(c for pair in TIME_COLUMNS.values() for c in pair), "failed"]
     with report.atomic(path) as partial, open(partial, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, columns)
+        writer = csv.DictWriter(f, columns, extrasaction="ignore")  # curves are in compare.json
         writer.writeheader()
         writer.writerows(comparison["cells"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,47 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
-from yolo_mkd import chain, host, report
+from yolo_mkd import chain, documents, host, report
 from yolo_mkd.cache.unlabelled import find_images
 from yolo_mkd.chain.stages import validate
+from yolo_mkd.distill.sources import find_teachers, is_boxes
 from yolo_mkd.evidence.compare.methods import Method, cost_reference
 from yolo_mkd.evidence.compare.schema import TrialResult
+from yolo_mkd.evidence.compare.trial import DAMAGED, Trial, check_task
 from yolo_mkd.host.dry import silent
 from yolo_mkd.host.runs import AUGMENTATION
 from yolo_mkd.settings import BadInput, check_argument, defaults, resolve
 
 TASK, RESULT, LOG = "cell.yaml", "result.json", "log.txt"
+WHEN_DONE = {  # fields of the result of a trial that has ended
+    *("best", "last", "parameters", "epochs", "train_s", "cost_s", "whole_s", "start", "batches", "device"),
+}
 CACHE_KEYS = {*AUGMENTATION, "views", "teacher_imgsz"}  # methods that share a teacher cache must agree in these
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training, as stored in `compare.yaml` and in its own `cell.yaml`.
-
-    Attributes:
-        name: its folder below that of the comparison: data/student/method-seed.
-        data: the data set's label.
-        student: the student's label.
-        method: the method's name.
-        seed: of initial weights, order and augmentation.
-        chain: whether yolo-mkd trains it, else Ultralytics alone.
-        arguments: of that train.
-        val: arguments of the validation, the same for all trials.
-        longer: for a run of equal cost, the names of the plain trial and of the trial whose cost it matches.
-        pseudo: for pseudo-labels: teacher, unlabelled, and the ratio in the batches that it is compared with.
-    """
-
-    name: str
-    data: str
-    student: str
-    method: str
-    seed: int
-    chain: bool
-    arguments: dict[str, Any]
-    val: dict[str, Any]
-    longer: tuple[str, str] | None = None
-    pseudo: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +173,9 @@ def pseudo_label_task(method: Method, common: dict[str, Any]) -> dict[str, Any] 
     given = {**defaults(), **common, **method.changes}
     if given["unlabelled"] is None:
         raise BadInput("unlabelled= is missing: write for example pseudo:unlabelled=frames")
+    teachers = find_teachers(given["teacher"])
+    if len(teachers) > 1 or is_boxes(teachers[0]):
+        raise BadInput("pseudo needs one .pt as teacher=: leave the method out, or give one model")
     if given.get("fraction", 1) != 1:
         raise BadInput("fraction= would also drop pseudo-labelled images: remove fraction=")
     find_images(given["unlabelled"])
@@ -360,7 +339,9 @@ def load_task(folder: Path) -> dict[str, Any]:
     Args:
         folder: the trial's.
     """
-    task: dict[str, Any] = yaml.safe_load((folder / TASK).read_text(encoding="utf-8"))
+    file = folder / TASK
+    task: dict[str, Any] = documents.read_yaml(file, str(file), DAMAGED)
+    check_task(task, f"{file} is damaged")
     before, now = roots(folder, task)
     if before == now:
         return task
@@ -376,8 +357,15 @@ def load_result(root: Path, trial: Trial) -> TrialResult | None:
     file = root / trial.name / RESULT
     if not file.is_file():
         return None
-    result: TrialResult = json.loads(file.read_text(encoding="utf-8"))
+    result: TrialResult = documents.validated(
+        TypeAdapter(TrialResult), documents.read_json(file, str(file), DAMAGED), str(file), DAMAGED
+    )
+    missing = WHEN_DONE - result.keys() if result["status"] == "done" else {"reason"} - result.keys()
+    if missing:
+        raise BadInput(f"{file} is damaged ({min(missing)}: it is missing): {DAMAGED}")
     if "weights" in result:  # of a trial that is done
         place = Path(result["weights"].rpartition(f"/{trial.name}/")[2])  # below the trial's folder, wherever that was
+        if place.is_absolute() or ".." in place.parts:
+            raise BadInput(f"{file} is damaged (weights: not in the folder of its trial): {DAMAGED}")
         result["weights"] = str(root / trial.name / place)
     return result

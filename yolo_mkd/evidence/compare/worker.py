@@ -19,13 +19,15 @@ from ultralytics import YOLO
 
 from yolo_mkd import chain, host, report
 from yolo_mkd.cache.unlabelled import filter_images, find_images, held_out, listed
+from yolo_mkd.evidence.compare.findings import nms_free_map
 from yolo_mkd.evidence.compare.pseudo_labels import label_images
-from yolo_mkd.evidence.compare.schema import CheckpointScores, HeadScores
+from yolo_mkd.evidence.compare.schema import CheckpointScores, CurvePoint, HeadScores
 from yolo_mkd.evidence.compare.trials import RESULT, load_task
-from yolo_mkd.host import clock
+from yolo_mkd.host import clock, snapshots
 from yolo_mkd.settings import BadInput, Failed
 
 QUIET = {"plots": False, "verbose": False}
+POINTS = 10  # of a run at which the student is validated, its end included
 
 
 def complete_trial(folder: Path) -> None:
@@ -36,16 +38,21 @@ def complete_trial(folder: Path) -> None:
     """
     started = time.perf_counter()
     task = load_task(folder)
+    for place in (task["arguments"], task["val"]):
+        host.check_data(place.get("data"), fetch=False)
     if task.get("pseudo"):
         task["arguments"].update(pseudo_label_arguments(folder / "pseudo", task))
     clock.Clock.install()
+    snapshots.Snapshots.install(POINTS)
     stages = train_chain(task["arguments"]) if task["chain"] else [train_stock(task["arguments"])]
     epochs = [clock.read(stage) for stage in stages]
     weights, device = stages[-1] / "weights", device_name(task["val"])
+    last = validate_heads(weights / "last.pt", task["val"], folder)
+    along = {e: validate_heads(file, task["val"], folder) for e, file in snapshots.read(stages[-1]).items()}
     result = {
         "status": "done",
         "best": validate_heads(weights / "best.pt", task["val"], folder),
-        "last": validate_heads(weights / "last.pt", task["val"], folder),
+        "last": last,
         **host.size(weights / "best.pt", task["val"]["imgsz"]),
         "epochs": len(epochs[-1]),
         **training_cost([e for stage in epochs for e in stage], device),
@@ -54,8 +61,11 @@ def complete_trial(folder: Path) -> None:
         "batches": [[e["images"], e["pixels"]] for e in epochs[-1]],
         "weights": str(weights / "best.pt"),
         "device": device,
+        "curve": accuracy_curve(epochs, {**along, len(epochs[-1]): last}, device),
     }
     report.write(folder / RESULT, "cell", result)
+    for stage in stages:
+        snapshots.remove(stage)
 
 
 def training_cost(epochs: Sequence[Mapping[str, Any]], device: str) -> dict[str, float]:
@@ -66,6 +76,39 @@ def training_cost(epochs: Sequence[Mapping[str, Any]], device: str) -> dict[str,
     """
     cost = "cpu_s" if device == "cpu" else "seconds"
     return {name: round(sum(e[key] for e in epochs), 3) for name, key in (("train_s", "seconds"), ("cost_s", cost))}
+
+
+def accuracy_curve(
+    epochs: Sequence[Sequence[Mapping[str, Any]]], scores: Mapping[int, CheckpointScores], device: str
+) -> list[CurvePoint]:
+    """The accuracy along a run, with what it had cost until then.
+
+    Args:
+        epochs: of each stage of the chain, the student's last, as `clock.read` gives them.
+        scores: of the student's checkpoints by its epoch, from 1, in order.
+        device: that it was trained on.
+
+    Returns:
+        A point a checkpoint; none where an earlier version has counted no images.
+    """
+    earlier = [e for stage in epochs[:-1] for e in stage]
+    if any(e["seen"] is None for e in [*earlier, *epochs[-1]]):
+        return []
+    curve: list[CurvePoint] = []
+    for epoch, found in scores.items():
+        until = [*earlier, *epochs[-1][:epoch]]
+        spent = training_cost(until, device)
+        curve.append(
+            {
+                "epoch": epoch,
+                "images": sum(e["seen"] for e in until),
+                "train_s": spent["train_s"],
+                "cost_s": spent["cost_s"],
+                "map50_95": found["map50_95"],
+                "nms_free_map50_95": nms_free_map(found),
+            }
+        )
+    return curve
 
 
 def train_chain(arguments: dict[str, Any]) -> list[Path]:

@@ -39,6 +39,7 @@ REPLACED = {"data", "batch", "device", "fraction", "plots", "save_period", "time
 FOREVER = 1000  # epochs: distillation is on until the last turn, and a view of 1000 is always a new one
 
 
+@host.permitting
 def cost(rounds: int = 6, json: str | Path | None = None, **arguments: Any) -> dict[str, Any]:
     """Measure what each kind of distillation costs beside plain training of the same student.
 
@@ -54,6 +55,7 @@ def cost(rounds: int = 6, json: str | Path | None = None, **arguments: Any) -> d
     Raises:
         BadInput: train would refuse these arguments, or rounds is not a number of 3 or more.
     """
+    report.check_writable("json", json)
     number("rounds", rounds, low=3, whole=True, example=6)  # fewer give no interval
     with tempfile.TemporaryDirectory(prefix="yolo-mkd-cost-") as folder:
         with silent():

@@ -28,6 +28,7 @@ from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.matching import Match, shared_classes
 from yolo_mkd.distill.monitor import notes
 from yolo_mkd.distill.schedule import Schedule
+from yolo_mkd.distill.sources import find_teachers, groups_of, is_boxes
 from yolo_mkd.evidence.plan import cost, sample
 from yolo_mkd.evidence.plan.accuracy import QuickEval
 from yolo_mkd.evidence.plan.advice import verdict, warnings
@@ -77,10 +78,10 @@ class PlanRequest(ChainRequest):
 
 @dataclass(frozen=True)
 class StageTeacher:
-    """Who teaches a stage: its file or its stand-in's, and whether it is the one that will teach."""
+    """Who teaches a stage: its files or its stand-in's, and whether it is the one that will teach."""
 
     name: str
-    file: str
+    files: list[str]
     known: bool
 
 
@@ -98,7 +99,10 @@ def plan(**arguments: Any) -> PlanFigures:
     """
     started, json = time.perf_counter(), arguments.pop("json", None)
     report.check_writable("json", json)
-    with silent(), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
+    if arguments.pop("download", False):
+        raise BadInput("download=true runs code of the data set, and plan runs none: fetch the images before")
+    trust = arguments.pop("trust", False)
+    with silent(), host.trusting(trust), tempfile.TemporaryDirectory(prefix="yolo-mkd-plan-") as folder:
         figures = predict(validate_request(arguments), Path(folder))
     figures["warnings"] = warnings(figures)
     figures["answer"] = verdict(figures)
@@ -171,22 +175,28 @@ def probe_stages(
     found = []
     for stage in request.stages:
         name, task = stage["name"], host.task(stage["model"])
-        hears = [teachers.get(h) or StageTeacher("teacher", h, True) for h in stage["hears"]]
+        given = [h for h in stage["hears"] if h not in teachers]
+        groups = groups_of(given, request.own["teachers"]) if given else []
+        number = ("",) if len(groups) == 1 else range(1, len(groups) + 1)
+        hears = [StageTeacher(f"teacher{i}", files, True) for i, files in zip(number, groups, strict=False)]
+        trained = [teachers[h] for h in stage["hears"] if h in teachers]
         length = {"epochs": request.own["teacher_epochs"]} if name == "teacher" else {}
         probe, trainer = Probe(PROBE_S / len(request.stages)), PLAIN[task]
+        hears += trained
         if hears:
             knowledge = {
                 **{key: request.own[key] for key in (*KD_OPTIONS, *TERMS)},
                 "record": False,
                 "unlabelled": None,
             }
-            trainer = TRAINERS[task].using(hears[0].file, [h.file for h in hears[1:]], **knowledge)
+            files = [file for h in trained for file in h.files]
+            trainer = TRAINERS[task].using(given or files[:1], files if given else files[1:], **knowledge)
         model = host.write_architecture(stage["model"], folder)
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
         run = run_of(request, probe, batch, len(train), len(val))
         found.append(stage_figures(stage, run, probe, hears, request.own["teacher_imgsz"] or request.imgsz))
         file = stand_in(stage["model"], request.data, folder / f"{name}.pt", request.single_cls)
-        teachers[name] = StageTeacher(name, file, False)
+        teachers[name] = StageTeacher(name, [file], False)
     return found
 
 
@@ -257,13 +267,13 @@ def hop_figures(
 ) -> HopFigures:
     """What one teacher can teach one student, term by term."""
     match = distiller.match
-    size = host.size(Path(teacher.file), imgsz)
+    sizes = [host.size(Path(file), imgsz) for file in teacher.files if not is_boxes(file)]
     return {
         "teacher": teacher.name,
-        "file": Path(teacher.file).name if teacher.known else None,
+        "file": " + ".join(Path(file).name for file in teacher.files) if teacher.known else None,
         "known": teacher.known,
-        "parameters": int(size["parameters"]),
-        "gflops": size["gflops"],
+        "parameters": int(sum(size["parameters"] for size in sizes)),
+        "gflops": sum(size["gflops"] for size in sizes),
         "ratio": match.teacher.parameters / match.student.parameters,
         "terms": [term_figures(t.name, distiller, ratios if teacher.known else []) for t in distiller.terms],
         "layers": {
@@ -316,7 +326,10 @@ def about_assistant(request: PlanRequest) -> str:
     """Which assistant was chosen and why; empty where the user chose."""
     if request.own["assistant"] != "auto":
         return ""
-    paths = [host.find_model(argument, request.own[argument]) for argument in ("model", "teacher")]
+    teachers = find_teachers(request.own["teacher"])
+    if len(teachers) > 1 or is_boxes(teachers[0]):
+        return ""
+    paths = [host.find_model("model", request.own["model"]), teachers[0]]
     name, reason = assistant.choose(*paths)
     return f"assistant=auto chose {name or 'none'}: {reason}"
 
@@ -332,7 +345,8 @@ def score_models(request: PlanRequest, evaluator: QuickEval) -> dict[str, dict[s
     """The accuracy of every model that is trained already, by its name in the chain."""
     last = request.stages[-1]
     trained = {s["name"]: s["model"] for s in request.stages if s["model"].endswith(".pt") and s["name"] != "teacher"}
-    if not request.own["teacher_epochs"]:
+    given = find_teachers(request.own["teacher"])
+    if not request.own["teacher_epochs"] and len(given) == 1 and not is_boxes(given[0]):
         trained["teacher"] = last["hears"][0]
     size = {"teacher": request.own["teacher_imgsz"] or request.imgsz}
     return {name: evaluator.score(name, file, size.get(name, request.imgsz)) for name, file in trained.items()}

@@ -51,7 +51,8 @@ def large_teacher(figures: PlanFigures, stage: StageFigures) -> Found:
 def weak_teacher(figures: PlanFigures, stage: StageFigures) -> Found:
     """A teacher that is not better than its student is now, or that cannot be measured on this data."""
     ours = figures["accuracy"].get(stage["name"], {})
-    for name in [h["teacher"] for h in stage["hops"] if h["known"]]:
+    measured = [h["teacher"] for h in stage["hops"] if h["known"] and h["teacher"] in figures["accuracy"]]
+    for name in measured:
         theirs = figures["accuracy"][name]
         score = theirs.get("map50_95", 0.0)
         if "why_not" in theirs:
@@ -191,8 +192,12 @@ def expected_benefit(figures: PlanFigures, student: StageFigures, kinds: set[str
         f"{signs.count(-1)} oppose it"
     )
     ours = figures["accuracy"].get(student["name"], {}).get("map50_95")
-    lead = f"the teacher has {scores[0]['map50_95']:.3f} mAP50-95 here, "
-    lead += "the student is untrained" if ours is None else f"the student {ours:.3f}"
+    theirs = scores[0].get("map50_95")
+    lead = "the student is untrained" if ours is None else f"the student {ours:.3f}"
+    if theirs is None:
+        lead = "the accuracy of a teacher that is not one model is not measured here"
+    else:
+        lead = f"the teacher has {theirs:.3f} mAP50-95 here, {lead}"
     doubt = ", but the run is too short to tell" if "short" in kinds else ""
     return (
         f"It can help: {lead}, and {gradients}{doubt}. Only a comparison with plain training of equal length shows by "

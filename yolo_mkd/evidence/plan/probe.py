@@ -101,7 +101,7 @@ def measure(trainer: Any, batch: Batch, distillers: list[Distiller]) -> tuple[li
     with precision(trainer):
         preds = trainer.model(batch["img"])
         loss, _ = criterion.detection(preds, batch)
-        outputs = [d.teacher(batch) for d in distillers]
+        outputs = [d.teacher({**batch, "preds": preds}) for d in distillers]
     ks, task, found = criterion.student.collect(preds), loss.sum() / len(batch["img"]), []
     started = clock(trainer)
     for distiller, kt in zip(distillers, outputs, strict=True):
@@ -126,7 +126,7 @@ def forward(trainer: Any, batch: Batch, distiller: Distiller | None) -> tuple[Te
         total = loss.sum()
         marks.append(clock(trainer))
         if distiller:
-            kt = distiller.teacher(batch)
+            kt = distiller.teacher({**batch, "preds": preds})
             marks.append(clock(trainer))
     if distiller:
         losses = distiller.losses(criterion.student.collect(preds), kt, *criterion.weigh(distiller, kt, batch))

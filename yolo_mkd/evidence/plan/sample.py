@@ -57,8 +57,11 @@ def copy(
     for split, images in splits.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        distinct = len({image.stem for image in images}) == len(images)
         for i, image in enumerate(images):
-            copied = folder / "images" / split / f"{i:06}{image.suffix.lower()}"
+            # the name stays where it can, since a teacher's boxes are found by it
+            stem = image.stem if distinct else f"{i:06}"
+            copied = folder / "images" / split / f"{stem}{image.suffix.lower()}"
             shutil.copyfile(image, copied)
             label = label_of(image)
             if label.is_file():

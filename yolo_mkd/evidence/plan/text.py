@@ -62,6 +62,8 @@ def chain_lines(figures: PlanFigures) -> list[str]:
 
 def size_cells(model: StageFigures | HopFigures) -> list[str]:
     """A model's parameters and GFLOPs."""
+    if not model["parameters"]:
+        return ["-", "-"]  # boxes
     return [f"{model['parameters'] / 1e6:.2f} M", f"{model['gflops']:.2f}"]
 
 

@@ -1,0 +1,173 @@
+"""What a page says: objects won and lost, the images chosen, intervals, gradients, the command, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from yolo_mkd.evidence.page import objects, training, write_page
+from yolo_mkd.evidence.page.blocks import axis_ends, bar
+from yolo_mkd.evidence.page.comparison import class_lines, first_difference, interval_bars
+from yolo_mkd.evidence.page.looks import inside
+from yolo_mkd.settings import BadInput
+
+
+def thing(x: float, name: str = "a", **others: Any) -> dict[str, Any]:
+    return {"box": [x, 0.0, x + 0.2, 0.2], "name": name, **others}
+
+
+def test_a_detection_finds_the_free_object_of_its_class_that_it_overlaps_most() -> None:
+    labelled = [thing(0.0), thing(0.5), thing(0.5, "b")]
+    # IoU of boxes shifted by 0.05 of 0.2: 0.15 / 0.25 = 0.6; by 0.1: 0.1 / 0.3 = 0.33
+    detections = [thing(0.05, conf=0.6), thing(0.0, conf=0.5), thing(0.6, conf=0.9), thing(0.5, "c", conf=0.8)]
+    assert objects.match(labelled, detections) == {0}
+    assert [d["hit"] for d in detections] == [True, False, False, False]
+    assert objects.match([], detections) == set()
+    assert not any(d["hit"] for d in detections)
+
+
+def test_an_object_is_won_by_the_student_and_lost_to_the_reference() -> None:
+    labelled = [thing(0), thing(1), thing(2), thing(3)]
+    objects.mark_fates(labelled, {0, 1}, {1, 2})
+    assert [o["fate"] for o in labelled] == ["lost", "", "won", ""]
+    count = objects.tally(labelled, [True, True, False, False], [False, True, True, False])
+    assert count == {"objects": 4, "reference": 2, "student": 2, "won": 1, "lost": 1}
+
+
+def test_images_are_chosen_by_their_won_and_lost_objects() -> None:
+    fates = {"a": [""] * 9, "b": ["won"], "c": ["won", "won"], "d": ["lost"], "e": ["won", "lost", "lost"], "f": [""]}
+    chosen = objects.choose_images(list(fates), [[{"fate": f} for f in own] for own in fates.values()])
+    names = [list(fates)[i] for i, _ in chosen]
+    assert names == ["c", "b", "e", "d", "a", "f"]  # c, b and e won most; of the others d lost; then most objects
+    assert "won" in chosen[2][1]
+    assert "lost" in chosen[3][1]
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "box"),
+    [
+        ("1 0.5 0.5 0.2 0.4", "detect", [0.4, 0.3, 0.6, 0.7]),
+        ("1 0.1 0.2 0.5 0.2 0.5 0.6 0.1 0.6", "obb", [0.1, 0.2, 0.5, 0.6]),
+        ("1 0.1 0.3 0.4 0.9 0.8 0.2", "segment", [0.1, 0.2, 0.8, 0.9]),
+        ("1 0.5 0.5 0.2 0.4 0.1 0.1 2", "pose", [0.4, 0.3, 0.6, 0.7]),
+    ],
+)
+def test_labels_of_every_task_give_boxes(tmp_path: Path, row: str, task: str, box: list[float]) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "labels/x.txt").write_text(row + "\n")
+    (found,) = objects.labelled_objects(tmp_path / "images/x.jpg", {1: "cell"}, task)
+    assert found["box"] == pytest.approx(box)
+    assert found["name"] == "cell"
+
+
+def test_the_letterbox_is_cut_off_a_layers_features() -> None:
+    import torch
+
+    features = torch.arange(64.0).view(1, 1, 8, 8)
+    assert inside(features, (480, 640, 3))[0, 0, :, 0].tolist() == [8, 16, 24, 32, 40, 48]  # 6 of 8 rows, centred
+    assert inside(features, (640, 480, 3)).shape[2:] == (8, 6)
+
+
+def difference(mean: float, low: float | None, high: float | None, verdict: str) -> dict[str, Any]:
+    return {"mean": mean, "low": low, "high": high, "seeds": 3, "verdict": verdict}
+
+
+def test_a_bar_has_the_place_of_its_interval_on_the_axis() -> None:
+    found = bar("x", "", (0.0, 0.01, 0.02), (-0.01, 0.03), "better")
+    assert (found.left, found.width, found.mark, found.zero) == (25.0, 50.0, 50.0, 25.0)
+    assert axis_ends([0.5]) == pytest.approx((-0.03, 0.53))
+    better, unclear = interval_bars(
+        [
+            ("mkd", difference(0.02, 0.01, 0.03, "better")),
+            ("native", difference(0.0, -0.01, 0.01, "not distinguishable")),
+        ]
+    )
+    assert (better.state, unclear.state) == ("better", "unclear")
+    assert better.text == "+0.020 [+0.010, +0.030]"
+    assert better.left > better.zero > unclear.left
+
+
+def test_the_answer_is_the_last_methods_difference_from_the_first_reference() -> None:
+    change = difference(0.02, 0.01, 0.03, "better")
+    rows: list[Any] = [
+        {"method": "plain", "against": {}},
+        {"method": "native", "against": {"plain": {"map50_95": difference(0, -1, 1, "not distinguishable")}}},
+        {"method": "mkd", "against": {"plain": {"map50_95": change}}},
+    ]
+    assert first_difference(rows, ["plain"]) == ("mkd", "plain", change)
+    assert first_difference(rows[:1], ["plain"]) is None
+
+
+def test_classes_that_differ_clearly_are_named() -> None:
+    changes = {
+        "ball": difference(0.05, 0.01, 0.09, "better"),
+        "nut": difference(0.05, -0.1, 0.2, "not distinguishable"),
+    }
+    row: Any = {"method": "mkd", "classes": {n: {"mean": 0.5, "change": c} for n, c in changes.items()}}
+    (line,) = class_lines("set", [row])
+    assert line == "set: classes in which mkd differs clearly from plain: ball +0.050."
+
+
+def chain_of(folder: Path) -> dict[str, Any]:
+    """A chain's folder without models, as an old run has it whose checkpoints are deleted."""
+    stage = folder / "student"
+    stage.mkdir(parents=True)
+    (stage / "results.csv").write_text(
+        "epoch,train/box_loss,kd/soft,kd/weight,metrics/mAP50-95(B)\n1,2.0,1.5,0.5,0.1\n2,1.0,0,0,0.3\n"
+    )
+    (stage / "shares.csv").write_text(
+        "epoch,teacher,term,weight,share,cosine\n1,big/weights/best.pt,soft,0.5,0.4,0.7\n2,big/weights/best.pt,soft,1,0.4,0.6\n"
+    )
+    chain = {
+        "schema": "yolo-mkd/chain/2", "started": "2026-01-01T00:00:00+00:00", "versions": {"yolo-mkd": "0.2.0"},
+        "knowledge": {"preset": None, "soft": 1.0, "attention": 0.5}, "teacher_epochs": 0, "seed": 0,
+        "arguments": {"data": "gone.yaml", "epochs": 2, "project": "a b"},
+        "teacher": {"file": "/gone/big/weights/best.pt", "sha256": "ab12"},
+        "stages": [
+            {"name": "student", "model": "small.yaml", "hears": ["/gone/big/weights/best.pt"], "parameters": 1000000,
+             "status": "done", "weights": "/gone/best.pt", "sha256": "cd34", "seconds": 90.0,
+             "metrics": {"map50_95": 0.3, "map50": 0.5}},
+        ],
+    }  # fmt: skip
+    (folder / "chain.yaml").write_text(yaml.safe_dump(chain))
+    return chain
+
+
+def test_the_page_of_a_run_whose_models_are_gone_has_its_figures(tmp_path: Path) -> None:
+    chain_of(tmp_path / "run")
+    text = write_page(tmp_path / "run").read_text()
+    assert "The student reaches 0.300 mAP50-95." in text
+    assert "ab12" in text
+    assert "cd34" in text
+    assert "is missing, so no images are shown" in text
+    assert text.count("<svg") == 5  # accuracy, detection loss, distillation losses, shares, cosines
+    assert "Distillation was on in 1 of 2 epochs" in text
+    assert 'id="attention"' not in text
+    assert "http-equiv" in text
+    assert 'src="http' not in text
+
+
+def test_the_command_of_a_chain_names_what_differs_from_the_defaults(tmp_path: Path) -> None:
+    words = training.command_of(chain_of(tmp_path / "run")).split(" ", 2)[2]  # type: ignore[arg-type]
+    assert words == (
+        "model=small.yaml teacher=/gone/big/weights/best.pt assistant=none soft=1.0 data=gone.yaml epochs=2 "
+        "project='a b'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "plain", "reason"),
+    [
+        (False, None, "holds no finished run"),
+        (True, "none.pt", "plain=none.pt: no such file"),
+    ],
+)
+def test_what_has_no_page_is_refused(tmp_path: Path, make: bool, plain: str | None, reason: str) -> None:
+    if make:
+        chain_of(tmp_path / "run")
+    with pytest.raises(BadInput, match=reason):
+        write_page(tmp_path / "run", plain=plain)

@@ -1,0 +1,228 @@
+"""One HTML page of a run: the answer first, then what it rests on. It needs no network and is drawn from files."""
+
+from __future__ import annotations
+
+import json as json_text
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, cast
+
+import yaml
+
+from yolo_mkd import chain as chains
+from yolo_mkd import report as reports
+from yolo_mkd.chain import Chain
+from yolo_mkd.evidence.compare.schema import Comparison
+from yolo_mkd.evidence.page import looks as look
+from yolo_mkd.evidence.page.blocks import Page, data_uri
+from yolo_mkd.evidence.page.charts import ROLES
+from yolo_mkd.evidence.page.comparison import comparison_page, first_difference, planned
+from yolo_mkd.evidence.page.exports import export_tables, plan_warnings
+from yolo_mkd.evidence.page.looks import LookRequest, ModelFile
+from yolo_mkd.evidence.page.schema import Looks
+from yolo_mkd.evidence.page.training import layer_name, training_page
+from yolo_mkd.host import LOGGER
+from yolo_mkd.settings import BadInput, file_path
+
+FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a run that its page is made from.
+
+    Attributes:
+        folder: the run's; the page is written to it.
+        kind: training, comparison or demo.
+        document: the contents of chain.yaml or compare.json.
+        chain: the folder of the chain; the run's own, or the one inside a demo.
+        request: the models to look at; None where they are unknown.
+    """
+
+    folder: Path
+    kind: str
+    document: dict[str, Any]
+    chain: Path
+    request: LookRequest | None
+    notes: list[str] = field(default_factory=list)
+
+
+def write_page(run: str | Path, plain: str | Path | None = None) -> Path:
+    """Write report.html of a run: one file with everything in it, which opens from disk.
+
+    What the models compute for validation images is measured once and stored in the folder `report`; later calls draw
+    the page from there, also where the models or the data are gone.
+
+    Args:
+        run: the folder of a training, a comparison or a demo.
+        plain: a checkpoint of the same student trained without a teacher, to compare the student of a training with.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        BadInput: the folder holds no run, or a file of it cannot be read.
+    """
+    sources = find_sources(file_path("run", run, "runs/mkd/train"), plain)
+    found, note = find_looks(sources)
+    if sources.kind == "comparison":
+        page = comparison_page(sources.folder, cast(Comparison, sources.document))
+    else:
+        page = training_page(sources.chain, cast(Chain, sources.document), found)
+        page.kind, page.name = sources.kind, sources.folder.name
+        page.warnings, page.plan = plan_warnings(sources.folder)
+    page.looks, page.looks_note = found, note
+    if found:
+        place = sources.folder / look.FOLDER
+        page.pictures = {file.name: data_uri(file) for file in sorted(place.glob("*.jpg"))}
+    page.exports = export_tables(sources.folder)
+    return reports.write_text(sources.folder / FILE, render(page))
+
+
+def find_sources(folder: Path, plain: str | Path | None) -> Sources:
+    """The kind of a run and the files of it.
+
+    Raises:
+        BadInput: the folder holds no run.
+    """
+    if (folder / "compare.json").is_file():
+        if plain is not None:
+            raise BadInput("plain= is for the report of a training: a comparison has plain trials of its own")
+        document = read_json(folder / "compare.json", "compare")
+        return Sources(folder, "comparison", document, folder, comparison_request(folder, cast(Comparison, document)))
+    kind = "demo" if (folder / "demo.json").is_file() else "training"
+    place = folder / "chain" if kind == "demo" else folder
+    file = place / "chain.yaml"
+    if not file.is_file():
+        raise BadInput(
+            f"run={folder} holds no finished run: give the folder of a training (chain.yaml), a comparison "
+            "(compare.json) or a demo (demo.json)"
+        )
+    chain = cast(Chain, yaml.safe_load(file.read_text(encoding="utf-8")))
+    if not isinstance(chain, dict) or chain.get("schema") != chains.SCHEMA:
+        raise BadInput(f"run={file} was not written by this version ({chains.SCHEMA})")
+    beside = folder / "plain" / "weights" / "best.pt"
+    named = Path(plain) if plain is not None else beside if kind == "demo" else None
+    if named is not None and not named.is_file():
+        raise BadInput(f"plain={named}: no such file: give the best.pt of a training without a teacher")
+    return Sources(folder, kind, dict(chain), place, chain_request(place, chain, named))
+
+
+def read_json(file: Path, kind: str) -> dict[str, Any]:
+    """The contents of a report.
+
+    Raises:
+        BadInput: it is damaged or of another kind.
+    """
+    try:
+        found = json_text.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise BadInput(f"run={file} is damaged: write it again with yolo-mkd {kind} resume={file.parent}") from e
+    if not str(found.get("schema", "")).startswith(f"yolo-mkd/{kind}/"):
+        raise BadInput(f"run={file} is not a report of yolo-mkd {kind}")
+    return dict(found)
+
+
+def chain_request(folder: Path, chain: Chain, plain: Path | None) -> LookRequest | None:
+    """The models of a finished chain, those in its folder taken from there; None while it is unfinished."""
+    if any(stage["status"] != "done" for stage in chain["stages"]):
+        return None
+    arguments, known = chain["arguments"], chain["knowledge"]
+    imgsz = arguments.get("imgsz", 640)
+    large = known.get("teacher_imgsz") or imgsz
+    models = [ModelFile("teacher", "teacher", Path(chain["teacher"]["file"]), large)] if chain["teacher"] else []
+    start = Path(chain["stages"][-1]["model"])
+    for stage in chain["stages"]:
+        own = folder / stage["name"] / "weights" / "best.pt"
+        path = own if own.is_file() else Path(stage["weights"])
+        label = "distilled student" if stage["name"] == "student" else stage["name"]
+        models.append(ModelFile(stage["name"], label, path, imgsz))
+    if plain is not None:
+        models.insert(-1, ModelFile("plain", "plain student", plain, imgsz))
+    elif start.suffix == ".pt" and start.is_file():
+        models.insert(-1, ModelFile("start", "student before training", start, imgsz))
+    return LookRequest(models, arguments["data"], arguments.get("device"), bool(arguments.get("single_cls")))
+
+
+def comparison_request(folder: Path, comparison: Comparison) -> LookRequest | None:
+    """The teacher and one seed's plain and distilled student of the first data set; None where they are unknown."""
+    found = first_difference(comparison["rows"], ["plain"])
+    if found is None or not comparison["teacher"]:
+        return None
+    method, first = found[0], comparison["rows"][0]
+    trials = [c for c in planned(folder) if (c["data"], c["student"]) == (first["data"], first["student"])]
+    for seed in comparison["seeds"]:
+        own = {c["method"]: c for c in trials if c["seed"] == seed and c["method"] in {"plain", method}}
+        files = {name: best_of(folder / trial["name"]) for name, trial in own.items()}
+        if len(files) == 2 and all(files.values()):
+            arguments = own["plain"]["arguments"]
+            imgsz = arguments.get("imgsz", 640)
+            models = [
+                ModelFile("teacher", "teacher", Path(comparison["teacher"]["file"]), imgsz),
+                ModelFile("plain", f"plain, seed {seed}", cast(Path, files["plain"]), imgsz),
+                ModelFile("student", f"{method}, seed {seed}", cast(Path, files[method]), imgsz),
+            ]
+            return LookRequest(models, arguments["data"], arguments.get("device"), bool(arguments.get("single_cls")))
+    return None
+
+
+def best_of(trial: Path) -> Path | None:
+    """The student's checkpoint in a trial's folder; None without."""
+    found = sorted(trial.glob("**/weights/best.pt"), key=lambda p: ("student" not in p.parts, len(p.parts)))
+    return found[0] if found else None
+
+
+def find_looks(sources: Sources) -> tuple[Looks | None, str]:
+    """What the models compute, stored or measured now, and a note on what it is of or why there is none."""
+    before = look.stored(sources.folder)
+    request = sources.request
+    if request is None:
+        return before, "" if before else "The models of this run are not all there, so no images are shown."
+    if before and look.is_of(before, request):
+        return before, ""
+    missing = [m.path for m in request.models if not m.path.is_file()]
+    if missing:
+        return before, "" if before else f"{missing[0]} is missing, so no images are shown."
+    try:
+        return look.measure(sources.folder, request), ""
+    except BadInput as e:
+        LOGGER.warning(f"M-KD: report: no images are shown: {e}")
+        return before, "" if before else f"No images are shown: {e}"
+
+
+def write_page_after(run: Path) -> None:
+    """Write the page at the end of a command that has done its work; a failure is a warning, not the command's."""
+    try:
+        file = write_page(run)
+    except Exception as e:  # the run is finished and stored: nothing may turn it into a failure
+        reason = f"{type(e).__name__}: {e}".splitlines()[0]
+        LOGGER.warning(
+            f"M-KD: the page could not be written ({reason}): try yolo-mkd report run={chains.shortest(run)}"
+        )
+        return
+    LOGGER.info(f"M-KD: report: {chains.shortest(file)}")
+
+
+FILTERS = {
+    "layer_name": layer_name,
+    "found_by": lambda objects, role: sum(role in o["found_by"] for o in objects),
+    "minus": lambda ours, theirs: [
+        [a - b for a, b in zip(*rows, strict=True)] for rows in zip(ours, theirs, strict=True)
+    ],
+    "off_diagonal": lambda rows: fmean(abs(v) for i, row in enumerate(rows) for j, v in enumerate(row) if i != j),
+}
+
+
+def render(page: Page) -> str:
+    """The page as HTML, with styles, script and pictures in it."""
+    import jinja2
+
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= FILTERS
+    parts = {name: (here / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    version = reports.versions().get("yolo-mkd", "")
+    return environment.get_template("page.html").render(page=page, version=version, roles=ROLES, **parts)

@@ -1,0 +1,108 @@
+"""The exported files of a run: parity with their checkpoints, what each format costs and keeps, the worst images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yolo_mkd.deploy.pareto.rows import ParetoRow, join_reports, read_report, report_files, report_kind
+from yolo_mkd.evidence.page.blocks import PageTable
+from yolo_mkd.settings import BadInput
+
+WORST = 5  # images a file
+
+
+def export_tables(folder: Path) -> list[PageTable]:
+    """The tables of all reports of export, check, time and bundle below a folder; none without reports."""
+    try:
+        files = report_files([folder])
+    except BadInput:  # there are none
+        return []
+    checked = [found for file in files if report_kind(found := read_report(file)) in {"export", "check"}]
+    tables = [PageTable("Formats", HEADERS, [format_row(row) for row in joined(files)])]
+    parity = [row for found in checked if (row := parity_row(found))]
+    if parity:
+        headers = ["file", "verdict", "detections", "unmatched", "lowest IoU", "largest score difference", "reason"]
+        tables.append(
+            PageTable("Parity with the checkpoint", headers, parity, "Matched one to one on validation images.")
+        )
+    worst = [row for found in checked for row in worst_rows(found)]
+    if worst:
+        headers = ["image", "file", "unmatched", "lowest IoU", "largest score difference"]
+        tables.append(PageTable("Worst images", headers, worst, "Those with most unmatched detections first."))
+    return [table for table in tables if table.rows]
+
+
+HEADERS = ["file", "format", "head", "MB", "mAP50-95", "kept", "p50 ms", "p90 ms", "timed with"]
+
+
+def joined(files: Sequence[Path]) -> list[ParetoRow]:
+    """The rows of all reports; where they cannot be joined as a whole, those of each file alone."""
+    try:
+        return join_reports(files)["rows"]
+    except BadInput:
+        rows = []
+        for file in files:
+            try:
+                rows += join_reports([file])["rows"]
+            except BadInput:  # a log of trtexec has no SHA-256
+                continue
+        return rows
+
+
+def format_row(row: ParetoRow) -> list[str]:
+    """One exported file: what it costs and keeps."""
+    size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f}"
+    kept = "" if row["retained"] is None else f"{row['retained']:.1%}"
+    score = "" if row["map50_95"] is None else f"{row['map50_95']:.3f}"
+    times = ["" if ms is None else f"{ms:.2f}" for ms in (row["p50_ms"], row["p90_ms"])]
+    kind = " ".join(filter(None, (row["format"], row["precision"])))
+    return [row["name"], kind, row["head"] or "", size, score, kept, *times, row["runtime"] or "not timed"]
+
+
+def parity_row(found: dict[str, Any]) -> list[str]:
+    """The outcome of one check; empty if it was not checked."""
+    parity = found.get("parity")
+    if not parity:
+        return []
+    detections = parity["detections"] or {}
+    unmatched = f"{detections.get('checkpoint_unmatched', '')} + {detections.get('file_unmatched', '')}"
+    pair = f"{detections.get('checkpoint_detections', '')} / {detections.get('file_detections', '')}"
+    verdict = "passed" if parity["passed"] else "FAILED"
+    return [str(found.get("file", "")), verdict, pair, unmatched, *extremes(detections), parity["reason"]]
+
+
+def worst_rows(found: dict[str, Any]) -> list[list[str]]:
+    """The images on which a file deviates most from its checkpoint."""
+    detections = (found.get("parity") or {}).get("detections") or {}
+    images = [image for image in detections.get("worst_images", []) if deviates(image)]
+    return [
+        [image["image"], str(found.get("file", "")), str(image.get("unmatched", 0)), *extremes(image)]
+        for image in images[:WORST]
+    ]
+
+
+def deviates(image: dict[str, Any]) -> bool:
+    """Whether the file's detections in an image differ visibly from the checkpoint's."""
+    return bool(image.get("unmatched")) or (image.get("min_iou") or 1) < 0.999
+
+
+def extremes(figures: dict[str, Any]) -> list[str]:
+    """The lowest IoU and the largest score difference, as text."""
+    iou, score = figures.get("min_iou"), figures.get("max_score_difference")
+    return ["" if iou is None else f"{iou:.4f}", "" if score is None else f"{score:.1e}"]
+
+
+def plan_warnings(folder: Path) -> tuple[list[str], str]:
+    """The warnings of the plan in a run's folder, and where they come from or how to have them."""
+    file = folder / "plan.json"
+    if not file.is_file():
+        return (
+            [],
+            f"no plan.json in this folder: yolo-mkd plan with the arguments of the training and json={file} writes it",
+        )
+    found = json.loads(file.read_text(encoding="utf-8"))
+    lines = [f"{w['stage'] + ': ' if w['stage'] else ''}{w['text']}" for w in found["warnings"]]
+    return lines, f"{found['answer']}"

@@ -1,0 +1,140 @@
+"""The fields of looks.json: what the models of a run compute for validation images, from which its page is drawn."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class ModelLook(TypedDict, total=False):
+    """One model.
+
+    Attributes:
+        role: teacher, assistant (numbered where there are several), plain (the student trained without a teacher),
+            start (the student before training) or student.
+        label: its name for people.
+        file: its file name.
+        sha256: of its file.
+        parameters: how many it has.
+        map50_95: on the examined images; absent if it has no class of the data.
+        map50: the same at IoU 0.5.
+        classes: AP50-95 by class name, of the classes that the images have.
+        attention: by layer, the mean correlation of its attention maps with the teacher's.
+        relation: its relation matrix, rows and columns in the order of `Looks.layers`, mean over images.
+    """
+
+    role: str
+    label: str
+    file: str
+    sha256: str
+    parameters: int
+    map50_95: float
+    map50: float
+    classes: dict[str, float]
+    attention: dict[str, float]
+    relation: list[list[float]]
+
+
+class Box(TypedDict, total=False):
+    """A labelled object or a detection; corners as shares of the image's width and height.
+
+    Attributes:
+        box: x1, y1, x2, y2.
+        name: of its class.
+        conf: of a detection.
+        hit: whether a detection matches an object.
+        fate: of an object: won, lost, or empty.
+        found_by: roles of the models that find an object.
+    """
+
+    box: list[float]
+    name: str
+    conf: float
+    hit: bool
+    fate: str
+    found_by: list[str]
+
+
+class ImageLook(TypedDict):
+    """One image that the page shows.
+
+    Attributes:
+        file: its name in the data set.
+        picture: its copy beside looks.json.
+        reason: by which rule it was chosen.
+        width: of the copy [pixels].
+        height: of the copy [pixels].
+        won: objects that the student finds and the reference misses.
+        lost: objects that the reference finds and the student misses.
+        objects: labelled.
+        detections: by role.
+        maps: attention maps as picture files, by layer and role.
+        correlation: with the teacher's map, by layer and role.
+    """
+
+    file: str
+    picture: str
+    reason: str
+    width: int
+    height: int
+    won: int
+    lost: int
+    objects: list[Box]
+    detections: dict[str, list[Box]]
+    maps: dict[str, dict[str, str]]
+    correlation: dict[str, dict[str, float]]
+
+
+class Tally(TypedDict):
+    """How many objects were found, of all classes or of one.
+
+    Attributes:
+        objects: labelled.
+        reference: found by the reference.
+        student: found by the student.
+        won: found by the student only.
+        lost: found by the reference only.
+    """
+
+    objects: int
+    reference: int
+    student: int
+    won: int
+    lost: int
+
+
+class Looks(TypedDict):
+    """The contents of looks.json.
+
+    Attributes:
+        schema: `yolo-mkd/looks/1`.
+        data: the data set's YAML file.
+        imgsz: image size [pixels].
+        examined: images on which accuracy and detections were measured.
+        compared: images on which attention maps and relation matrices were compared.
+        val_images: in the validation split.
+        conf: smallest confidence of a detection.
+        iou: smallest IoU of a detection with an object that it finds.
+        reference: the role that the student is compared with, object by object.
+        layers: compared, in order.
+        models: from the teacher to the student.
+        tally: of all classes.
+        tally_by_class: by class name.
+        images: that the page shows.
+    """
+
+    schema: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    data: str
+    imgsz: int
+    examined: int
+    compared: int
+    val_images: int
+    conf: float
+    iou: float
+    reference: str
+    layers: list[str]
+    models: list[ModelLook]
+    tally: Tally
+    tally_by_class: dict[str, Tally]
+    images: list[ImageLook]
