@@ -63,10 +63,10 @@ def test_every_label_file_says_what_the_scene_says_and_lies_inside(tmp_path) -> 
         image, boxes, _ = scenes.scene(0, "train", index)
         corners = np.hstack([read[:, 1:3] - read[:, 3:] / 2, read[:, 1:3] + read[:, 3:] / 2]) * scenes.SIDE
         assert image.shape == (scenes.SIDE, scenes.SIDE, 3)
-        assert corners == pytest.approx(boxes[:, 1:], abs=0.01)
+        assert corners == pytest.approx(boxes[:, 1:5], abs=0.01)
         assert (read[:, 0] == boxes[:, 0]).all()
         assert corners.min() > -0.01 and corners.max() < scenes.SIDE + 0.01
-        assert (boxes[:, 3:] - boxes[:, 1:3]).min() >= scenes.LEAST_SIDE
+        assert (boxes[:, 3:5] - boxes[:, 1:3]).min() >= scenes.LEAST_SIDE
 
 
 @pytest.fixture(scope="module")
