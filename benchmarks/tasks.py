@@ -67,7 +67,8 @@ def measure(task: str, given: dict[str, Any], out: Path) -> dict[str, Any]:
     own = f"{shared}:{TERMS[task]}={given['share']:g}"
     found = run_comparison(
         out / task / "compare", f"plain,{shared},{own}", given["seeds"],
-        model=start("student", task, out / task / "start"), teacher=teacher, assistant="none", epochs=given["epochs"], **arguments,
+        model=start("student", task, out / task / "start"), teacher=teacher, assistant="none",
+        epochs=given["epochs"], **arguments,
     )  # fmt: skip
     rows = {row["method"]: row for row in found["rows"]}
     figures = dict.fromkeys(("map50_95", FIGURES[task]))

@@ -409,7 +409,7 @@ def test_a_term_of_one_task_names_what_the_other_head_lacks(student: str, teache
 
 def test_a_teacher_cache_refuses_the_terms_of_these_tasks_by_name() -> None:
     m = model("yolo26n-seg")
-    with pytest.raises(BadInput, match="record= stores no teacher features, which soft_mask need: switch them off"):
+    with pytest.raises(BadInput, match="attention maps, and soft_mask need more of the teacher: switch them off"):
         distiller(m, m, guidance=0, exploration=0).require_cacheable()
 
 

@@ -119,17 +119,18 @@ def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray, np
         area = place_object(bench, draw, centre, width, 0 if kind < 0 else number, rng)
         if kind >= 0:
             drawn.append((kind, number, area))
-    boxes = [box for kind, number, area in drawn if (box := visible_box(bench.owner, kind, number, area)) is not None]
+    found = [(number, visible_box(bench.owner, kind, number, area)) for kind, number, area in drawn]
+    boxes = [[*box, number] for number, box in found if box is not None]
     return photograph(bench, rng), np.array(boxes, np.float32).reshape(-1, 6), bench.owner
 
 
 def visible_box(owner: np.ndarray, kind: int, number: int, area: int) -> np.ndarray | None:
-    """The box around the visible pixels of a part (class, x1, y1, x2, y2, number), or None if too little is visible."""
+    """The box around the visible pixels of a part (class, x1, y1, x2, y2), or None if too little is visible."""
     ys, xs = np.nonzero(owner == number)
     if len(xs) < LEAST_VISIBLE * area or len(xs) == 0:
         return None
     x1, y1, x2, y2 = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
-    return np.array([kind, x1, y1, x2, y2, number]) if min(x2 - x1, y2 - y1) >= LEAST_SIDE else None
+    return np.array([kind, x1, y1, x2, y2]) if min(x2 - x1, y2 - y1) >= LEAST_SIDE else None
 
 
 def place_object(bench: Bench, draw: Draw, centre: np.ndarray, width: float, number: int, rng: Generator) -> int:

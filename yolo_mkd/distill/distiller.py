@@ -151,7 +151,7 @@ class Distiller:
         if names := [t.name for t in self.acting if not t.cacheable]:
             off = " ".join(f"{name}=0" for name in names)
             raise BadInput(
-                f"record= stores no teacher features, which {' '.join(names)} need: "
+                f"record= stores scores, boxes and attention maps, and {' '.join(names)} need more of the teacher: "
                 f"switch them off ({off}, or preset=recorded), or leave record= out to run the teacher on each batch"
             )
 
