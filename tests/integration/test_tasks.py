@@ -20,6 +20,7 @@ from ultralytics import YOLO
 from yolo_mkd import MKD, chain, host
 from yolo_mkd.chain import assistant
 from yolo_mkd.distill.distiller import TERMS
+from yolo_mkd.evidence.compare import worker
 from yolo_mkd.settings import BadInput
 from yolo_mkd.trainer import TRAINERS, MKDTrainer
 
@@ -156,6 +157,7 @@ def test_one_step_has_a_gradient_for_exactly_the_terms_that_the_heads_share(
     assert all(g.isfinite().all() for g in gradients)
 
 
+PART = {"mask": "seg", "pose": "pose"}  # of Ultralytics' metrics
 OWN = {"segment": ("mask", "M"), "pose": ("pose", "P"), "obb": (None, "B")}
 
 
@@ -180,6 +182,20 @@ def test_a_chain_of_each_task_trains_and_stores_its_metrics(task: str, trained: 
     best = torch.load(student / "weights/best.pt", weights_only=False)["train_metrics"]
     key = f"{own}_map50_95" if own else "map50_95"
     assert figures[key] == round(best[f"metrics/mAP50-95({letter})"], 5)
+
+
+@pytest.mark.slow
+def test_a_comparison_scores_masks_and_keypoints_as_stock_ultralytics_does(
+    trained: dict[str, MKD], data: dict[str, Path], tmp_path: Path
+) -> None:
+    for task, (own, _) in OWN.items():
+        best = trained[task].folder / "student/weights/best.pt"
+        protocol = {"data": str(data[task]), "imgsz": SIDE, "device": "cpu", "batch": 8, "workers": 0, "conf": 1e-4}
+        found = worker.validate_checkpoint(best, protocol, tmp_path)
+        assert set(found) == {"map50_95", "map50", "classes"} | ({f"{own}_map50_95"} if own else set())
+        stock = YOLO(best).val(**protocol, rect=False, plots=False, project=str(tmp_path), name="stock", exist_ok=True)
+        figures = {"map50_95": stock.box.map} | ({f"{own}_map50_95": getattr(stock, PART[own]).map} if own else {})
+        assert {name: found[name] for name in figures} == pytest.approx(figures, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -192,6 +192,8 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     arguments = {**chain["arguments"], "project": str(folder), "name": stage["name"], "exist_ok": True, **own}
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]
+    if stage["name"] != "student":
+        arguments.pop("quantize", None)  # the soft targets of a quantisation-aware student are those of FP32 teachers
     distilled = f", distilled from {' and '.join(stage['hears'])}" if teachers else ""
     LOGGER.info(f"\nM-KD: stage {stage['name']}{distilled}")
     begun, since = stage["status"] == "running", time.perf_counter()

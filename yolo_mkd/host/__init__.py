@@ -6,7 +6,7 @@ from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.patches import override_configs
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import is_qat, unwrap_model
 
 from yolo_mkd.host.checkpoints import CheckpointKeeper
 from yolo_mkd.host.exact import ContinuedSampler
@@ -107,6 +107,7 @@ __all__ = [
     "head",
     "image_shape",
     "images_in",
+    "is_qat",
     "keep_graphs",
     "layer",
     "load_detector",
