@@ -33,8 +33,8 @@ from pretraining import (
 )
 
 from yolo_mkd import host, report
-from yolo_mkd.evidence.compare.findings import mean_rows
-from yolo_mkd.evidence.compare.tables import comparison_page, markdown_table, mean_table, nms_free_table
+from yolo_mkd.evidence.compare.findings import NMS_FREE, mean_rows
+from yolo_mkd.evidence.compare.tables import comparison_page, further_table, markdown_table, mean_table
 from yolo_mkd.settings import parse
 
 GIVEN = {"pretrain": None, "imgsz": 160, "steps": 600, "teacher_steps": 900, "seeds": 3, "assistant": "none"}
@@ -47,7 +47,7 @@ def mean_tables(files: str) -> str:
     reports = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files.split(",")]
     rows, references = [row for found in reports for row in found["rows"]], reports[0]["references"]
     means = mean_rows(rows, references)
-    tables = (mean_table(means, references), nms_free_table(means, references))
+    tables = (mean_table(means, references), further_table(means, references, NMS_FREE))
     return "\n\n".join(markdown_table(table) for table in tables if table.rows)
 
 

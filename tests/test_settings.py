@@ -35,7 +35,10 @@ from yolo_mkd.settings import (
     value_of,
 )
 
-CANDIDATES = ["head_guidance", "object_guidance", "class_attention", "object_relation", "error_focus"]  # off by default
+CANDIDATES = [  # off by default
+    *("soft_mask", "soft_keypoint", "soft_obb"),
+    *("head_guidance", "object_guidance", "class_attention", "object_relation", "error_focus"),
+]
 BASELINES = ["channel_wise", "focal_global", "localization", "masked_generation", "pearson", "score_l2"]
 
 

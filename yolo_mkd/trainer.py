@@ -213,7 +213,7 @@ class MKDTrainer(host.Ranked, host.DetectionTrainer):
 
 
 class MKDSegmentationTrainer(MKDTrainer, host.SegmentationTrainer):
-    """As MKDTrainer, for a segmentation student: the terms act on the part of the head that all tasks share."""
+    """As MKDTrainer, for a segmentation student."""
 
 
 class MKDPoseTrainer(MKDTrainer, host.PoseTrainer):

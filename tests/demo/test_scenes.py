@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from yolo_mkd.demo import scenes
+from yolo_mkd.demo import labels, scenes
 from yolo_mkd.demo.shapes import DISTRACTORS, HARDWARE
 from yolo_mkd.settings import BadInput
 
@@ -72,10 +72,10 @@ def test_every_label_file_says_what_the_scene_says_and_lies_inside(tmp_path) -> 
         image, boxes, _ = scenes.scene(0, "train", index)
         corners = np.hstack([read[:, 1:3] - read[:, 3:] / 2, read[:, 1:3] + read[:, 3:] / 2]) * scenes.SIDE
         assert image.shape == (scenes.SIDE, scenes.SIDE, 3)
-        assert corners == pytest.approx(boxes[:, 1:], abs=0.01)
+        assert corners == pytest.approx(boxes[:, 1:5], abs=0.01)
         assert (read[:, 0] == boxes[:, 0]).all()
         assert corners.min() > -0.01 and corners.max() < scenes.SIDE + 0.01
-        assert (boxes[:, 3:] - boxes[:, 1:3]).min() >= scenes.LEAST_SIDE
+        assert (boxes[:, 3:5] - boxes[:, 1:3]).min() >= scenes.LEAST_SIDE
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,52 @@ def test_every_class_occurs_and_none_is_rare(many_boxes: np.ndarray) -> None:
 
 
 def test_the_images_contain_small_and_large_parts(many_boxes: np.ndarray) -> None:
-    sides = (many_boxes[:, 3:] - many_boxes[:, 1:3]).max(1)
+    sides = (many_boxes[:, 3:5] - many_boxes[:, 1:3]).max(1)
     assert np.percentile(sides, 10) < 27 and np.percentile(sides, 90) > 50
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_the_labels_of_every_task_lie_on_the_same_parts(task: str, tmp_path) -> None:
+    path = scenes.make(tmp_path / "set", train=2, val=1, task=task)
+    text = (tmp_path / "set" / "labels" / "train" / "00001.txt").read_text()
+    _, boxes, owner = scenes.scene(0, "train", 1)
+    inward = np.array([0.5, 0.5, -0.5, -0.5])  # from a pixel's edge to its centre
+    assert len(text.splitlines()) == len(boxes) > 2
+    for line, box in zip(text.splitlines(), boxes, strict=True):
+        visible = owner == box[5]
+        values = np.array(line.split(), float)[1:] * scenes.SIDE
+        ys, xs = np.nonzero(visible)
+        assert line.split()[0] == str(int(box[0]))
+        if task == "pose":
+            left, top, right, bottom = values[4:].reshape(4, 3)[:, :2]
+            assert [left[0], top[1], right[0], bottom[1]] == pytest.approx(box[1:5] + inward, abs=0.01)
+            assert left[1] == pytest.approx(ys[xs == xs.min()].mean() + 0.5, abs=0.01)
+            continue
+        drawn = np.zeros_like(visible, np.uint8)
+        cv2.fillPoly(drawn, [(values.reshape(-1, 2) - 0.5).round().astype(int)], 1)
+        assert (drawn.astype(bool) & visible).sum() > 0.9 * largest(visible).sum()
+    document = yaml.safe_load(path.read_text())
+    assert (document.get("kpt_shape"), document.get("flip_idx")) == (
+        ([4, 3], [2, 1, 0, 3]) if task == "pose" else (None, None)
+    )
+
+
+def largest(visible: np.ndarray) -> np.ndarray:
+    """The largest connected piece of a mask."""
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(visible.astype(np.uint8), connectivity=8)
+    return pieces == 1 + stats[1:count, cv2.CC_STAT_AREA].argmax()
+
+
+def test_the_box_of_a_turned_rectangle_is_that_rectangle_and_its_outline_has_its_area() -> None:
+    canvas = np.zeros((200, 200), np.uint8)
+    given = np.array([[60, 40], [140, 100], [110, 140], [30, 80]])  # sides 100 and 50, turned by atan(3 / 4)
+    cv2.fillPoly(canvas, [given], 1)
+    corners = labels.oriented_box(canvas > 0) * 200
+    sides = np.linalg.norm(corners - np.roll(corners, 1, 0), axis=1)
+    assert sorted(sides) == pytest.approx([51, 51, 101, 101], abs=1)  # the pixels' edges are half a pixel further out
+    turns = np.degrees(np.arctan2(*(corners - np.roll(corners, 1, 0)).T[::-1])) % 90
+    assert turns == pytest.approx([36.87] * 4, abs=1)
+    assert cv2.contourArea((labels.outline(canvas > 0) * 200).astype(np.float32)) == pytest.approx(5000, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", range(5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from onnx import numpy_helper
 
+from yolo_mkd import host
 from yolo_mkd.deploy.check.structure import graph_mismatch, quantised_decode
 from yolo_mkd.deploy.export import export
 from yolo_mkd.deploy.export.graph import block_index, decode_nodes, write_metadata
@@ -21,6 +23,7 @@ from yolo_mkd.deploy.export.int8 import (
     quantisable_nodes,
     quantise_to_int8,
 )
+from yolo_mkd.deploy.export.request import ExportArguments, validate_request
 from yolo_mkd.deploy.export.sensitivity import measure_sensitivity, sensitivity_text
 from yolo_mkd.deploy.exported_model import read_exported_model
 from yolo_mkd.settings import BadInput
@@ -164,6 +167,21 @@ def test_int8_export_states_its_calibration_and_retains_its_map(tiny_detector, t
         BadInput, match="quantize=8 is judged by its mAP, which cannot be measured: images have no labels"
     ):
         export(checkpoint, quantize=8, images=tiny_detector.images)
+
+
+def test_checkpoint_trained_in_int8_is_exported_with_its_own_ranges(tiny_detector, monkeypatch):
+    monkeypatch.setattr(host, "is_qat", lambda model: True)
+    given = ExportArguments(
+        source=tiny_detector.pt, format="onnx", head=None, target="generic", quantize=8, imgsz=96, images=None,
+        data=str(tiny_detector.data), calibration=0, seed=0, sensitivity=False, passed_on={},
+    )  # fmt: skip
+    assert validate_request(given).calibration is None  # calibration=0 would be refused
+    for wrong in ({"quantize": None}, {"quantize": 16}, {"sensitivity": True}):
+        with pytest.raises(BadInput, match="trained with quantize=8, so its INT8 ranges are fixed"):
+            validate_request(replace(given, **wrong))
+    monkeypatch.setattr(host, "is_qat", lambda model: False)
+    with pytest.raises(BadInput, match="calibration=0"):
+        validate_request(given)
 
 
 def test_sensitivity_lists_every_block_the_largest_loss_first(tiny_detector, exported, tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
 from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
 from yolo_mkd.settings import BadInput, defaults
 
-GAINS = {name: float(defaults()[name]) for name in TERMS}
+TASK_TERMS = {"soft_mask", "soft_keypoint", "soft_obb"}
+GAINS = {name: float(name in TASK_TERMS or defaults()[name]) for name in TERMS}
 LABELS = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), torch.tensor([0])), LossWeights()
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
 LAYERS = {  # the last of each backbone stage, and the head's inputs
@@ -80,7 +81,7 @@ def test_model_spec_changes_nothing_in_the_model() -> None:
     assert not any(m._forward_hooks for m in student.modules())
 
 
-ON = {name for name, gain in GAINS.items() if gain}
+ON = {name for name, gain in GAINS.items() if gain} - TASK_TERMS
 PAIRS = [
     ("yolo26n", "yolo26s", ON - {"soft_dfl"}),
     ("yolo11n", "yolo11s", ON),
@@ -400,3 +401,56 @@ def test_guidance_through_a_head_needs_one_detector_with_the_student_s_levels(ch
     of_student = host.model_spec(model("yolo26n"), 64)
     matched = Distiller(of_student, replace(of_student, **change), {"head_guidance": 1.0})
     assert why in matched.term("head_guidance").why_not
+
+
+def test_raw_outputs_of_every_task_decode_to_ultralytics_own_keypoints_and_oriented_boxes() -> None:
+    for name in ("yolo11n-pose", "yolo26n-pose", "yolo11n-obb", "yolo26n-obb"):
+        m = model(name)
+        decoded, raw = m(torch.rand(1, 3, 64, 64))
+        spec = host.model_spec(m, 64)
+        out, levels = host.outputs(raw, spec.strides, spec.reg_max, spec.keypoints)
+        o = out["one2many"]
+        stride = torch.cat([torch.full((h * w,), float(s)) for s, (h, w) in levels.items()])
+        x = torch.cat([(torch.arange(w) + 0.5).repeat(h) for h, w in levels.values()])
+        if spec.keypoints is not None:
+            assert torch.allclose((x + o.keypoints[0, :, 0]) * stride, decoded[0, 7::3], atol=1e-3)
+            assert torch.allclose(o.keypoints[0, :, 2].sigmoid(), decoded[0, 9::3], atol=1e-6)
+        else:
+            left, top, right, bottom = o.distances[0]
+            across, down = (right - left) / 2, (bottom - top) / 2
+            centre = x + across * o.angles[0].cos() - down * o.angles[0].sin()
+            assert torch.allclose(centre * stride, decoded[0, 0], atol=1e-3)
+            assert torch.allclose((left + right) * stride, decoded[0, 2], atol=1e-3)
+
+
+ONLY_ONE = [
+    ("yolo26n-seg", "yolo26n", "soft_mask", "the teacher has no masks"),
+    ("yolo26n", "yolo26n-obb", "soft_obb", "the student has no oriented boxes"),
+    ("yolo26n-pose", "yolo11n-pose", "soft_keypoint", "the student has 17 keypoints, the teacher 5"),
+    ("yolo26n", "yolo26n", "soft_keypoint", "neither head has keypoints"),
+]
+
+
+@pytest.mark.parametrize(("student", "teacher", "term", "why"), ONLY_ONE)
+def test_a_term_of_one_task_names_what_the_other_head_lacks(student: str, teacher: str, term: str, why: str) -> None:
+    s, t = model(student), model(teacher)
+    theirs = host.model_spec(t, 64)
+    if "5" in why:
+        theirs = replace(theirs, keypoints=replace(theirs.keypoints, count=5))
+    assert Distiller(host.model_spec(s, 64), theirs, GAINS).term(term).why_not == why
+
+
+def test_a_teacher_cache_refuses_the_terms_of_these_tasks_by_name() -> None:
+    m = model("yolo26n-seg")
+    with pytest.raises(BadInput, match="attention maps, and soft_mask need more of the teacher: switch them off"):
+        distiller(m, m, guidance=0, exploration=0).require_cacheable()
+
+
+@pytest.mark.parametrize("name", ["yolo26n-seg", "yolo26n-pose", "yolo26n-obb"])
+def test_a_student_equal_to_its_teacher_has_no_loss_in_its_tasks_term(name: str) -> None:
+    s, t = model(name).eval(), model(name)
+    matched = distiller(s, t, guidance=0, exploration=0)
+    images = torch.rand(2, 3, 64, 64)
+    losses = matched.losses(student_outputs(s, matched, images), teacher_outputs(t, matched, images), *LABELS)
+    (term,) = TASK_TERMS & set(losses)
+    assert losses[term].item() == pytest.approx(0, abs=1e-4)

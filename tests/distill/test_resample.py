@@ -203,3 +203,16 @@ def test_a_size_that_the_teacher_cannot_take_is_refused_before_anything_is_writt
         train({"teacher_imgsz": 80}, imgsz=64, **RESAMPLED)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_keypoints_and_oriented_boxes_land_on_the_same_place_at_another_size() -> None:
+    """As in the second test: the chosen anchor is a quarter of a cell right of and above the wanted one."""
+    given = one_object(8, 8, (2, 5), [2.0, 1.0, 3.0, 2.0])
+    given.keypoints = torch.tensor([1.0, 2.0, 7.0]).view(1, 1, 3, 1).expand(1, 1, 3, 64)
+    at = 1 * 4 + 2
+    assert at_levels(given, {8: (8, 8)}, {8: (4, 4)}).keypoints[0, 0, :, at].tolist() == [0.75, 0.75, 7.0]
+    given.angles = torch.full((1, 64), torch.pi / 2)
+    found = at_levels(given, {8: (8, 8)}, {8: (4, 4)})
+    # the box's axes point down and left: the offset (1/4, -1/4) is (-1/4, -1/4) along them
+    assert found.distances[0, :, at].tolist() == pytest.approx([1.25, 0.75, 1.25, 0.75])
+    assert found.angles[0, at].item() == pytest.approx(torch.pi / 2)

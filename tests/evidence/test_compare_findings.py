@@ -98,6 +98,28 @@ def test_accuracy_without_nms_has_a_table_and_a_panel(drawn: list[Any]) -> None:
     assert titles == ["m on one: mAP50-95 minus plain's", "m on one: mAP50-95 without NMS minus plain's"]
 
 
+@pytest.mark.parametrize(("figure", "what"), [("mask_map50_95", "masks"), ("pose_map50_95", "keypoints")])
+def test_masks_and_keypoints_are_compared_apart_from_boxes(figure: str, what: str, drawn: list[Any]) -> None:
+    own = [trial(m, s, "one") for m in ("plain", "mkd") for s in (0, 1)]
+    scores = [0.1, 0.2, 0.15, 0.27]  # differences 0.05 and 0.07
+    best = [{"map50_95": 0.4, "map50": 0.6, "classes": {}, figure: score} for score in scores]
+    results = {c.name: done(0.0, best=b) for c, b in zip(own, best, strict=True)}
+    found = document(THREE, rows=findings.comparison_rows(own, results, ["plain"]))
+    plain, mkd = found["rows"]
+    assert (plain[figure]["mean"], mkd[figure]["by_seed"]) == (0.15, {0: 0.15, 1: 0.27})
+    assert mkd["against"]["plain"][figure]["mean"] == 0.06
+    assert mkd["against"]["plain"]["map50_95"]["mean"] == 0.0
+    for text in (tables.comparison_text(found), tables.comparison_page(found)):
+        lines = [" ".join(line.replace("|", " ").split()) for line in text.splitlines()]
+        assert any(
+            line.startswith("mkd 0.210 ± 0.085 +0.060 [")
+            for line in lines[lines.index(f"{what} mAP50-95 vs plain [95 %] vs native [95 %]") :]
+        )
+    plots.draw_differences(found, Path("d.png"))
+    titles = [axes.get_title("left") for axes in drawn[0].axes if axes.get_visible()]
+    assert titles == ["m on one: mAP50-95 minus plain's", f"m on one: mAP50-95 of {what} minus plain's"]
+
+
 def test_a_failed_trial_is_listed_and_its_pair_is_left_out() -> None:
     _, mkd = rows({"plain": [0.3, 0.4], "mkd": [0.4, -1]})
     assert mkd["failed"] == {1: "broke"}

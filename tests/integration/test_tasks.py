@@ -20,12 +20,14 @@ from ultralytics import YOLO
 from yolo_mkd import MKD, chain, host
 from yolo_mkd.chain import assistant
 from yolo_mkd.distill.distiller import TERMS
+from yolo_mkd.evidence.compare import worker
 from yolo_mkd.settings import BadInput
 from yolo_mkd.trainer import TRAINERS, MKDTrainer
 
 COLOURS = {"red": (40, 40, 230), "green": (40, 230, 40), "blue": (230, 40, 40)}
 SIDE = 64  # of the square pictures [pixels]
 ENDINGS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}
+OWN_TERM = {"segment": "soft_mask", "pose": "soft_keypoint", "obb": "soft_obb"}
 HIDDEN = {"attention", "relation", "guidance", "exploration"}
 COMMON: dict[str, Any] = {
     "imgsz": SIDE, "epochs": 2, "batch": 8, "nbs": 8, "plots": False, "optimizer": "AdamW", "lr0": 0.002,
@@ -81,6 +83,7 @@ def make_model(folder: Path, family: str, task: str, width: float) -> Path:
         Path(ultralytics.__file__).parent / "cfg/models" / family.removeprefix("yolo") / f"{family}{ENDINGS[task]}.yaml"
     )
     model = {**yaml.safe_load(stock.read_text(encoding="utf-8")), "nc": 3, "scales": {"n": [0.5, width, 1024]}}
+    model |= {"kpt_shape": [2, 3]} if task == "pose" else {}
     file = folder / f"{family}n-w{round(1000 * width)}{ENDINGS[task]}.yaml"
     file.write_text(yaml.safe_dump(model, sort_keys=False))
     return file
@@ -107,18 +110,18 @@ def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         folder = tmp_path_factory.mktemp(f"chain_{task}")
         student, teacher = (make_model(folder, "yolo26", task, width) for width in (0.1, 0.25))
         mkd = chains[task] = MKD(student, teacher=teacher, teacher_epochs=1, assistant=None)
-        model = mkd.train(data=data[task], task=task, project=str(folder / "runs"), **COMMON)
+        model = mkd.train(data=data[task], task=task, project=str(folder / "runs"), **{OWN_TERM[task]: 1}, **COMMON)
         assert model.task == task
     return chains
 
 
 PAIRS = [  # student's family and task, teacher's, acting soft targets
-    ("yolo26", "segment", "yolo26", "segment", {"soft", "soft_box"}),
-    ("yolo26", "pose", "yolo26", "pose", {"soft", "soft_box"}),
-    ("yolo26", "obb", "yolo26", "obb", {"soft"}),
-    ("yolo11", "segment", "yolo11", "segment", {"soft", "soft_box", "soft_dfl"}),
-    ("yolov8", "pose", "yolov8", "pose", {"soft", "soft_box", "soft_dfl"}),
-    ("yolo26", "obb", "yolo12", "obb", {"soft"}),
+    ("yolo26", "segment", "yolo26", "segment", {"soft", "soft_box", "soft_mask"}),
+    ("yolo26", "pose", "yolo26", "pose", {"soft", "soft_box", "soft_keypoint"}),
+    ("yolo26", "obb", "yolo26", "obb", {"soft", "soft_obb"}),
+    ("yolo11", "segment", "yolo11", "segment", {"soft", "soft_box", "soft_dfl", "soft_mask"}),
+    ("yolov8", "pose", "yolov8", "pose", {"soft", "soft_box", "soft_dfl", "soft_keypoint"}),
+    ("yolo26", "obb", "yolo12", "obb", {"soft", "soft_obb"}),
     ("yolo26", "segment", "yolo26", "detect", {"soft", "soft_box"}),
     ("yolov8", "pose", "yolo26", "detect", {"soft", "soft_box"}),
     ("yolo26", "obb", "yolov8", "detect", {"soft"}),
@@ -140,7 +143,7 @@ def test_one_step_has_a_gradient_for_exactly_the_terms_that_the_heads_share(
     teacher = make_teacher(tmp_path, teacher_family, teacher_task)
     student = make_model(tmp_path, family, task, 0.125)
     overrides = {**COMMON, "model": str(student), "data": str(data[task]), "project": str(tmp_path), "task": task}
-    trainer = TRAINERS[task].using(teacher)(overrides=overrides)
+    trainer = TRAINERS[task].using(teacher, **dict.fromkeys(OWN_TERM.values(), 1))(overrides=overrides)
     trainer._setup_train()
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
     loss, items = trainer.model(batch)
@@ -154,6 +157,7 @@ def test_one_step_has_a_gradient_for_exactly_the_terms_that_the_heads_share(
     assert all(g.isfinite().all() for g in gradients)
 
 
+PART = {"mask": "seg", "pose": "pose"}  # of Ultralytics' metrics
 OWN = {"segment": ("mask", "M"), "pose": ("pose", "P"), "obb": (None, "B")}
 
 
@@ -161,7 +165,7 @@ OWN = {"segment": ("mask", "M"), "pose": ("pose", "P"), "obb": (None, "B")}
 @pytest.mark.parametrize("task", OWN)
 def test_a_chain_of_each_task_trains_and_stores_its_metrics(task: str, trained: dict[str, MKD], data: Any) -> None:
     student = trained[task].folder / "student"
-    acting = {"soft", *HIDDEN} | ({"soft_box"} if task != "obb" else set())
+    acting = {"soft", OWN_TERM[task], *HIDDEN} | ({"soft_box"} if task != "obb" else set())
     with open(student / "results.csv", encoding="utf-8") as f:
         results = list(csv.DictReader(f))
     assert len(results) == 2
@@ -178,6 +182,20 @@ def test_a_chain_of_each_task_trains_and_stores_its_metrics(task: str, trained: 
     best = torch.load(student / "weights/best.pt", weights_only=False)["train_metrics"]
     key = f"{own}_map50_95" if own else "map50_95"
     assert figures[key] == round(best[f"metrics/mAP50-95({letter})"], 5)
+
+
+@pytest.mark.slow
+def test_a_comparison_scores_masks_and_keypoints_as_stock_ultralytics_does(
+    trained: dict[str, MKD], data: dict[str, Path], tmp_path: Path
+) -> None:
+    for task, (own, _) in OWN.items():
+        best = trained[task].folder / "student/weights/best.pt"
+        protocol = {"data": str(data[task]), "imgsz": SIDE, "device": "cpu", "batch": 8, "workers": 0, "conf": 1e-4}
+        found = worker.validate_checkpoint(best, protocol, tmp_path)
+        assert set(found) == {"map50_95", "map50", "classes"} | ({f"{own}_map50_95"} if own else set())
+        stock = YOLO(best).val(**protocol, rect=False, plots=False, project=str(tmp_path), name="stock", exist_ok=True)
+        figures = {"map50_95": stock.box.map} | ({f"{own}_map50_95": getattr(stock, PART[own]).map} if own else {})
+        assert {name: found[name] for name in figures} == pytest.approx(figures, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -243,8 +261,9 @@ def test_an_interrupted_segment_chain_is_resumed(
         "model": make_model(tmp_path, "yolo26", "segment", 0.125),
         "teacher": make_teacher(tmp_path, "yolo26", "segment"),
     }
+    place = {"data": data["segment"], "project": str(tmp_path / "runs")}
     with pytest.raises(KeyboardInterrupt):
-        chain.train(**models, assistant=None, data=data["segment"], project=str(tmp_path / "runs"), **COMMON)
+        chain.train(**models, assistant=None, soft_mask=1, **place, **COMMON)
     _, record = chain.train(resume=str(tmp_path / "runs/train"))
     assert epochs == [0, 1, 1]  # from the copy of the first: that of the second was not made
     assert "mask_map50" in record["stages"][0]["metrics"]

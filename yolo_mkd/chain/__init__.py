@@ -229,6 +229,8 @@ def run_stage(folder: Path, chain: Chain, stage: Stage, callbacks: Callbacks) ->
     arguments = {**chain["arguments"], "project": str(folder), "name": stage["name"], "exist_ok": True, **own}
     if stage["name"] == "teacher":
         arguments["epochs"] = chain["teacher_epochs"]
+    if stage["name"] != "student":
+        arguments.pop("quantize", None)  # the soft targets of a quantisation-aware student are those of FP32 teachers
     distilled = f", distilled from {' and '.join(stage['hears'])}" if teachers else ""
     place_in_chain, later = progress_of(chain, stage)
     LOGGER.info(f"\nM-KD: {place_in_chain}{distilled}")

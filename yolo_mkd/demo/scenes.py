@@ -1,8 +1,9 @@
-"""Scenes: a small synthetic detection set of hardware on a messy workbench, generated from a seed.
+"""Scenes: a small synthetic set of hardware on a messy workbench, generated from a seed.
 
 Five classes of similar shape (nut, washer and gear are rings; a wing nut contains one) lie among distractors without
 a class (coin, O-ring, bottle cap, hex plug, pin), under uneven light, shadows, blur and noise. Every image is a
-function of (seed, split, index), so a larger set begins with the images of a smaller one.
+function of (seed, split, index), so a larger set begins with the images of a smaller one. The labels are made from the
+visible pixels of each part, for the task that is asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import yaml
 from numpy.random import Generator
 
+from yolo_mkd.demo.labels import EXTREMES, FLIPPED, label_line
 from yolo_mkd.demo.shapes import DISTRACTORS, HARDWARE, Draw, line_kernel, render_shape, rotation, smooth_noise
 from yolo_mkd.settings import BadInput
 
@@ -43,14 +45,15 @@ class Bench:
     shade: float
 
 
-def make(folder: str | Path, train: int = 480, val: int = 120, seed: int = 0) -> Path:
-    """Write a detection set in Ultralytics' layout.
+def make(folder: str | Path, train: int = 480, val: int = 120, seed: int = 0, task: str = "detect") -> Path:
+    """Write a data set in Ultralytics' layout.
 
     Args:
         folder: to write to; new or empty.
         train: number of training images.
         val: number of validation images, of other random streams than the training images.
         seed: the same seed writes the same bytes.
+        task: detect, segment, pose or obb: what the labels hold; the images are the same.
 
     Returns:
         The path of scenes.yaml, written last: if it exists, the set is complete.
@@ -69,10 +72,13 @@ def make(folder: str | Path, train: int = 480, val: int = 120, seed: int = 0) ->
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
         for index in range(count):
-            boxes = write_image(images, seed, split, index)
-            (labels / f"{index:05d}.txt").write_text("".join(map(label_line, boxes)), encoding="utf-8")
+            boxes, owner = write_image(images, seed, split, index)
+            lines = [label_line(task, box, owner == int(box[5])) for box in boxes]
+            (labels / f"{index:05d}.txt").write_text("".join(lines), encoding="utf-8")
     names = dict(enumerate(CLASSES))
     document = {"path": str(folder), **{split: f"images/{split}" for split in SPLITS}, "names": names}
+    if task == "pose":
+        document |= {"kpt_shape": [len(EXTREMES), 3], "flip_idx": [EXTREMES.index(name) for name in FLIPPED]}
     path = folder / "scenes.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return path
@@ -87,17 +93,11 @@ def make_unlabelled(folder: str | Path, count: int, seed: int) -> Path:
     return folder
 
 
-def write_image(folder: Path, seed: int, split: str, index: int) -> np.ndarray:
-    """Write one image to a folder, and return its boxes as `scene` does."""
-    image, boxes, _ = scene(seed, split, index)
+def write_image(folder: Path, seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write one image to a folder, and return its boxes and owners as `scene` does."""
+    image, boxes, owner = scene(seed, split, index)
     cv2.imwrite(str(folder / f"{index:05d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    return boxes
-
-
-def label_line(box: np.ndarray) -> str:
-    """One line of a label file, from class, x1, y1, x2, y2 [pixels]."""
-    x1, y1, x2, y2 = box[1:] / SIDE
-    return f"{int(box[0])} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}\n"
+    return boxes, owner
 
 
 def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -110,7 +110,7 @@ def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray, np
 
     Returns:
         image: B G R, SIDE SIDE 3 uint8.
-        boxes: class, x1, y1, x2, y2 of the visible pixels of each labelled part, N 5.
+        boxes: class, x1, y1, x2, y2 of the visible pixels of each labelled part, and its number, N 6.
         owner: the number of the part on top, SIDE SIDE; 0 where there is none.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -134,8 +134,9 @@ def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray, np
         area = place_object(bench, draw, centre, width, 0 if kind < 0 else number, rng)
         if kind >= 0:
             drawn.append((kind, number, area))
-    boxes = [box for kind, number, area in drawn if (box := visible_box(bench.owner, kind, number, area)) is not None]
-    return photograph(bench, rng), np.array(boxes, np.float32).reshape(-1, 5), bench.owner
+    found = [(number, visible_box(bench.owner, kind, number, area)) for kind, number, area in drawn]
+    boxes = [[*box, number] for number, box in found if box is not None]
+    return photograph(bench, rng), np.array(boxes, np.float32).reshape(-1, 6), bench.owner
 
 
 def visible_box(owner: np.ndarray, kind: int, number: int, area: int) -> np.ndarray | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from yolo_mkd.distill import baseline_terms, object_terms, terms
+from yolo_mkd.distill import baseline_terms, object_terms, task_terms, terms
 from yolo_mkd.distill.balance import GradientBalancer, TermWeight
 from yolo_mkd.distill.matching import Match
 from yolo_mkd.distill.teachers import Teacher
@@ -42,6 +42,9 @@ TERMS = {  # gains and shares of M-KD's terms: gradient ratios on yolo26n's trun
     "relation": TermSpec(terms.relation, NOMINAL_GAINS["relation"], 0.1),
     "guidance": TermSpec(terms.guidance, NOMINAL_GAINS["guidance"], 1.0),
     "exploration": TermSpec(terms.exploration, NOMINAL_GAINS["exploration"], 0.05),
+    "soft_mask": TermSpec(task_terms.soft_mask, 1.0, 1.0),
+    "soft_keypoint": TermSpec(task_terms.soft_keypoint, 1.0, 1.0),
+    "soft_obb": TermSpec(task_terms.soft_obb, 1.0, 1.0),
     "head_guidance": TermSpec(object_terms.head_guidance, 1.0, 1.0),
     "object_guidance": TermSpec(object_terms.object_guidance, 1.0, 1.0),
     "class_attention": TermSpec(object_terms.class_attention, 1.0, 0.5),
@@ -149,7 +152,7 @@ class Distiller:
         if names := [t.name for t in self.acting if not t.cacheable]:
             off = " ".join(f"{name}=0" for name in names)
             raise BadInput(
-                f"record= stores no teacher features, which {' '.join(names)} need: "
+                f"record= stores scores, boxes and attention maps, and {' '.join(names)} need more of the teacher: "
                 f"switch them off ({off}, or preset=recorded), or leave record= out to run the teacher on each batch"
             )
 

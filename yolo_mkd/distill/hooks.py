@@ -75,5 +75,6 @@ class FeatureExtractor:
 
     def collect(self, raw: Any) -> Knowledge:
         """The outputs of the model's last forward pass, whose raw head outputs are given."""
-        branches, levels = host.outputs(raw, self.spec.strides, self.spec.reg_max)
+        spec = self.spec
+        branches, levels = host.outputs(raw, spec.strides, spec.reg_max, spec.keypoints)
         return Knowledge(branches, self.hooks.take(), levels)

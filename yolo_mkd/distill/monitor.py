@@ -16,6 +16,7 @@ from yolo_mkd.host import LOGGER
 
 BAR_NAMES = {  # names of the terms that fit the progress bar's columns; results.csv has the full ones
     **{"kd/soft": "kd/cls", "kd/soft_box": "kd/box", "kd/soft_dfl": "kd/dfl", "kd/attention": "kd/att"},
+    **{"kd/soft_mask": "kd/mask", "kd/soft_keypoint": "kd/kpt", "kd/soft_obb": "kd/obb"},
     **{"kd/relation": "kd/rel", "kd/guidance": "kd/guide", "kd/exploration": "kd/expl", "kd/weight": "kd/weight"},
     **{"kd/channel_wise": "kd/cwd", "kd/masked_generation": "kd/mgd", "kd/focal_global": "kd/fgd"},
     **{"kd/pearson": "kd/pkd", "kd/localization": "kd/ld", "kd/score_l2": "kd/l2"},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, cat
 
 from yolo_mkd.knowledge import Outputs
-from yolo_mkd.knowledge.soft_targets import best_score
+from yolo_mkd.knowledge.soft_targets import at_anchors, best_score
 
 Levels = dict[int, tuple[int, int]]  # rows and columns by stride
 
@@ -25,37 +26,56 @@ def anchors_of(x: Tensor, levels: Levels, strides: Sequence[int]) -> Tensor:
 
 
 def at_strides(outputs: Outputs, levels: Levels, strides: Sequence[int]) -> Outputs:
-    """One branch's outputs at some strides only."""
-    bins = None if outputs.bins is None else anchors_of(outputs.bins, levels, strides)
-    return Outputs(anchors_of(outputs.logits, levels, strides), anchors_of(outputs.distances, levels, strides), bins)
+    """One branch's outputs at some strides only; the prototypes stay."""
+    return outputs.changed(lambda x: anchors_of(x, levels, strides), lambda x: x)
 
 
 def at_levels(outputs: Outputs, levels: Levels, wanted: Levels) -> Outputs:
     """One branch's outputs at the anchors of another image size.
 
-    Each wanted anchor takes the outputs of the given anchor with the best score in its cell; the box is scaled to the
-    other size and its sides are measured from the wanted anchor. A given anchor is used in several cells only if the
+    Each wanted anchor takes the outputs of the given anchor with the best score in its cell; box and keypoints are
+    scaled to the other size and measured from the wanted anchor. A given anchor is used in several cells only if the
     given map is the smaller one. Box-side distributions cannot be resampled and are dropped.
     """
-    logits, distances = [], []
+    start, indices, zooms, shifts = 0, [], [], []
     for stride, (rows, columns) in levels.items():
         wanted_rows, wanted_columns = wanted[stride]
-        z, d = (anchors_of(x, levels, [stride]) for x in (outputs.logits, outputs.distances))
+        z = anchors_of(outputs.logits, levels, [stride])
         down = torch.tensor(inside(rows, wanted_rows), device=z.device)  # H' K
         across = torch.tensor(inside(columns, wanted_columns), device=z.device)  # W' K'
         candidates = (down[:, None, :, None] * columns + across[:, None]).flatten(2).flatten(0, 1)  # A' KK'
         best = best_score(z)[:, candidates].argmax(2, keepdim=True)  # B A' 1
         chosen = candidates.expand(len(z), -1, -1).gather(2, best)[..., 0]  # B A'
-        zoom_x, zoom_y = wanted_columns / columns, wanted_rows / rows
+        zoom = z.new_tensor([wanted_columns / columns, wanted_rows / rows])
         own = torch.arange(wanted_rows * wanted_columns, device=z.device)
-        right = (chosen % columns + 0.5) * zoom_x - (own % wanted_columns + 0.5)  # offset of the chosen anchor
-        below = (chosen // columns + 0.5) * zoom_y - (own // wanted_columns + 0.5)
-        d = d.gather(2, chosen[:, None].expand(-1, 4, -1))
-        left, top, *others = d.unbind(1)
-        sides = (left * zoom_x - right, top * zoom_y - below, others[0] * zoom_x + right, others[1] * zoom_y + below)
-        distances.append(torch.stack(sides, 1))
-        logits.append(z.gather(2, chosen[:, None].expand(-1, z.shape[1], -1)))
-    return Outputs(cat(logits, 2), cat(distances, 2))
+        right = (chosen % columns + 0.5) * zoom[0] - (own % wanted_columns + 0.5)  # offset of the chosen anchor
+        below = (chosen // columns + 0.5) * zoom[1] - (own // wanted_columns + 0.5)
+        indices.append(start + chosen)
+        zooms.append(zoom[:, None].expand(2, len(own)))
+        shifts.append(torch.stack([right, below], 1))
+        start += rows * columns
+    taken = outputs.changed(lambda x: at_anchors(x, cat(indices, 1)), lambda x: x)
+    return moved(taken, cat(zooms, 1), cat(shifts, 2))
+
+
+def moved(outputs: Outputs, zoom: Tensor, shift: Tensor) -> Outputs:
+    """Outputs whose boxes and keypoints are scaled and measured from other anchors.
+
+    Args:
+        outputs: at the given anchors.
+        zoom: of x and y at each anchor, 2 A; of oriented boxes its geometric mean, since their axes are turned.
+        shift: the given anchors' offset from the new ones in x and y, B 2 A, in stride units after scaling.
+    """
+    along, scale = shift, zoom
+    if outputs.angles is not None:  # sides lie along the box's own axes
+        cos, sin = outputs.angles.cos(), outputs.angles.sin()
+        along = torch.stack([shift[:, 0] * cos + shift[:, 1] * sin, shift[:, 1] * cos - shift[:, 0] * sin], 1)
+        scale = zoom.prod(0).sqrt().expand(2, -1)
+    distances = outputs.distances * cat([scale, scale]) + cat([-along, along], 1)
+    keypoints = outputs.keypoints
+    if keypoints is not None:
+        keypoints = cat([keypoints[:, :, :2] * zoom + shift[:, None], keypoints[:, :, 2:]], 2)
+    return replace(outputs, distances=distances, bins=None, keypoints=keypoints)
 
 
 @functools.cache

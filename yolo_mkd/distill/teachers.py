@@ -15,7 +15,7 @@ from torch import Tensor
 from yolo_mkd import host
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.host.spec import ModelSpec
-from yolo_mkd.knowledge import Knowledge, Outputs
+from yolo_mkd.knowledge import Knowledge
 
 PADDING = 114 / 255  # the grey that Ultralytics pads with
 
@@ -123,10 +123,12 @@ def cropped(k: Knowledge, height: int, width: int) -> Knowledge:
             [m.unflatten(-1, size)[..., :rows, :columns].flatten(-2) for m, size, (rows, columns) in kept], -1
         )
 
-    branches = {
-        name: Outputs(anchors(o.logits), anchors(o.distances), None if o.bins is None else anchors(o.bins))
-        for name, o in k.branches.items()
-    }
+    def prototypes(x: Tensor) -> Tensor:
+        stride, (rows, columns) = next(iter(k.levels.items()))
+        shares = height / (rows * stride), width / (columns * stride)
+        return x[..., : math.ceil(x.shape[2] * shares[0]), : math.ceil(x.shape[3] * shares[1])]
+
+    branches = {name: o.changed(anchors, prototypes) for name, o in k.branches.items()}
     strides = {role: 2 ** int(role.rpartition("_p")[2]) for role in k.features}
     features = {
         r: f[:, :, : math.ceil(height / strides[r]), : math.ceil(width / strides[r])] for r, f in k.features.items()

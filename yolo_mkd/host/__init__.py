@@ -6,7 +6,7 @@ from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.patches import override_configs
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import is_qat, unwrap_model
 
 from yolo_mkd.host.checkpoints import CheckpointKeeper
 from yolo_mkd.host.console import bars_in_one_line, is_redrawn, without_epoch_bars
@@ -60,6 +60,7 @@ from yolo_mkd.host.runs import (
     caches_folder,
     discarding_empty_run,
     metrics,
+    named_metrics,
     newest_chain,
     run_folder,
     size,
@@ -112,6 +113,7 @@ __all__ = [
     "head",
     "image_shape",
     "images_in",
+    "is_qat",
     "is_redrawn",
     "keep_graphs",
     "layer",
@@ -119,6 +121,7 @@ __all__ = [
     "merged",
     "metrics",
     "model_spec",
+    "named_metrics",
     "newest_chain",
     "of_first",
     "one_line",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from ultralytics.cfg import QUANTIZE_ALIASES
 from ultralytics.utils import LOCAL_RANK
 from ultralytics.utils.torch_utils import parse_device
 
@@ -26,12 +27,13 @@ def check_values(given: Mapping[str, Any]) -> None:
         given: arguments by name; those without a rule here are left to Ultralytics.
 
     Raises:
-        BadInput: a number is NaN or infinite, or batch, optimizer, seed, freeze or device cannot be used.
+        BadInput: a number is NaN or infinite, or batch, optimizer, seed, freeze, device or quantize cannot be used.
     """
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise BadInput(f"{name}={value} must be a finite number")
     checks = {"batch": check_batch, "optimizer": check_optimizer, "seed": check_seed, "device": check_device}
+    checks["quantize"] = check_quantize
     for name, check in checks.items():
         if given.get(name) is not None:
             check(given[name])
@@ -78,6 +80,15 @@ def check_device(value: Any) -> None:
     found = f"this machine has {count} CUDA GPU{'s' if count > 1 else ''}" if count else "no CUDA GPU was found"
     usable = f"device=0 to device={count - 1}" if count > 1 else "device=0" if count else "device=cpu"
     raise BadInput(f"device={short(value)} cannot be used, since {found}: use {usable}, or leave it out")
+
+
+def check_quantize(value: Any) -> None:
+    """Refuse quantisation-aware training without the package that Ultralytics would install in the middle of it."""
+    if QUANTIZE_ALIASES.get(str(value).lower()) == 8 and importlib.util.find_spec("modelopt") is None:
+        raise BadInput(
+            f"quantize={value} trains with the INT8 rounding of NVIDIA ModelOpt, which is not installed: "
+            "pip install nvidia-modelopt huggingface_hub, or leave it out"
+        )
 
 
 def frozen_layers(freeze: Any) -> int | list[int | str] | None:

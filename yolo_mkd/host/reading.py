@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules.head import OBB, Detect
+from ultralytics.nn.modules.head import OBB, Detect, Pose, Pose26, Segment
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss
+from ultralytics.utils.metrics import OKS_SIGMA
 
 from yolo_mkd.host.models import RemovedHead, head
-from yolo_mkd.host.spec import LayerSpec, ModelSpec
+from yolo_mkd.host.spec import KeypointSpec, LayerSpec, ModelSpec
 from yolo_mkd.knowledge import Outputs
 
 
@@ -65,7 +66,22 @@ def model_spec(model: DetectionModel, imgsz: int) -> ModelSpec:
         layers=layers_by_role,
         channels=channels,
         parameters=sum(p.numel() for p in model.parameters()),
+        prototypes=end.nm if isinstance(end, Segment) else 0,
+        keypoints=keypoint_spec(model),
     )
+
+
+def keypoint_spec(model: DetectionModel) -> KeypointSpec | None:
+    """The keypoints of a pose model's head, with the sigmas that Ultralytics' loss uses; None for other heads."""
+    end = head(model)
+    if not isinstance(end, Pose):
+        return None
+    count, dimensions = end.kpt_shape
+    sigmas = getattr(model, "kpt_oks_sigmas", None)
+    if sigmas is None:
+        sigmas = OKS_SIGMA if list(end.kpt_shape) == [17, 3] else [1 / count] * count
+    scale, shift = (1.0, 0.0) if isinstance(end, Pose26) else (2.0, -0.5)  # as in their kpts_decode
+    return KeypointSpec(count, dimensions, scale, shift, tuple(map(float, sigmas)))
 
 
 def branches_of(end: nn.Module) -> tuple[str, ...]:
@@ -75,13 +91,16 @@ def branches_of(end: nn.Module) -> tuple[str, ...]:
     return ("one2many", "one2one") if getattr(end, "one2one_cv2", None) is not None else ("one2many",)
 
 
-def outputs(raw: Any, strides: tuple[int, ...], reg_max: int) -> tuple[dict[str, Outputs], dict[int, tuple[int, int]]]:
+def outputs(
+    raw: Any, strides: tuple[int, ...], reg_max: int, keypoints: KeypointSpec | None = None
+) -> tuple[dict[str, Outputs], dict[int, tuple[int, int]]]:
     """Convert a detection head's raw outputs to `Outputs`.
 
     Args:
         raw: the model's return value, in training or in eval mode.
         strides: of the head's levels.
         reg_max: bins of a box side's distribution, 1 for none.
+        keypoints: of the head; None if it has none.
 
     Returns:
         The outputs by branch, and rows and columns of each level by stride; both empty if the head was removed.
@@ -98,8 +117,27 @@ def outputs(raw: Any, strides: tuple[int, ...], reg_max: int) -> tuple[dict[str,
         if reg_max > 1:
             bins = boxes.unflatten(1, (4, reg_max))  # B 4 K A, side-major
             boxes = torch.einsum("bska,k->bsa", bins.softmax(2), torch.arange(reg_max).to(bins))
-        by_branch[name] = Outputs(branch["scores"].float(), boxes, bins)
+        by_branch[name] = Outputs(branch["scores"].float(), boxes, bins, **task_outputs(branch, keypoints))
     return by_branch, levels
+
+
+def task_outputs(branch: dict[str, Any], keypoints: KeypointSpec | None) -> dict[str, Tensor]:
+    """What one branch of a segmentation, pose or oriented-box head has beside scores and boxes, by field of `Outputs`.
+
+    Prototypes and coefficients keep their precision: masks are drawn at a few anchors only, and converted there.
+    """
+    found: dict[str, Tensor] = {}
+    if "mask_coefficient" in branch:
+        proto = branch["proto"]  # a YOLO26 student's come with the masks of classes
+        found |= {"coefficients": branch["mask_coefficient"]}
+        found |= {"prototypes": proto[0] if isinstance(proto, tuple) else proto}
+    if keypoints is not None and "kpts" in branch:
+        raw = branch["kpts"].float().unflatten(1, (keypoints.count, keypoints.dimensions))  # B N D A
+        placed = raw[:, :, :2] * keypoints.scale + keypoints.shift
+        found["keypoints"] = torch.cat([placed, raw[:, :, 2:]], 2)
+    if "angle" in branch:
+        found["angles"] = branch["angle"].float().squeeze(1)
+    return found
 
 
 def of_first(raw: Any, count: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +73,11 @@ def caches_folder() -> Path:
 
 def metrics(best: Path) -> dict[str, float]:
     """The accuracy stored in a finished run's checkpoint: for boxes and, if the task has them, masks or keypoints."""
-    found = read_checkpoint(best)[1]["train_metrics"]
+    return named_metrics(read_checkpoint(best)[1]["train_metrics"])
+
+
+def named_metrics(found: Mapping[str, Any]) -> dict[str, float]:
+    """The accuracy in Ultralytics' results of a validation, by our names, without what the task lacks."""
     scores = {ours: found.get(f"metrics/{theirs}") for ours, theirs in METRICS.items()}
     return {name: round(float(score), 5) for name, score in scores.items() if score is not None}
 

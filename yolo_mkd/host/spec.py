@@ -25,6 +25,25 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class KeypointSpec:
+    """The keypoints of a pose head.
+
+    Attributes:
+        count: how many an object has.
+        dimensions: 2 for x and y, 3 with visibility.
+        scale: of the head's raw coordinates to offsets from the anchor in stride units, which are scale x + shift.
+        shift: see there.
+        sigmas: COCO's constant of each.
+    """
+
+    count: int
+    dimensions: int
+    scale: float
+    shift: float
+    sigmas: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The properties of a detector that distillation depends on, read before training.
 
@@ -38,6 +57,8 @@ class ModelSpec:
         channels: of its input images.
         parameters: their number.
         merged: the data's classes that `single_cls=True` merges into the student's only one; empty otherwise.
+        prototypes: how many mask prototypes its head has; 0 if it draws no masks.
+        keypoints: of its head; None if it has none.
         origin: what a teacher is that is not one detector, as text for tables; empty for a detector.
         averaged: whether a teacher is the mean of several, which has attention maps and relations but no features.
     """
@@ -51,6 +72,8 @@ class ModelSpec:
     channels: int
     parameters: int
     merged: dict[int, str] = field(default_factory=dict)
+    prototypes: int = 0
+    keypoints: KeypointSpec | None = None
     origin: str = ""
     averaged: bool = False
 

@@ -7,7 +7,7 @@ Every loss is a pure function of tensors: no hooks, no devices, no schedule. It 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor, cat
 
@@ -23,11 +23,34 @@ class Outputs:
         logits: class logits, B C A.
         distances: box sides left, top, right, bottom from the anchor, B 4 A, in stride units.
         bins: logits of the box-side distributions, B 4 K A, or None where the head has none (reg_max=1).
+        angles: of oriented boxes, B A [radians]; their box sides lie along the box's own axes.
+        keypoints: B N D A: x and y from the anchor in stride units and, with D=3, the logit of being visible.
+        coefficients: of the mask prototypes, B M A.
+        prototypes: the image's mask prototypes, B M H W; they have no anchors.
     """
 
     logits: Tensor
     distances: Tensor
     bins: Tensor | None = None
+    angles: Tensor | None = None
+    keypoints: Tensor | None = None
+    coefficients: Tensor | None = None
+    prototypes: Tensor | None = None
+
+    def changed(self, change: Callable[[Tensor], Tensor], prototypes: Callable[[Tensor], Tensor]) -> Outputs:
+        """A copy with one change of every tensor over anchors, and another of the prototypes."""
+        given: dict[str, Tensor] = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {n: x if x is None else (prototypes if n == "prototypes" else change)(x) for n, x in given.items()}
+        return Outputs(**found)
+
+    def of_first(self, count: int) -> Outputs:
+        """A copy for the first `count` images of the batch."""
+        return self.changed(lambda x: x[:count], lambda x: x[:count])
+
+    def joined_with(self, other: Outputs) -> Outputs:
+        """The outputs for two batches, concatenated; what only one of them has is left out."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Outputs(**{name: cat([a, b]) for name, a, b in pairs if a is not None and b is not None})
 
 
 @dataclass
@@ -60,22 +83,14 @@ class Knowledge:
 
     def of_first(self, count: int) -> Knowledge:
         """A copy for the first `count` images of the batch."""
-        branches = {
-            name: Outputs(o.logits[:count], o.distances[:count], None if o.bins is None else o.bins[:count])
-            for name, o in self.branches.items()
-        }
+        branches = {name: o.of_first(count) for name, o in self.branches.items()}
         features, maps = ({r: x[:count] for r, x in of.items()} for of in (self.features, self.maps))
         relations = None if self.relations is None else (self.relations[0], self.relations[1][:count])
         return Knowledge(branches, features, self.levels, maps, relations, self.head)
 
     def joined_with(self, other: Knowledge) -> Knowledge:
         """The outputs of one model for two batches, concatenated: this one's images first."""
-        branches = {}
-        for name, first in self.branches.items():
-            second = other.branches[name]
-            bins = None if first.bins is None or second.bins is None else cat([first.bins, second.bins])
-            logits, distances = cat([first.logits, second.logits]), cat([first.distances, second.distances])
-            branches[name] = Outputs(logits, distances, bins)
+        branches = {name: first.joined_with(other.branches[name]) for name, first in self.branches.items()}
         relations = None
         if self.relations is not None and other.relations is not None:
             relations = self.relations[0], cat([self.relations[1], other.relations[1]])

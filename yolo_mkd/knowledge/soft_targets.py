@@ -30,6 +30,7 @@ TEMPERATURE = 10.0  # of the box-side distributions: LD, Zheng et al., CVPR 2022
 DOUBT = 0.05  # scores up to this one count as no detection
 EPS = 1e-7
 PARTS = 7  # of the background; a prime, so that a part is spread over the columns of a map
+MOST = 300  # anchors of an image at which keypoints and oriented boxes are compared: those that a teacher cache stores
 BLOCK = 2**17  # elements, half a MB: a handful of such tensors stay in a core's cache
 
 
@@ -249,6 +250,21 @@ def class_mass(zt: Tensor) -> Tensor:
     """The sum of the teacher's scores above 0.05 for each class in the batch, B C A of logits in, C out."""
     q = zt.sigmoid()
     return (q * (q > DOUBT)).sum((0, 2))
+
+
+def best_anchors(zt: Tensor, weights: Tensor | None, most: int = MOST) -> tuple[Tensor, Tensor]:
+    """The anchors of each image with the teacher's best scores: B C A of logits in, scores and indices out, B K each.
+
+    K is `most`, or A if that is less. The scores are weighted by u, as everywhere here.
+    """
+    score, index = best_score(zt, weights).topk(min(most, zt.shape[2]), 1, sorted=False)
+    return score, index
+
+
+def at_anchors(x: Tensor, index: Tensor) -> Tensor:
+    """The values of some anchors of each image: B ... A and indices B K in, B ... K out."""
+    wide = index.view(len(index), *[1] * (x.dim() - 2), -1).expand(*x.shape[:-1], -1)
+    return x.gather(-1, wide)
 
 
 def mass(zt: Tensor, weights: Tensor | None = None) -> Tensor:

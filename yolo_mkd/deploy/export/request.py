@@ -108,6 +108,13 @@ def validate_request(given: ExportArguments) -> ExportRequest:
         number("sensitivity", given.sensitivity, whole=True, low=1, example=100)
     trained = host.load_detector("model", str(given.source))
     refuse_channels("model", given.source, trained)
+    learned = host.is_qat(trained)  # its INT8 ranges are in the checkpoint
+    calibrates = given.quantize == 8 and not learned
+    if learned and (given.quantize != 8 or given.sensitivity):
+        raise BadInput(
+            f"model={given.source} was trained with quantize=8, so its INT8 ranges are fixed: export it with "
+            "quantize=8, without sensitivity="
+        )
     trained_on = trained.args.get("data")
     size = image_size(trained.args.get("imgsz", 640) if given.imgsz is None else given.imgsz, int(max(trained.stride)))
     passed_on = dict(given.passed_on)
@@ -134,7 +141,7 @@ def validate_request(given: ExportArguments) -> ExportRequest:
         pictures=pictures,
         data=data_set,
         labelled=labelled,
-        calibration=choose_calibration(data_set, given.calibration, given.seed) if given.quantize == 8 else None,
+        calibration=choose_calibration(data_set, given.calibration, given.seed) if calibrates else None,
         sensitivity=given.sensitivity,
     )
 

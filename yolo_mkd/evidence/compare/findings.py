@@ -20,6 +20,8 @@ from yolo_mkd.evidence.compare.time_to_accuracy import mean_time, time_to_plain
 from yolo_mkd.evidence.compare.trials import Trial
 
 NMS_FREE = "nms_free_map50_95"
+TASK_FIGURES = {"mask_map50_95": "masks", "pose_map50_95": "keypoints"}  # what the head has beside boxes
+FURTHER = {NMS_FREE: "without NMS", **TASK_FIGURES}  # figures with a table of their own, and its first header
 ReadFigure = Callable[[TrialResult], float | None]
 Results = dict[str, TrialResult]  # by the trial's name
 Runs = dict[int, TrialResult]  # of one method, by seed
@@ -35,6 +37,8 @@ FIGURES: dict[str, ReadFigure] = {  # by column of the tables
     "map50": lambda r: r["best"]["map50"],
     "last_map50_95": lambda r: r["last"]["map50_95"],
     NMS_FREE: lambda r: nms_free_map(r["best"]),
+    "mask_map50_95": lambda r: r["best"].get("mask_map50_95"),
+    "pose_map50_95": lambda r: r["best"].get("pose_map50_95"),
 }
 
 
@@ -145,7 +149,7 @@ def mean_row(method: str, complete: Mapping[str, dict[Any, Row]], references: Se
         references: methods to compare with.
     """
     own = complete[method]
-    figures = [name for name in ("map50_95", NMS_FREE) if all(name in r for r in own.values())]
+    figures = [name for name in ("map50_95", *FURTHER) if all(name in r for r in own.values())]
     costs = [cost for r in own.values() if (cost := r["cost"]) is not None]
     against = {}
     for other in references:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolo_mkd import plotting
-from yolo_mkd.evidence.compare.findings import NMS_FREE, figure_of
+from yolo_mkd.evidence.compare.findings import NMS_FREE, TASK_FIGURES, figure_of
 from yolo_mkd.evidence.compare.schema import Comparison, Difference, MeanRow, Row
 from yolo_mkd.evidence.compare.tables import FIGURE, difference_text, group_rows, shorten
 
@@ -22,6 +22,7 @@ VERDICT_COLOURS = {
     "one seed, no interval": "#767676",
 }
 TITLES = {FIGURE: "mAP50-95", NMS_FREE: "mAP50-95 without NMS"}
+TITLES |= {figure: f"mAP50-95 of {what}" for figure, what in TASK_FIGURES.items()}
 MARKERS = {"plain": ("o", "#E69F00"), "longer": ("o", "#F0C36D"), "native": ("s", "#000000")}
 OUR_MARKER = ("D", "#0072B2")
 LABEL_LINE = {

@@ -55,8 +55,18 @@ class ComparisonPlan(TypedDict):
     cells: list[dict[str, Any]]
 
 
-class HeadScores(TypedDict):
-    """The accuracy of a checkpoint through one head; `classes` holds the mAP50-95 of each class in val."""
+class TaskScores(TypedDict, total=False):
+    """The mAP50-95 of what a segmentation or pose head has beside boxes."""
+
+    mask_map50_95: Number
+    pose_map50_95: Number
+
+
+class HeadScores(TaskScores):
+    """The accuracy of a checkpoint through one head; `classes` holds the mAP50-95 of each class in val.
+
+    For an oriented-box head the figures are those of oriented boxes.
+    """
 
     map50_95: Number
     map50: Number
@@ -250,6 +260,8 @@ class Row(RowLabels, total=False):
         map50: of best.pt.
         last_map50_95: of last.pt.
         nms_free_map50_95: of best.pt through the one2one head, if the student has one.
+        mask_map50_95: of best.pt's masks, if the student draws masks.
+        pose_map50_95: of best.pt's keypoints, if the student has keypoints.
         epochs: mean over seeds.
         train_s: wall-clock time, mean over seeds [s].
         cost: as a multiple of plain's; None without a plain run.
@@ -264,6 +276,8 @@ class Row(RowLabels, total=False):
     map50: Figure
     last_map50_95: Figure
     nms_free_map50_95: Figure
+    mask_map50_95: Figure
+    pose_map50_95: Figure
     epochs: float
     train_s: float
     cost: float | None
@@ -280,6 +294,8 @@ class MeanRow(TypedDict, total=False):
     method: str
     map50_95: float
     nms_free_map50_95: float
+    mask_map50_95: float
+    pose_map50_95: float
     cost: float | None
     against: dict[str, dict[str, Difference | None]]
     to_plain: dict[str, MeanTime]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from yolo_mkd import report
-from yolo_mkd.evidence.compare.findings import NMS_FREE
+from yolo_mkd.evidence.compare.findings import FURTHER, NMS_FREE, TASK_FIGURES
 from yolo_mkd.evidence.compare.schema import Comparison, Difference, Figure, MeanRow, Ratio, Row
 from yolo_mkd.evidence.compare.statistics import UNCLEAR
 
@@ -96,14 +96,20 @@ def mean_table(rows: Sequence[MeanRow], references: Sequence[str]) -> Table:
     return Table(headers, cells)
 
 
-def nms_free_table(rows: Sequence[Row] | Sequence[MeanRow], references: Sequence[str]) -> Table:
-    """The accuracy without NMS of the students that have a one2one head; without rows if none has."""
-    headers = ["without NMS", "mAP50-95", *(f"vs {other} [95 %]" for other in references)]
+def further_table(rows: Sequence[Row] | Sequence[MeanRow], references: Sequence[str], figure: str) -> Table:
+    """The accuracy without NMS, of masks or of keypoints; without rows if no student has such a head.
+
+    Args:
+        rows: of one data set and student, or means.
+        references: a column each.
+        figure: one of `FURTHER`.
+    """
+    headers = [FURTHER[figure], "mAP50-95", *(f"vs {other} [95 %]" for other in references)]
     cells = []
     for row in rows:
-        if NMS_FREE in row:
-            changes = [difference_text(row["against"].get(other, {}).get(NMS_FREE)) for other in references]
-            cells.append([row["method"], mean_text(row[NMS_FREE]), *changes])  # type: ignore[literal-required]
+        if figure in row:
+            changes = [difference_text(row["against"].get(other, {}).get(figure)) for other in references]
+            cells.append([row["method"], mean_text(row[figure]), *changes])  # type: ignore[literal-required]
     return Table(headers, cells)
 
 
@@ -252,7 +258,8 @@ def comparison_text(comparison: Comparison) -> str:
     for title, rows in groups.items():
         lines += ["", title, *text_table(accuracy_table(rows))]
         lines += text_block(difference_table(rows, references), verdict_lines(rows))
-        lines += text_block(nms_free_table(rows, references), verdict_lines(rows, NMS_FREE))
+        for figure in FURTHER:
+            lines += text_block(further_table(rows, references, figure), verdict_lines(rows, figure))
         for figure in TIME_COLUMNS:
             lines += text_block(time_table(rows, figure), time_lines(rows, figure))
         classes = class_table(rows)
@@ -263,7 +270,8 @@ def comparison_text(comparison: Comparison) -> str:
     if means := comparison["mean"]:
         lines += ["", f"mean of {len(groups)}", *text_table(mean_table(means, references))]
         lines += indent_lines(verdict_lines(means))
-        lines += text_block(nms_free_table(means, references), verdict_lines(means, NMS_FREE))
+        for figure in FURTHER:
+            lines += text_block(further_table(means, references, figure), verdict_lines(means, figure))
         for figure in TIME_COLUMNS:
             lines += text_block(time_table(means, figure), time_lines(means, figure, MEAN_MISSING))
     if comparison["latency"]:
@@ -304,14 +312,14 @@ def comparison_page(comparison: Comparison) -> str:
     blocks = ["# Comparison", f"```\n{comparison['command']}\n```", made_with]
     for title, rows in groups.items():
         blocks += [f"## {title}", markdown_table(full_table(rows, references)), bullets(verdict_lines(rows))]
-        blocks += nms_free_blocks(rows, references)
+        blocks += further_blocks(rows, references)
         for figure in TIME_COLUMNS:
             blocks += [markdown_table(time_table(rows, figure)), bullets(time_lines(rows, figure))]
         if (classes := class_table(rows)).rows:
             blocks += [CLASS_CAPTION, markdown_table(classes)]
     if means := comparison["mean"]:
         blocks += [f"## Mean of {len(groups)}", markdown_table(mean_table(means, references))]
-        blocks += [bullets(verdict_lines(means)), *nms_free_blocks(means, references)]
+        blocks += [bullets(verdict_lines(means)), *further_blocks(means, references)]
         for figure in TIME_COLUMNS:
             blocks += [markdown_table(time_table(means, figure)), bullets(time_lines(means, figure, MEAN_MISSING))]
     blocks += ["![Differences](differences.png)", "![Accuracy against cost](cost.png)"]
@@ -323,10 +331,11 @@ def comparison_page(comparison: Comparison) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def nms_free_blocks(rows: Sequence[Row] | Sequence[MeanRow], references: Sequence[str]) -> list[str]:
-    """The accuracy without NMS and the verdicts on it, in Markdown; empty if no student has a one2one head."""
-    table = nms_free_table(rows, references)
-    return [markdown_table(table), bullets(verdict_lines(rows, NMS_FREE))] if table.rows else []
+def further_blocks(rows: Sequence[Row] | Sequence[MeanRow], references: Sequence[str]) -> list[str]:
+    """The accuracy without NMS, of masks and of keypoints with the verdicts, in Markdown; empty if no head has them."""
+    found = {figure: further_table(rows, references, figure) for figure in FURTHER}
+    shown = [(table, bullets(verdict_lines(rows, figure))) for figure, table in found.items() if table.rows]
+    return [block for table, verdicts in shown for block in (markdown_table(table), verdicts)]
 
 
 def markdown_table(table: Table) -> str:
@@ -343,7 +352,7 @@ def bullets(lines: Sequence[str]) -> str:
 def write_csv(path: Path, comparison: Comparison) -> None:
     """Write the figures of each trial as CSV, a line a trial."""
     columns = ["data", "student", "method", "seed", "map50_95", "map50", "last_map50_95", NMS_FREE, "epochs"]
-    columns += ["train_s", "cost_s", *(c for pair in TIME_COLUMNS.values() for c in pair), "failed"]
+    columns += ["train_s", "cost_s", *(c for pair in TIME_COLUMNS.values() for c in pair), "failed", *TASK_FIGURES]
     with report.atomic(path) as partial, open(partial, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, columns, extrasaction="ignore")  # curves are in compare.json
         writer.writeheader()

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ultralytics import YOLO
@@ -20,7 +20,7 @@ from ultralytics import YOLO
 from yolo_mkd import chain, host, report
 from yolo_mkd.cache.unlabelled import filter_images, find_images, held_out, listed
 from yolo_mkd.chain.progress import EpochLines
-from yolo_mkd.evidence.compare.findings import nms_free_map
+from yolo_mkd.evidence.compare.findings import TASK_FIGURES, nms_free_map
 from yolo_mkd.evidence.compare.pseudo_labels import label_images
 from yolo_mkd.evidence.compare.schema import CheckpointScores, CurvePoint, HeadScores
 from yolo_mkd.evidence.compare.trials import RESULT, load_task
@@ -186,16 +186,21 @@ def validate_heads(weights: Path, protocol: Mapping[str, Any], folder: Path) -> 
 
 
 def validate_checkpoint(weights: Path, protocol: Mapping[str, Any], folder: Path) -> HeadScores:
-    """mAP50-95 and mAP50 of boxes, and the mAP50-95 of each class in val; arguments as in `validate_heads`."""
+    """mAP50-95 and mAP50 of boxes, and the mAP50-95 of each class in val; arguments as in `validate_heads`.
+
+    With the mAP50-95 of masks or keypoints, if the task has them.
+    """
     place = {"project": str(folder), "name": "val", "exist_ok": True}
     metrics = YOLO(weights).val(**protocol, rect=False, **QUIET, **place)
     shutil.rmtree(folder / "val", ignore_errors=True)  # Ultralytics leaves it empty
-    box = metrics.box
-    return {
+    box, own = metrics.box, host.named_metrics(metrics.results_dict)
+    found: HeadScores = {
         "map50_95": round(float(box.map), 5),
         "map50": round(float(box.map50), 5),
         "classes": {metrics.names[int(c)]: round(float(box.maps[c]), 5) for c in box.ap_class_index},
     }
+    found.update(cast(HeadScores, {name: own[name] for name in TASK_FIGURES if name in own}))
+    return found
 
 
 def device_name(protocol: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 
 from yolo_mkd.evidence.compare import plots, tables
-from yolo_mkd.evidence.compare.findings import NMS_FREE
+from yolo_mkd.evidence.compare.findings import FURTHER
 from yolo_mkd.evidence.compare.schema import Comparison, Difference, MeanRow, Row
 from yolo_mkd.evidence.page.blocks import Bar, BarGroup, Chart, Page, PageTable, Tile, axis_ends, bar
 from yolo_mkd.evidence.page.charts import GRID, INK, embedded
@@ -37,9 +37,10 @@ def comparison_page(folder: Path, comparison: Comparison) -> Page:
         page.bars += difference_bars(title, rows, references)
         page.bars += class_bars(title, rows)
         page.tables.append(page_table(title, tables.full_table(rows, references), tables.verdict_lines(rows)))
-        free = tables.nms_free_table(rows, references)
-        if free.rows:
-            page.tables.append(page_table(f"{title}, without NMS", free, tables.verdict_lines(rows, NMS_FREE)))
+        for figure, what in FURTHER.items():
+            table = tables.further_table(rows, references, figure)
+            if table.rows:
+                page.tables.append(page_table(f"{title}, {what}", table, tables.verdict_lines(rows, figure)))
         classes = tables.class_table(rows)
         if classes.rows:
             page.tables.append(page_table(f"{title}, by class", classes, [tables.CLASS_CAPTION]))

@@ -10,6 +10,7 @@ from yolo_mkd.evidence.plan.schema import PlanFigures, StageFigures, TermFigures
 
 FEW_UPDATES = 200
 BRIEF_UPDATES = 1000  # up to here mosaic to the end cost plain training 0.02 to 0.03 mAP50-95: see RESULTS.md
+OF_ANOTHER_TASK = ("neither head", "the student has no")  # what only a head of another kind would have
 AGAINST = -0.05  # a cosine that matters, once it is clearly below 0
 LEAST_LEAD = 0.01  # mAP50-95 by which a teacher should be better than its student
 COSTLY = 1.5  # times a plain run
@@ -83,7 +84,7 @@ def inactive_terms(figures: PlanFigures, stage: StageFigures) -> Found:
     for h in stage["hops"]:
         reasons: dict[str, list[str]] = {}
         for t in h["terms"]:
-            if not t["acts"] and (t["term"] in figures["named_terms"] or not t["why_not"].startswith("neither head")):
+            if not t["acts"] and (t["term"] in figures["named_terms"] or not t["why_not"].startswith(OF_ANOTHER_TASK)):
                 reasons.setdefault(t["why_not"], []).append(t["term"])
         for why, names in reasons.items():
             yield "silent", f"{' '.join(names)} cannot act between the {h['teacher']} and the {stage['name']}: {why}"
