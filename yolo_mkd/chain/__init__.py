@@ -13,6 +13,7 @@ import yaml
 
 from yolo_mkd import host, report
 from yolo_mkd.chain.document import SCHEMA, Chain, read_chain
+from yolo_mkd.chain.start import write_start
 from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.sources import checksum
@@ -207,7 +208,7 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
         if resumes:
             arguments = {k: v for k, v in arguments.items() if k in {"device", "workers", "batch", "trainer"}}
             arguments |= {"resume": True, "save_dir": str(place)}  # the folder may have been moved
-        yolo = YOLO(place / "weights" / "last.pt" if resumes else stage["model"])
+        yolo = YOLO(place / "weights" / "last.pt" if resumes else start_of(folder, chain, stage, teachers))
         keeper.install(yolo)
         yolo.train(**arguments)
     best = place / "weights" / "best.pt"
@@ -215,6 +216,15 @@ def run_stage(folder: Path, chain: Chain, stage: Stage) -> None:
     stage["metrics"] = host.metrics(best)
     stage["seconds"] = round(stage.get("seconds", 0) + time.perf_counter() - since, 1)
     save(folder, chain)
+
+
+def start_of(folder: Path, chain: Chain, stage: Stage, teachers: list[str]) -> str:
+    """The file that a stage starts from: its model's, or one that is written here with its teacher's weights."""
+    if "start" not in stage:
+        return stage["model"]
+    file, stage["taken"] = write_start(folder, stage["start"], stage["model"], teachers[0], chain["arguments"])
+    LOGGER.info(f"M-KD: start={stage['start']}: the teacher gives {stage['taken']:.1%} of the {stage['name']}'s weights")
+    return file
 
 
 def save(folder: Path, chain: Chain) -> None:

@@ -11,6 +11,7 @@ are only removed together, Fang et al., "DepGraph", CVPR 2023.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,6 +24,7 @@ from ultralytics.nn.tasks import DetectionModel
 from yolo_mkd.settings import BadInput
 
 ABSENT = -1  # in place of a channel that the teacher does not have: the student's own start stays
+SCORES = re.compile(r"\.(one2one_)?cv3\.\d+\.\d+\.(weight|bias)$")  # one row a class
 ADVICE = "give the .yaml of a smaller model of the teacher's family, for example yolo26n.yaml for yolo26s.pt"
 
 
@@ -112,6 +114,10 @@ class Slicer:
     @torch.no_grad()
     def model(self, s: DetectionModel, t: DetectionModel) -> None:
         """Fill a whole student.
+
+        Args:
+            s: the student.
+            t: the teacher.
 
         Raises:
             BadInput: the two are not of the same family, or of one that cannot be sliced.
@@ -337,6 +343,45 @@ class Slicer:
 
 
 SLICED_HEADS = {"Detect", "OBB", "OBB26"}
+
+
+def start_from(student: DetectionModel, teacher: DetectionModel, classes: Sequence[int], sliced: bool) -> float:
+    """Fill a student from its teacher, and return the share of its parameters and statistics that was taken.
+
+    Args:
+        student: it is changed.
+        teacher: a trained detector.
+        classes: the teacher's class of each of the student's, or `ABSENT`.
+        sliced: take the channels that matter; else all of a teacher of equal shapes.
+
+    Raises:
+        BadInput: the two are not of the same family, or for a copy not of the same shapes.
+    """
+    total = sum(value.numel() for value in student.state_dict().values())
+    if not sliced:
+        return copy_weights(student, teacher, classes) / total
+    slicer = Slicer(classes)
+    slicer.model(student, teacher)
+    return slicer.taken / total
+
+
+@torch.no_grad()
+def copy_weights(student: DetectionModel, teacher: DetectionModel, classes: Sequence[int]) -> int:
+    """Copy a teacher of equal shapes, the rows of the scores by class, and return how many values were copied."""
+    ours, theirs = student.state_dict(), teacher.state_dict()
+    taken, rows = 0, torch.tensor(classes)
+    for name in dict.fromkeys([*ours, *theirs]):
+        by_class = SCORES.search(name) is not None
+        shapes = [list(state[name].shape)[by_class:] if name in state else None for state in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise BadInput(
+                f"start=teacher needs equal shapes, but {name} has {shapes[0]} in the student and {shapes[1]} in the "
+                "teacher: give the teacher's own .yaml, or start=slice for a smaller one"
+            )
+        values = theirs[name][rows[rows >= 0]] if by_class else theirs[name]
+        ours[name][rows >= 0 if by_class else ...] = values.to(ours[name])
+        taken += values.numel()
+    return taken
 
 
 def same_kinds(s: nn.Module, t: nn.Module) -> bool:
