@@ -170,8 +170,8 @@ class Slicer:
             out: those of its output, where they are not free.
             beside: the teacher's convolutions whose outputs are added to it.
         """
-        depthwise = s.conv.groups == s.conv.in_channels and t.conv.groups == t.conv.in_channels
         grouped = s.conv.groups > 1 or t.conv.groups > 1
+        depthwise = grouped and all(c.groups == c.in_channels for c in (s.conv, t.conv))
         if s.conv.kernel_size != t.conv.kernel_size or (grouped and not depthwise):
             raise BadInput(f"start=slice: a convolution of the student and the teacher's differ in kind: {ADVICE}")
         if out is None:
