@@ -177,9 +177,7 @@ def test_attention_of_fewer_keys_keeps_its_scale() -> None:
         ("yolov8n.yaml", "yolov8s.yaml", False, "start=teacher needs equal shapes, but model.0.conv.weight has [32,"),
     ],
 )  # fmt: skip
-def test_models_that_do_not_fit_are_refused_in_one_line(
-    teacher: str, student: str, sliced: bool, message: str
-) -> None:
+def test_models_that_do_not_fit_are_refused_in_one_line(teacher: str, student: str, sliced: bool, message: str) -> None:
     with pytest.raises(BadInput) as refused:
         start_from(model_of(student), model_of(teacher), [0, 1, 2], sliced=sliced)
     assert str(refused.value).startswith(message)

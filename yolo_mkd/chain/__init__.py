@@ -13,8 +13,8 @@ import yaml
 
 from yolo_mkd import host, report
 from yolo_mkd.chain.document import SCHEMA, Chain, read_chain
-from yolo_mkd.chain.start import write_start
 from yolo_mkd.chain.stages import Stage, absolute, validate
+from yolo_mkd.chain.start import write_start
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.sources import checksum
 from yolo_mkd.host import LOGGER
@@ -223,7 +223,9 @@ def start_of(folder: Path, chain: Chain, stage: Stage, teachers: list[str]) -> s
     if "start" not in stage:
         return stage["model"]
     file, stage["taken"] = write_start(folder, stage["start"], stage["model"], teachers[0], chain["arguments"])
-    LOGGER.info(f"M-KD: start={stage['start']}: the teacher gives {stage['taken']:.1%} of the {stage['name']}'s weights")
+    LOGGER.info(
+        f"M-KD: start={stage['start']}: the teacher gives {stage['taken']:.1%} of the {stage['name']}'s weights"
+    )
     return file
 
 

@@ -357,7 +357,7 @@ def start_from(student: DetectionModel, teacher: DetectionModel, classes: Sequen
     Raises:
         BadInput: the two are not of the same family, or for a copy not of the same shapes.
     """
-    total = sum(value.numel() for value in student.state_dict().values())
+    total = sum(value.numel() for value in student.state_dict().values() if value.is_floating_point())
     if not sliced:
         return copy_weights(student, teacher, classes) / total
     slicer = Slicer(classes)
@@ -380,7 +380,7 @@ def copy_weights(student: DetectionModel, teacher: DetectionModel, classes: Sequ
             )
         values = theirs[name][rows[rows >= 0]] if by_class else theirs[name]
         ours[name][rows >= 0 if by_class else ...] = values.to(ours[name])
-        taken += values.numel()
+        taken += values.numel() if values.is_floating_point() else 0
     return taken
 
 
