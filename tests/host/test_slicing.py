@@ -82,7 +82,9 @@ def test_a_sliced_student_computes_what_the_masked_teacher_does(teacher: str, st
     if teacher == student:
         assert start_from(ours, theirs, [0, 1, 2], sliced=True) == pytest.approx(1, abs=1e-3)
         x = torch.rand(1, 3, 64, 64, dtype=torch.double)
-        for (boxes, scores), (their_boxes, their_scores) in zip(raw_outputs(ours, x), raw_outputs(theirs, x)):
+        for (boxes, scores), (their_boxes, their_scores) in zip(
+            raw_outputs(ours, x), raw_outputs(theirs, x), strict=True
+        ):
             assert torch.equal(boxes, their_boxes) and torch.equal(scores, their_scores)
         return
     assert_equals_the_masked_teacher(ours, theirs, [0, 1, 2])
@@ -169,7 +171,7 @@ def test_attention_of_fewer_keys_keeps_its_scale() -> None:
 @pytest.mark.parametrize(
     ("teacher", "student", "sliced", "message"),
     [
-        ("yolo11n.yaml", "yolov8n.yaml", True, "start=slice: the student has 23 layers, the teacher 24: give the .yaml"),
+        ("yolo11n.yaml", "yolov8n.yaml", True, "start=slice: the student has 23 layers, the teacher 24: give"),
         ("yolov8n.yaml", "yolov5n.yaml", True, "start=slice: the student has 25 layers, the teacher 23: give"),
         ("yolo11n.yaml", "yolo26n.yaml", True, "start=slice: SPPF of the student and of the teacher differ: give"),
         ("yolo12n.yaml", "yolo12n.yaml", True, "start=slice cannot slice A2C2f: it works on detectors"),

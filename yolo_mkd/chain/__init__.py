@@ -223,9 +223,7 @@ def start_of(folder: Path, chain: Chain, stage: Stage, teachers: list[str]) -> s
     if "start" not in stage:
         return stage["model"]
     file, stage["taken"] = write_start(folder, stage["start"], stage["model"], teachers[0], chain["arguments"])
-    LOGGER.info(
-        f"M-KD: start={stage['start']}: the teacher gives {stage['taken']:.1%} of the {stage['name']}'s weights"
-    )
+    LOGGER.info(f"M-KD: start={stage['start']}: the teacher gives {stage['taken']:.1%} of the student's weights")
     return file
 
 
