@@ -61,6 +61,7 @@ def test_the_table_and_the_defaults_file_name_the_same_arguments_in_the_same_ord
         "model",
         "teacher",
         "assistant",
+        "start",
         "teacher_epochs",
         "resume",
         "trust",

@@ -16,6 +16,7 @@ from yolo_mkd import host, report
 from yolo_mkd.chain.document import SCHEMA, Chain, read_chain
 from yolo_mkd.chain.progress import EpochLines
 from yolo_mkd.chain.stages import Stage, absolute, validate
+from yolo_mkd.chain.start import write_start
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.sources import checksum
 from yolo_mkd.host import LOGGER
@@ -247,7 +248,7 @@ def run_stage(folder: Path, chain: Chain, stage: Stage, callbacks: Callbacks) ->
         if resumes:
             arguments = {k: v for k, v in arguments.items() if k in {"device", "workers", "batch", "trainer"}}
             arguments |= {"resume": True, "save_dir": str(place)}  # the folder may have been moved
-        yolo = YOLO(place / "weights" / "last.pt" if resumes else stage["model"])
+        yolo = YOLO(place / "weights" / "last.pt" if resumes else start_of(folder, chain, stage, teachers))
         keeper.install(yolo)
         EpochLines(place_in_chain, later).install(yolo)
         for event, function in ((e, f) for e, functions in callbacks.items() for f in functions):
@@ -268,6 +269,15 @@ def progress_of(chain: Chain, stage: Stage) -> tuple[str, list[int]]:
     number = names.index(stage["name"]) + 1
     epochs = int(chain["arguments"].get("epochs", host.arguments()["epochs"]))
     return f"{stage['name']}, stage {number} of {len(names)}", [epochs] * (len(names) - number)
+
+
+def start_of(folder: Path, chain: Chain, stage: Stage, teachers: list[str]) -> str:
+    """The file that a stage starts from: its model's, or one that is written here with its teacher's weights."""
+    if "start" not in stage:
+        return stage["model"]
+    file, stage["taken"] = write_start(folder, stage["start"], stage["model"], teachers[0], chain["arguments"])
+    LOGGER.info(f"M-KD: start={stage['start']}: the teacher gives {stage['taken']:.1%} of the student's weights")
+    return file
 
 
 def save(folder: Path, chain: Chain) -> None:

@@ -15,6 +15,7 @@ from yolo_mkd import host, report
 from yolo_mkd.cache.unlabelled import find_images, training_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
+from yolo_mkd.chain.start import fill, refuse_start
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.sources import Opening, find_teachers, groups_of, is_boxes, mappings_of, refuse_options
 from yolo_mkd.documents import Number
@@ -37,6 +38,8 @@ class Stage(TypedDict, total=False):
         sha256: of that file.
         metrics: its accuracy on val.
         seconds: of training.
+        start: where its weights are taken from its teacher, how; absent for its own.
+        taken: the share of its parameters and statistics that its teacher gives.
     """
 
     name: Required[Annotated[str, Field(pattern=r"^(teacher|assistant\d*|student)$")]]
@@ -48,6 +51,8 @@ class Stage(TypedDict, total=False):
     sha256: str
     metrics: dict[str, Number]
     seconds: Number
+    start: Literal["slice", "teacher"]
+    taken: Number
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
     """
     student = host.find_model("model", own["model"])
     teachers = trained_teachers(own, student)
+    refuse_start(own["start"], student, teachers)
     assistants = find_assistants(own["assistant"], student, teachers)
     stages = name_stages(student, teachers, assistants, own["teacher_epochs"])
     asked = {name: own[name] for name in TERMS}
@@ -177,6 +183,9 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
             if own["record"]:
                 distiller.require_cacheable()
         stage["parameters"] = spec.parameters
+        if stage["name"] == "student" and own["start"] != "plain":
+            teacher = shape_of(stages, named, count, data)
+            stage["start"], stage["taken"] = own["start"], round(fill(own["start"], model, teacher, spec.names), 4)
     if data["channels"] != 3:
         LOGGER.warning(
             f"M-KD: the images have {data['channels']} channel(s), but export, check, time and bundle of yolo-mkd take "
@@ -184,6 +193,15 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
         )
     log_sizes(stages, {name: spec.parameters for name, spec in specs.items()})
     return stages
+
+
+def shape_of(stages: list[Stage], named: list[str], count: int, data: dict[str, Any]) -> Any:
+    """The teacher of a chain, or an untrained model of its shape and classes where the chain trains it first."""
+    if named:
+        return host.load_detector("teacher", named[0], transformer=True)
+    model = host.build(stages[0]["model"], count, data["channels"], data.get("kpt_shape"), "teacher")
+    model.names = dict(data["names"])
+    return model
 
 
 def trained_teachers(own: dict[str, Any], student: str) -> list[str]:

@@ -67,12 +67,14 @@ from yolo_mkd.host.runs import (
     write_tensors,
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
+from yolo_mkd.host.slicing import ABSENT, start_from
 from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
 
 load_safely()
 bars_in_one_line()
 
 __all__ = [
+    "ABSENT",
     "IMAGE_SUFFIXES",
     "LOGGER",
     "RANK",
@@ -137,6 +139,7 @@ __all__ = [
     "shared_multiple",
     "shared_weights",
     "size",
+    "start_from",
     "student_only",
     "task",
     "trusting",

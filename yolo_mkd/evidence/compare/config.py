@@ -28,7 +28,7 @@ MODELS = ("teacher", "assistant")  # besides the students
 SETTINGS = [*TERMS, *(k for k in KD_OPTIONS if k not in {"preset", "record", "record_limit"})]  # that change the losses
 REFUSED = {
     **dict.fromkeys(
-        (*TERMS, "preset", "calibrate", "gate"), "belongs to a method: write for example methods=plain,mkd:"
+        (*TERMS, "preset", "calibrate", "gate", "start"), "belongs to a method: write for example methods=plain,mkd:"
     ),
     **dict.fromkeys(("distill_model", "dis"), "belongs to a method: write methods=native or native:dis=2"),
     "seed": "is set by seeds=",

@@ -110,7 +110,7 @@ def parse_method(name: str, ultralytics: Collection[str]) -> Method:
     for word in words:
         key, value = parse_change(name, word, allowed)
         changes[key] = value
-    if base == "only" and not any(changes[term] for term in TERMS):
+    if base == "only" and not any(changes[term] for term in TERMS) and "start" not in changes:
         raise BadInput(f"methods={name} switches no term on: write for example only:soft=0.5")
     return Method(name, base, changes)
 

@@ -67,6 +67,8 @@ def chain_nodes(chain: Chain, looks: Looks | None) -> list[Node]:
     for stage in stages:
         names = ["teacher" if i == 0 else name for i, name in enumerate(stage["hears"])]
         minutes = f"{stage['seconds'] / 60:.1f} min" if "seconds" in stage else stage["status"]
+        if "start" in stage:
+            minutes += f", start={stage['start']} ({stage['taken']:.0%} of its weights from the teacher)"
         look = found.get(stage["name"])
         nodes.append((stage["name"], stage["model"], stage["parameters"], look, minutes, " and ".join(names)))
     largest = max((count for _, _, count, *_ in nodes), default=1) or 1
@@ -292,6 +294,8 @@ def command_of(chain: Chain) -> str:
     words["teacher"] = own
     assistants = [s["model"] for s in stages if s["name"].startswith("assistant")]
     words["assistant"] = ",".join(assistants) or "none"
+    if "start" in stages[-1]:
+        words["start"] = stages[-1]["start"]
     if chain["teacher_epochs"]:
         words["teacher_epochs"] = chain["teacher_epochs"]
     if known.get("preset"):

@@ -23,6 +23,7 @@ from yolo_mkd.cache.teacher import layout_of
 from yolo_mkd.cache.views import shown
 from yolo_mkd.chain import assistant
 from yolo_mkd.chain.stages import ChainRequest, Stage, validate
+from yolo_mkd.chain.start import write_start
 from yolo_mkd.distill.balance import GradientRatio
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.matching import Match, shared_classes
@@ -192,6 +193,8 @@ def probe_stages(
             files = [file for h in trained for file in h.files]
             trainer = TRAINERS[task].using(given or files[:1], files if given else files[1:], **knowledge)
         model = host.write_architecture(stage["model"], folder)
+        if "start" in stage and given:  # a teacher that is not trained yet has nothing to give
+            model, _ = write_start(folder, stage["start"], model, given[0], request.theirs)
         dry_run(trainer, model, {**arguments, **length, "name": name}, probe)
         run = run_of(request, probe, batch, len(train), len(val))
         found.append(stage_figures(stage, run, probe, hears, request.own["teacher_imgsz"] or request.imgsz))
@@ -234,7 +237,9 @@ def stage_figures(stage: Stage, run: cost.Run, probe: Probe, hears: list[StageTe
     return {
         "name": stage["name"],
         "model": Path(stage["model"]).name,
-        "trained": stage["model"].endswith(".pt"),
+        "trained": stage["model"].endswith(".pt") or ("start" in stage and hears[0].known),
+        "start": stage.get("start", "plain"),
+        "taken": stage.get("taken", 0.0),
         "parameters": figures["size"]["parameters"],
         "gflops": figures["size"]["gflops"],
         "epochs": run.epochs,

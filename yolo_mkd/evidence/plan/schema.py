@@ -80,6 +80,8 @@ class StageFigures(TypedDict):
         name: of the stage.
         model: the model's file name.
         trained: whether it starts from trained weights.
+        start: `slice` or `teacher` where its teacher gives weights, `plain` where it has its own.
+        taken: the share of them that its teacher gives.
         parameters: how many the model has.
         gflops: at the image size of the run.
         epochs: of the run.
@@ -100,6 +102,8 @@ class StageFigures(TypedDict):
     name: str
     model: str
     trained: bool
+    start: str
+    taken: float
     parameters: int
     gflops: float
     epochs: int

@@ -51,6 +51,8 @@ def chain_lines(figures: PlanFigures) -> list[str]:
         teachers = " or ".join(f"the {h['teacher']} ({h['ratio']:.1f} x its parameters)" for h in s["hops"])
         how = f"distilled from {teachers}" if teachers else "trained on the labels only"
         notes.append(f"The {s['name']} is {how}.")
+        if s["start"] != "plain":
+            notes.append(f"It starts with the teacher's weights in {s['taken']:.1%} of its own (start={s['start']}).")
     images = f"{figures['train_images']} train and {figures['val_images']} val images of {figures['classes']} classes"
     return [
         f"Plan for {images} at {figures['imgsz']} px, batch {figures['batch']}. Nothing was trained.",

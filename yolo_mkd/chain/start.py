@@ -1,0 +1,78 @@
+"""How the student starts: from its own file, or from the weights of its trained teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yolo_mkd import host
+from yolo_mkd.distill.matching import shared_classes
+from yolo_mkd.distill.sources import is_boxes
+from yolo_mkd.host.spec import MERGED_NAMES
+from yolo_mkd.settings import BadInput
+
+FILE = "student-start.pt"  # in the chain's folder
+
+
+def refuse_start(start: str, model: str, teachers: Sequence[str]) -> None:
+    """Refuse a start from a teacher that these models do not allow.
+
+    Args:
+        start: `slice` or `teacher`; `plain` is always possible.
+        model: the student's file.
+        teachers: the teachers' files.
+
+    Raises:
+        BadInput: the student has weights of its own, or there is no single model to take them from.
+    """
+    if start == "plain":
+        return
+    if model.endswith(".pt"):
+        raise BadInput(f"start={start} takes the weights of the teacher, not those of model={model}: give its .yaml")
+    if len(teachers) > 1 or is_boxes(teachers[0]):
+        raise BadInput(f"start={start} takes its weights from one model: give one .pt as teacher=, or start=plain")
+
+
+def fill(start: str, student: Any, teacher: Any, names: Mapping[int, str]) -> float:
+    """Fill a student from its teacher, and return the share of its parameters and statistics that was taken.
+
+    Args:
+        start: `slice` for the channels that matter, `teacher` for a copy.
+        student: a detector.
+        teacher: a trained one.
+        names: the student's class names by index; rows of the head are matched by name.
+
+    Raises:
+        BadInput: the two are not of the same family, or for a copy not of the same shapes.
+    """
+    pairs = dict(shared_classes(names, teacher.names))
+    classes = [pairs.get(i, host.ABSENT) for i in range(host.head(student).nc)]
+    return host.start_from(student, teacher, classes, sliced=start == "slice")
+
+
+def write_start(folder: Path, start: str, model: str, teacher: str, arguments: Mapping[str, Any]) -> tuple[str, float]:
+    """Write a student that starts from its teacher, as a stock checkpoint.
+
+    Args:
+        folder: where to write it.
+        start: `slice` or `teacher`.
+        model: the student's .yaml.
+        teacher: its teacher's .pt.
+        arguments: Ultralytics' train arguments.
+
+    Returns:
+        The file, and the share of the student's parameters and statistics that the teacher gave.
+    """
+    data = host.check_data(arguments["data"], fetch=False)
+    names = dict(MERGED_NAMES) if arguments.get("single_cls") else dict(data["names"])
+    with torch.random.fork_rng(devices=[]):  # what the teacher does not give is drawn as the seed has it
+        torch.manual_seed(int(arguments.get("seed") or 0))
+        student = host.build(model, len(names), data["channels"], data.get("kpt_shape"))
+    student.names = names
+    taken = fill(start, student, host.load_detector("teacher", teacher, transformer=True), names)
+    file = folder / FILE
+    host.write_tensors(file, {"model": student, "epoch": -1})
+    return str(file), taken
