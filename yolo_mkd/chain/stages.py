@@ -177,11 +177,6 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
             if own["record"]:
                 distiller.require_cacheable()
         stage["parameters"] = spec.parameters
-    if data["channels"] != 3:
-        LOGGER.warning(
-            f"M-KD: the images have {data['channels']} channel(s), but export, check, time and bundle of yolo-mkd take "
-            "only models of 3: to use them, leave channels: out of the data set's YAML file"
-        )
     log_sizes(stages, {name: spec.parameters for name, spec in specs.items()})
     return stages
 

@@ -28,6 +28,7 @@ from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, im
 from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.models import (
     UNREADABLE,
+    architecture,
     architecture_name,
     build,
     freeze,
@@ -63,9 +64,10 @@ from yolo_mkd.host.runs import (
     write_tensors,
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
-from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
+from yolo_mkd.host.trust import load_safely, permitting, read_bounded_yaml, refuse_code, trusting
 
 load_safely()
+read_bounded_yaml()
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -82,6 +84,7 @@ __all__ = [
     "adapter_states",
     "add_boxes",
     "annotate",
+    "architecture",
     "architecture_name",
     "arguments",
     "assign",

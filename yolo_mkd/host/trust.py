@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import torch
 from ultralytics.nn import tasks
-from ultralytics.utils import checks
+from ultralytics.utils import YAML, checks
 
-from yolo_mkd.settings import BadInput, switch
+from yolo_mkd.settings import BadInput, BoundedLoader, switch
 
 SAFE_LOAD = "ULTRALYTICS_SAFE_LOAD"  # Ultralytics' own switch, which it reads when it is imported
 # what a refusal of torch's restricted loader, or of Ultralytics' `_SafeLoad`, names
@@ -170,3 +170,8 @@ def code_in(file: Path, error: BaseException) -> str:
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
             return ", ".join(names[:MOST_NAMES]) + more
     return match.group(match.lastgroup or 0)
+
+
+def read_bounded_yaml() -> None:
+    """Let Ultralytics read every YAML file, of data and of models, with `BoundedLoader`."""
+    YAML._get_instance().SafeLoader = BoundedLoader
