@@ -16,7 +16,15 @@ from yolo_mkd.cache.unlabelled import find_images, training_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
 from yolo_mkd.distill.distiller import TERMS, Distiller
-from yolo_mkd.distill.sources import Opening, find_teachers, groups_of, is_boxes, mappings_of, refuse_options
+from yolo_mkd.distill.sources import (
+    Opening,
+    find_teachers,
+    groups_of,
+    is_boxes,
+    mappings_of,
+    refuse_options,
+    refuse_own_teacher,
+)
 from yolo_mkd.documents import Number
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
@@ -197,8 +205,7 @@ def trained_teachers(own: dict[str, Any], student: str) -> list[str]:
             raise BadInput(
                 f"teacher={teacher} is untrained: give a trained .pt, or train it first (teacher_epochs=100)"
             )
-        if Path(teacher).resolve() == Path(student).resolve():
-            raise BadInput(f"teacher={teacher} is the student itself: give a larger, trained teacher")
+    refuse_own_teacher(teachers, student)
     return teachers
 
 

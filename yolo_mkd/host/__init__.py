@@ -64,7 +64,7 @@ from yolo_mkd.host.runs import (
     write_tensors,
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
-from yolo_mkd.host.trust import load_safely, permitting, read_bounded_yaml, refuse_code, trusting
+from yolo_mkd.host.trust import SAFE_LOAD, load_safely, permitting, read_bounded_yaml, refuse_code, safe_load, trusting
 
 load_safely()
 read_bounded_yaml()
@@ -73,6 +73,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "LOGGER",
     "RANK",
+    "SAFE_LOAD",
     "UNREADABLE",
     "Assigned",
     "CheckpointKeeper",
@@ -127,6 +128,7 @@ __all__ = [
     "remaining",
     "remove_head",
     "run_folder",
+    "safe_load",
     "shared_multiple",
     "shared_weights",
     "size",

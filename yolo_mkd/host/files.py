@@ -204,8 +204,8 @@ def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[st
         raise BadInput(f"{argument}={data}: {one_line(e)}: {advice}") from e
     if found["channels"] != 3 or isinstance(found["channels"], bool):
         raise BadInput(
-            f"{argument}={data}: channels: {short(found['channels'])}: yolo-mkd trains and exports models of 3 channels: "
-            "leave channels: out, so that grey images are read as colour images, or use Ultralytics' own train"
+            f"{argument}={data}: channels: {short(found['channels'])}: yolo-mkd trains and exports models of 3 "
+            "channels only: leave channels: out, so that grey images are read as colour, or use Ultralytics' own train"
         )
     for split in ("train", "val"):
         places = found[split] if isinstance(found[split], list) else [found[split]]

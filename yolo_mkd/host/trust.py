@@ -38,6 +38,11 @@ def load_safely() -> None:
         tasks.SAFE_LOAD = True
 
 
+def safe_load() -> str:
+    """The value of the environment variable `SAFE_LOAD` with which another process loads checkpoints as this one."""
+    return "1" if tasks.SAFE_LOAD else "0"
+
+
 def permitting(function: Callable[..., Result]) -> Callable[..., Result]:
     """The function with the arguments `trust` and `download` beside its own, which hold while it runs."""
 

@@ -1,7 +1,8 @@
 """The user's arguments: M-KD's own table, defaults and presets, the command line's values, and the errors.
 
 In reading order: `errors`, `arguments` (what each value must be), `defaults` (defaults < preset < given), `values`
-(key=value words), `commands` (arguments of single commands, for their help), `yaml_text`. No file here imports torch or Ultralytics.
+(key=value words), `commands` (arguments of single commands, for their help), `yaml_text`. No file here imports
+torch or Ultralytics.
 """
 
 from yolo_mkd.settings.arguments import ARGUMENTS, KD_OPTIONS, TERM_NAMES, check_argument, file_path, number, switch
