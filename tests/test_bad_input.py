@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -104,7 +105,7 @@ def test_more_classes_than_fit_into_memory_are_refused(
 
 def test_names_are_counted_as_classes() -> None:
     host.files.check_classes({"names": ["a"] * 100_000}, "data=d.yaml")
-    with pytest.raises(BadInput, match="data=d.yaml has 100001 classes"):
+    with pytest.raises(BadInput, match=r"data=d\.yaml has 100001 classes"):
         host.files.check_classes({"names": dict.fromkeys(range(100_001), "a"), "nc": 2}, "data=d.yaml")
 
 
@@ -269,3 +270,33 @@ def test_trust_reaches_the_processes_of_trials_and_only_with_it(
         monkeypatch.setenv(host.SAFE_LOAD, "1")
         executors.run_trial(str(tmp_path), 1, host.safe_load())
     assert (tmp_path / "seen").read_text() == "10"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"epochs": True}, "epochs=True must be a number"),
+        ({"cache": -5}, "cache=-5 is not known: choose from true, false, ram, disk"),
+        ({"compile": "fast"}, "compile=fast is not known: choose from true, false, default"),
+        ({"copy_paste_mode": "yes"}, "copy_paste_mode=yes is not known: choose from flip, mixup"),
+        ({"split": "all"}, "split=all is not known: choose from train, val, test, minival"),
+        ({"augmentations": -1}, "augmentations=-1 must be a list of Albumentations' transforms"),
+        ({"pretrained": "yes"}, "pretrained=yes must be true, false or a .pt file"),
+        ({"pretrained": "gone.pt"}, "pretrained=gone.pt: no such file"),
+        ({"exist_ok": "maybe"}, "'exist_ok=maybe' is of invalid type"),
+    ],
+)
+def test_arguments_at_which_training_would_fail_or_that_it_would_ignore(argument: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=f"^{re.escape(message)}"):
+        host.check_arguments(argument)
+
+
+def test_what_ultralytics_takes_is_taken() -> None:
+    host.check_arguments(host.arguments())
+    for argument in ({"cache": "RAM"}, {"compile": "max-autotune"}, {"multi_scale": True}, {"augmentations": [{}]}):
+        host.check_arguments(argument)
+
+
+def test_a_split_that_the_data_does_not_have_is_refused(arguments: dict[str, Any], untrained_detector: Any) -> None:
+    text = refused(by_mkd, untrained_detector.student, untrained_detector.pt, {**arguments, "split": "test"})
+    assert text.startswith("split=test, but data=") and "leave split= out" in text

@@ -98,10 +98,12 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
     if own["unlabelled"] is not None:
         own["unlabelled"] = absolute(str(own["unlabelled"]))
         find_images(own["unlabelled"])
-    place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     host.check_arguments(theirs)
+    place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     if theirs.get("freeze") is not None:
         theirs["freeze"] = host.frozen_layers(theirs["freeze"])
+    if not data.get(split := theirs.get("split") or "val"):
+        raise BadInput(f"split={split}, but data={theirs['data']} has no images of that name: leave split= out")
     refuse_task(theirs.pop("task", None), own["model"])
     stages = build_stages(own, data, theirs)
     for task in sorted({host.task(stage["model"]) for stage in stages}):

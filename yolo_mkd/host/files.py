@@ -25,7 +25,7 @@ from ultralytics.utils.checks import check_file, check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from yolo_mkd.host.limits import check_values
-from yolo_mkd.host.trust import may_run_downloads
+from yolo_mkd.host.trust import may_run_downloads, refuse_code
 from yolo_mkd.settings import BadInput, shipped
 from yolo_mkd.settings.errors import short
 
@@ -41,7 +41,7 @@ def arguments() -> dict[str, Any]:
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Check types and values of Ultralytics' own arguments by its own rules, then by those of `check_values`.
+    """Check types and values of Ultralytics' own arguments by its own rules, by `check_values`, and `pretrained=`.
 
     Raises:
         BadInput: one is refused.
@@ -51,6 +51,11 @@ def check_arguments(given: dict[str, Any]) -> None:
     except (TypeError, ValueError, SyntaxError) as e:
         raise BadInput(one_line(e)) from e
     check_values(given)
+    pretrained = given.get("pretrained")
+    if pretrained is not None and not isinstance(pretrained, bool):
+        if not str(pretrained).endswith(".pt"):
+            raise BadInput(f"pretrained={short(pretrained)} must be true, false or a .pt file")
+        refuse_code("pretrained", find_model("pretrained", pretrained))
 
 
 def with_cfg_file(given: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import functools
 import os
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -127,7 +128,12 @@ def refusing_code(path: str | Path, argument: str) -> Iterator[Path]:
                 "if you know where this one comes from, add trust=true"
             ) from error
         raise
-    except (KeyError, IndexError, AssertionError) as error:  # of bytes that are no pickle in the restricted loader
+    except (
+        LookupError,
+        AssertionError,
+        OverflowError,
+        struct.error,
+    ) as error:  # of bytes that are no pickle in the restricted loader
         raise TypeError(f"it is not a checkpoint: torch.load fails at {error}") from error
 
 

@@ -166,7 +166,7 @@ def validate(
         results = YOLO(model.path).predict([str(i) for i in images], conf=objects.CONF, stream=True, **quiet)
         detections = [boxes_of(result, back) for result in results]
     look["map50_95"], look["map50"] = round(float(box.map), 5), round(float(box.map50), 5)
-    pairs = zip(box.ap_class_index.tolist(), box.ap.tolist(), strict=True)
+    pairs = zip(list(box.ap_class_index), list(box.ap), strict=True)  # empty lists without labels
     look["classes"] = {back[c]: round(ap, 5) for c, ap in pairs if c in back}
     return look, detections
 
