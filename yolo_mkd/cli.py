@@ -262,6 +262,8 @@ def run_checked(command: str, arguments: dict[str, Any]) -> None:
     path = host.find_model("model", arguments.pop("model"))
     if path.endswith(".pt"):
         host.refuse_code("model", path)
+    else:
+        host.architecture(path)
     if arguments.get("data") is not None:
         host.check_download(arguments["data"])
     try:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, load_yaml
 from yolo_mkd.settings.errors import short
 
 LARGEST = 2**28  # bytes of a file that is read; ours are far smaller
@@ -72,7 +72,7 @@ def read_yaml(file: Path, named: str, advice: str) -> Any:
     """The contents of a YAML file; arguments and errors as in `read_text`."""
     text = read_text(file, named, advice)
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError of an impossible date
         raise BadInput(f"{named} is damaged ({reason(error)}): {advice}") from error
 

@@ -60,8 +60,7 @@ class DistillationSession:
         """
         self.trainer, self.files, self.options = trainer, teachers, options
         self.distillers: list[Distiller] = []
-        self.adapters = nn.ModuleList()
-        self.progress = Progress()
+        self.adapters, self.progress = nn.ModuleList(), Progress()
         self.extractor: FeatureExtractor | None = None
         self.criterion: Criterion | None = None
         self.unlabelled: UnlabelledLoader | None = None
@@ -114,6 +113,7 @@ class DistillationSession:
         """
         args = self.trainer.args
         with self.discarding_empty_run():
+            host.check_imgsz(args.imgsz, self.student, "model")
             args.freeze = host.check_freeze(args.freeze, self.student)  # Ultralytics freezes next, and ignores a tuple
             # with single_cls Ultralytics has replaced the data's names
             names = host.check_data(args.data, fetch=False)["names"] if args.single_cls else self.student.names

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.monitor import BAR_NAMES, beside_metrics
-from yolo_mkd.distill.sources import find_teachers, is_boxes
+from yolo_mkd.distill.sources import find_teachers, is_boxes, refuse_own_teacher
 from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import KD_OPTIONS, BadInput, refuse_unknown, resolve
 
@@ -103,11 +103,14 @@ class MKDTrainer(host.Ranked, host.DetectionTrainer):
         """Refuse Ultralytics' arguments that cannot work here, before anything is written.
 
         Raises:
-            BadInput: Ultralytics' own distillation, a model of another task, or a value that cannot work.
+            BadInput: Ultralytics' own distillation, a model of another task, the teacher itself as the student, or a
+                value that cannot work.
         """
         if given.get("distill_model"):
             raise BadInput(NATIVE_TOO)
         host.check_values(given)
+        if not given.get("resume"):
+            refuse_own_teacher(cls.teachers, str(given.get("model") or ""))
         own = next(task for task, kind in reversed(TRAINERS.items()) if issubclass(cls, kind))
         if given.get("task", own) not in {None, own}:
             raise BadInput(f"{cls.__name__} trains models of the task {own}, this one is of {given['task']}: {ADVICE}")
@@ -120,8 +123,15 @@ class MKDTrainer(host.Ranked, host.DetectionTrainer):
             super().train()
 
     def get_dataset(self) -> Any:
-        """Read the data set as Ultralytics does, without running the code that its YAML may hold."""
-        host.check_data(self.args.data)
+        """Read the data set as Ultralytics does, without running the code that its YAML may hold.
+
+        Raises:
+            BadInput: it cannot be read or used; an empty run folder is removed.
+        """
+        with self.kd.discarding_empty_run():
+            data = host.check_data(self.args.data)
+            host.check_labels(data, self.args.task)
+            host.check_usable(data, self.args.task, bool(self.args.single_cls))
         return super().get_dataset()
 
     def set_model_attributes(self) -> None:

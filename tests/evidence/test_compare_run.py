@@ -255,7 +255,7 @@ def test_a_trial_resumes_from_its_last_checkpoint(tiny_detector: Any, tmp_path: 
     val = {"data": arguments["data"], "imgsz": 32, "batch": 8, "device": "cpu"}
     own = Trial("d/m/plain-s0", "d", "m", "plain", 0, False, arguments, val)
     trials.write_task(tmp_path, own, {})
-    assert executors.run_trial(str(tmp_path / own.name), 1) == ""
+    assert executors.run_trial(str(tmp_path / own.name), 1, "1") == ""
     assert [e["epoch"] for e in clock.read(tmp_path / own.name / "run")] == [3]
     found = trials.load_result(tmp_path, own)
     assert found is not None

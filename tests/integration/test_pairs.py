@@ -288,7 +288,7 @@ def test_without_a_shared_class_only_hidden_layers_are_distilled() -> None:
         assert distiller.term(name).why_not == "the teacher has none of this data's classes"
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(1, 1), (1, 3), (6, 6)])
+@pytest.mark.parametrize(("ours", "theirs"), [(1, 1), (6, 6)])
 def test_both_models_take_images_of_other_channels(ours: int, theirs: int) -> None:
     student, model = Student(built("yolo26n", ours)), built("yolo26s", theirs)
     teacher, given, seen = live(model, student), batch(ours), []
@@ -297,10 +297,10 @@ def test_both_models_take_images_of_other_channels(ours: int, theirs: int) -> No
     distiller.require_active_term("t.pt")
     assert {t.name for t in distiller.acting} == set(MKD) - {"soft_dfl"}
     assert seen[0].shape[1] == theirs
-    assert all(torch.equal(seen[0][:, i], given["img"][:, i % ours]) for i in range(theirs))
+    assert torch.equal(seen[0], given["img"])
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(3, 1), (6, 3), (3, 6), (1, 6)])
+@pytest.mark.parametrize(("ours", "theirs"), [(3, 1), (6, 3), (3, 6), (1, 3)])
 def test_a_teacher_of_other_channels_is_refused_in_one_line(ours: int, theirs: int) -> None:
     student, teacher = (host.model_spec(built("yolo26n", channels), IMGSZ) for channels in (ours, theirs))
     with pytest.raises(

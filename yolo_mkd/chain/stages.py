@@ -17,7 +17,15 @@ from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
 from yolo_mkd.chain.start import fill, refuse_start
 from yolo_mkd.distill.distiller import TERMS, Distiller
-from yolo_mkd.distill.sources import Opening, find_teachers, groups_of, is_boxes, mappings_of, refuse_options
+from yolo_mkd.distill.sources import (
+    Opening,
+    find_teachers,
+    groups_of,
+    is_boxes,
+    mappings_of,
+    refuse_options,
+    refuse_own_teacher,
+)
 from yolo_mkd.documents import Number
 from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import ModelSpec
@@ -95,10 +103,12 @@ def validate(arguments: dict[str, Any], command: str) -> ChainRequest:
     if own["unlabelled"] is not None:
         own["unlabelled"] = absolute(str(own["unlabelled"]))
         find_images(own["unlabelled"])
-    place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     host.check_arguments(theirs)
+    place = {k: theirs.pop(k, None) for k in ("project", "name", "exist_ok")}
     if theirs.get("freeze") is not None:
         theirs["freeze"] = host.frozen_layers(theirs["freeze"])
+    if not data.get(split := theirs.get("split") or "val"):
+        raise BadInput(f"split={split}, but data={theirs['data']} has no images of that name: leave split= out")
     refuse_task(theirs.pop("task", None), own["model"])
     stages = build_stages(own, data, theirs)
     for task in sorted({host.task(stage["model"]) for stage in stages}):
@@ -186,11 +196,6 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
         if stage["name"] == "student" and own["start"] != "plain":
             teacher = shape_of(stages, named, count, data)
             stage["start"], stage["taken"] = own["start"], round(fill(own["start"], model, teacher, spec.names), 4)
-    if data["channels"] != 3:
-        LOGGER.warning(
-            f"M-KD: the images have {data['channels']} channel(s), but export, check, time and bundle of yolo-mkd take "
-            "only models of 3: to use them, leave channels: out of the data set's YAML file"
-        )
     log_sizes(stages, {name: spec.parameters for name, spec in specs.items()})
     return stages
 
@@ -220,8 +225,7 @@ def trained_teachers(own: dict[str, Any], student: str) -> list[str]:
             raise BadInput(
                 f"teacher={teacher} is untrained: give a trained .pt, or train it first (teacher_epochs=100)"
             )
-        if Path(teacher).resolve() == Path(student).resolve():
-            raise BadInput(f"teacher={teacher} is the student itself: give a larger, trained teacher")
+    refuse_own_teacher(teachers, student)
     return teachers
 
 

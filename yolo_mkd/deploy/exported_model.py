@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import yaml
 
 from yolo_mkd import report
-from yolo_mkd.settings import BadInput, file_path
+from yolo_mkd.settings import BadInput, file_path, load_yaml
 
 PROVIDER = "CPUExecutionProvider"
 FOLDERS = {"_openvino_model": "openvino", "_ncnn_model": "ncnn"}  # the endings of Ultralytics' folder names
@@ -225,8 +225,8 @@ def precision_of_graph(path: Path) -> str:
 def folder_metadata(path: Path) -> dict[str, Any]:
     """Ultralytics' metadata.yaml of an exported folder; empty where it is missing or damaged."""
     try:
-        found = yaml.safe_load((path / "metadata.yaml").read_text(encoding="utf-8"))
-    except (FileNotFoundError, yaml.YAMLError):
+        found = load_yaml((path / "metadata.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
 

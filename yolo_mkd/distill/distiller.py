@@ -134,7 +134,7 @@ class Distiller:
             BadInput: terms are asked for and none can act, or the teacher takes images of other channels.
         """
         ours, theirs = self.match.student.channels, self.match.teacher.channels
-        if theirs != ours and (ours, theirs) != (1, 3):  # grey images are repeated for a colour teacher
+        if theirs != ours:
             raise BadInput(
                 f"teacher={teacher} takes images of {theirs} channels, the data has {ours}: "
                 "train a teacher on this data (teacher_epochs=100)"

@@ -46,6 +46,24 @@ def find_teachers(named: Any, argument: str = "teacher") -> list[str]:
     return found
 
 
+def refuse_own_teacher(teachers: Sequence[str], student: str) -> None:
+    """Refuse a student that is one of its teachers: all that is compared would be equal.
+
+    Args:
+        teachers: their files.
+        student: its file.
+
+    Raises:
+        BadInput: a teacher is the same file, or a checkpoint that is a copy of it.
+    """
+    for teacher in teachers:
+        same = Path(teacher).resolve() == Path(student).resolve()
+        if not same and teacher.endswith(".pt") and student.endswith(".pt") and Path(student).is_file():
+            same = report.sha256(teacher) == report.sha256(student)
+        if same:
+            raise BadInput(f"teacher={teacher} is the student itself: give a larger, trained teacher")
+
+
 def checksum(*teachers: str) -> str:
     """SHA-256 of a teacher's file; of a folder, that of its files' names and contents; of several, that of theirs."""
     if len(teachers) > 1:

@@ -88,13 +88,10 @@ class LiveTeacher:
     def infer(self, images: Tensor) -> Knowledge:
         """The teacher's outputs for images, B C H W in [0, 1], and its head where a term needs it.
 
-        Grey images are repeated for a colour teacher.
         Images that are no multiple of its largest stride, as a P6 teacher can meet, are padded for the forward pass.
         """
         spec = self.extractor.spec
         images = images.to(next(self.model.parameters()).dtype, memory_format=torch.channels_last)
-        if images.shape[1] == 1 < spec.channels:
-            images = images.expand(-1, spec.channels, -1, -1)
         height, width = images.shape[2:]
         largest = max(spec.strides)
         if not (height % largest or width % largest):

@@ -29,6 +29,7 @@ from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, im
 from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.models import (
     UNREADABLE,
+    architecture,
     architecture_name,
     build,
     freeze,
@@ -68,9 +69,10 @@ from yolo_mkd.host.runs import (
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
 from yolo_mkd.host.slicing import ABSENT, start_from
-from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
+from yolo_mkd.host.trust import SAFE_LOAD, load_safely, permitting, read_bounded_yaml, refuse_code, safe_load, trusting
 
 load_safely()
+read_bounded_yaml()
 bars_in_one_line()
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "LOGGER",
     "RANK",
+    "SAFE_LOAD",
     "UNREADABLE",
     "Assigned",
     "CheckpointKeeper",
@@ -90,6 +93,7 @@ __all__ = [
     "adapter_states",
     "add_boxes",
     "annotate",
+    "architecture",
     "architecture_name",
     "arguments",
     "assign",
@@ -136,6 +140,7 @@ __all__ = [
     "remaining",
     "remove_head",
     "run_folder",
+    "safe_load",
     "shared_multiple",
     "shared_weights",
     "size",

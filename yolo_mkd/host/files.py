@@ -12,18 +12,26 @@ from typing import Any
 
 import yaml
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
-from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths, verify_image_label
+from ultralytics.data.utils import (
+    IMG_FORMATS,
+    check_det_dataset,
+    find_dataset_yaml,
+    img2label_paths,
+    verify_image_label,
+)
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 from ultralytics.utils.checks import check_file, check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from yolo_mkd.host.limits import check_values
-from yolo_mkd.host.trust import may_run_downloads
+from yolo_mkd.host.trust import may_run_downloads, refuse_code
 from yolo_mkd.settings import BadInput, shipped
 from yolo_mkd.settings.errors import short
 
 ARCHIVE = re.compile(r"https?://\S+\.(zip|tar|gz|tgz|xz|bz2|txz|tbz2)(\?\S*)?$", re.IGNORECASE)  # as Ultralytics has it
+MOST_CLASSES = 100_000  # our choice: far more than any data set has
+LARGEST = 2**24  # bytes of a YAML file
 DAMAGED = (OSError, ValueError, TypeError, SyntaxError, RecursionError, yaml.YAMLError)  # errors of a file that is read
 
 
@@ -33,7 +41,7 @@ def arguments() -> dict[str, Any]:
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Check types and values of Ultralytics' own arguments by its own rules, then by those of `check_values`.
+    """Check types and values of Ultralytics' own arguments by its own rules, by `check_values`, and `pretrained=`.
 
     Raises:
         BadInput: one is refused.
@@ -43,6 +51,11 @@ def check_arguments(given: dict[str, Any]) -> None:
     except (TypeError, ValueError, SyntaxError) as e:
         raise BadInput(one_line(e)) from e
     check_values(given)
+    pretrained = given.get("pretrained")
+    if pretrained is not None and not isinstance(pretrained, bool):
+        if not str(pretrained).endswith(".pt"):
+            raise BadInput(f"pretrained={short(pretrained)} must be true, false or a .pt file")
+        refuse_code("pretrained", find_model("pretrained", pretrained))
 
 
 def with_cfg_file(given: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +71,7 @@ def with_cfg_file(given: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in given.items() if k != "cfg"}
     file = given["cfg"]
     try:
-        found = YAML.load(check_yaml(file))
+        found = load_bounded(Path(check_yaml(file)))
     except (*DAMAGED, AttributeError, AssertionError) as e:
         raise BadInput(f"cfg={short(file)} cannot be read ({one_line(e)[:160]}): give a YAML file of arguments") from e
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
@@ -91,6 +104,59 @@ def check_imgsz(imgsz: Any, model: DetectionModel, argument: str, key: str = "im
         )
 
 
+def description(data: Any, argument: str = "data") -> dict[str, Any]:
+    """What the YAML file of a data set contains; nothing for an archive, an address, or a file that is not there.
+
+    Args:
+        data: the YAML file, its folder, or the name of one that Ultralytics ships.
+        argument: the argument that names it, for the message.
+
+    Raises:
+        BadInput: the file cannot be read, or has more classes than any data set.
+    """
+    name = str(data)
+    try:
+        places = (check_file(f"{name}{end}", hard=False, download=False) for end in ("", ".yaml", ".yml"))
+        found = "" if "://" in name else next(filter(None, places), "")
+        file = find_dataset_yaml(Path(found)) if found and Path(found).is_dir() else Path(found)
+        contents = load_bounded(file) if file.suffix.lower() in {".yaml", ".yml"} else {}
+    except (*DAMAGED, AssertionError, AttributeError) as e:
+        raise BadInput(f"{argument}={short(data)} cannot be read ({one_line(e)[:160]}): give a data set's YAML") from e
+    check_classes(contents, f"{argument}={short(data)}")
+    return contents
+
+
+def load_bounded(file: Path) -> dict[str, Any]:
+    """The contents of a YAML file, read as Ultralytics does, if it is a regular file of a usual size.
+
+    Raises:
+        one of `DAMAGED`, AssertionError: it is not, or is no mapping.
+    """
+    if not file.is_file():
+        raise FileNotFoundError("it is no file")
+    if file.stat().st_size > LARGEST:
+        raise ValueError("it is larger than 16 MB")
+    return dict(YAML.load(file))
+
+
+def check_classes(contents: dict[str, Any], named: str) -> None:
+    """Refuse a number of classes for which Ultralytics would fill the memory.
+
+    Args:
+        contents: of the YAML file of a data set or a model.
+        named: how the message begins.
+
+    Raises:
+        BadInput: `nc:` or the classes in `names:` are too many; other mistakes are left to Ultralytics.
+    """
+    names, most = contents.get("names"), 0.0
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        most = float(contents.get("nc") or 0)
+    most = max(most, len(names) if isinstance(names, dict | list) else 0)
+    if most > MOST_CLASSES:
+        raise BadInput(f"{named} has {most:.15g} classes, and {MOST_CLASSES} are the most: correct nc: or names:")
+
+
 def check_download(data: Any, argument: str = "data") -> bool:
     """Whether Ultralytics may fetch a data set whose images are missing, by what its YAML has under `download:`.
 
@@ -101,11 +167,7 @@ def check_download(data: Any, argument: str = "data") -> bool:
     Raises:
         BadInput: `download:` is code, the images are missing, and download=true was not given.
     """
-    name = str(data)
-    found = check_file(name, hard=False, download=False) or check_file(f"{name}.yaml", hard=False, download=False)
-    if not found or Path(found).suffix not in {".yaml", ".yml"}:
-        return True  # an archive, or nothing that could hold code
-    text = YAML.load(found).get("download")
+    text = description(data, argument).get("download")
     if text is None or may_run_downloads() or (ARCHIVE.match(str(text)) and "\n" not in str(text)):
         return True
     try:
@@ -138,12 +200,18 @@ def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[st
     try:
         if not fetch and "://" in str(data):
             raise FileNotFoundError("an address, and nothing is downloaded here")
+        description(data, argument)
         with contextlib.nullcontext() if fetch else quiet():
             found = check_det_dataset(data, autodownload=fetch and check_download(data, argument))
     except BadInput:
         raise
     except (*DAMAGED, RuntimeError, KeyError, AssertionError, AttributeError) as e:
         raise BadInput(f"{argument}={data}: {one_line(e)}: {advice}") from e
+    if found["channels"] != 3 or isinstance(found["channels"], bool):
+        raise BadInput(
+            f"{argument}={data}: channels: {short(found['channels'])}: yolo-mkd trains and exports models of 3 "
+            "channels only: leave channels: out, so that grey images are read as colour, or use Ultralytics' own train"
+        )
     for split in ("train", "val"):
         places = found[split] if isinstance(found[split], list) else [found[split]]
         if not any(images_in(Path(p)) for p in places):

@@ -9,14 +9,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.cfg import QUANTIZE_ALIASES
+from ultralytics.cfg import CFG_FLOAT_KEYS, CFG_FRACTION_KEYS, CFG_INT_KEYS, QUANTIZE_ALIASES
 from ultralytics.utils import LOCAL_RANK
 from ultralytics.utils.torch_utils import parse_device
 
 from yolo_mkd.settings import BadInput, number
 from yolo_mkd.settings.errors import short
 
+NUMBERS = {*CFG_FLOAT_KEYS, *CFG_FRACTION_KEYS, *CFG_INT_KEYS} - {"multi_scale"}  # which was a switch once
 OPTIMIZERS = ("auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop")
+CHOICES: dict[str, tuple[Any, ...]] = {  # of arguments whose other values Ultralytics ignores, or fails at in training
+    "cache": (True, False, "ram", "disk"),
+    "compile": (True, False, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "copy_paste_mode": ("flip", "mixup"),
+    "split": ("train", "val", "test", "minival"),
+}
 HIGHEST_SEED = 2**32 - 1  # of numpy
 
 
@@ -27,17 +34,44 @@ def check_values(given: Mapping[str, Any]) -> None:
         given: arguments by name; those without a rule here are left to Ultralytics.
 
     Raises:
-        BadInput: a number is NaN or infinite, or batch, optimizer, seed, freeze, device or quantize cannot be used.
+        BadInput: a number is NaN or infinite, a value is none of the `CHOICES`, or augmentations, batch, optimizer,
+            seed, freeze, device or quantize cannot be used.
     """
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise BadInput(f"{name}={value} must be a finite number")
-    checks = {"batch": check_batch, "optimizer": check_optimizer, "seed": check_seed, "device": check_device}
-    checks["quantize"] = check_quantize
+        if isinstance(value, bool) and name in NUMBERS:
+            raise BadInput(f"{name}={value} must be a number")
+        if value is not None and name in CHOICES and not is_one_of(value, CHOICES[name]):
+            known = ", ".join(str(choice).lower() for choice in CHOICES[name])
+            raise BadInput(f"{name}={short(value)} is not known: choose from {known}")
+    checks = {
+        "augmentations": check_augmentations,
+        "batch": check_batch,
+        "optimizer": check_optimizer,
+        "seed": check_seed,
+        "device": check_device,
+        "quantize": check_quantize,
+    }
     for name, check in checks.items():
         if given.get(name) is not None:
             check(given[name])
     frozen_layers(given.get("freeze"))
+
+
+def is_one_of(value: Any, choices: tuple[Any, ...]) -> bool:
+    """Whether a value is among some, of its own type; text in capitals too, as Ultralytics takes it."""
+    if isinstance(value, str):
+        value = value.lower()
+    return any(type(value) is type(choice) and value == choice for choice in choices)
+
+
+def check_augmentations(value: Any) -> None:
+    """Refuse what is no list of Albumentations' transforms, which Ultralytics would index."""
+    if not isinstance(value, list | tuple) or any(isinstance(one, str | int | float | type(None)) for one in value):
+        raise BadInput(
+            f"augmentations={short(value)} must be a list of Albumentations' transforms, which only Python can give"
+        )
 
 
 def check_batch(value: Any) -> None:

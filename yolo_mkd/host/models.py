@@ -21,9 +21,10 @@ from ultralytics.nn.tasks import (
 )
 from ultralytics.utils import YAML
 
-from yolo_mkd.host.files import one_line
+from yolo_mkd.host.files import check_classes, load_bounded, one_line
 from yolo_mkd.host.trust import read_checkpoint
 from yolo_mkd.settings import BadInput
+from yolo_mkd.settings.errors import short
 
 TASKS = {"detect": DetectionModel, "segment": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
 HEADS = {  # the task of each kind of head
@@ -32,6 +33,7 @@ HEADS = {  # the task of each kind of head
     **dict.fromkeys(("Pose", "Pose26"), "pose"),
     **dict.fromkeys(("OBB", "OBB26"), "obb"),
 }
+MOST_LAYERS, MOST_CHANNELS = 1000, 8192  # our choice: several times those of the largest YOLO models
 UNREADABLE = (
     RuntimeError,
     EOFError,
@@ -51,11 +53,16 @@ def architecture(path: str, argument: str = "model") -> dict[str, Any]:
     A file with a base may have a backbone and a head of its own in place of the base's.
 
     Raises:
-        BadInput: the file cannot be read as an architecture.
+        BadInput: the file cannot be read as an architecture, or its numbers are far larger than those of any model.
     """
     try:
-        return full_architecture(path)
-    except (*UNREADABLE, yaml.YAMLError, RecursionError) as e:
+        full = full_architecture(path)
+        check_classes(full, f"{argument}={path}")
+        check_size(full)
+        return full
+    except BadInput:
+        raise
+    except (*UNREADABLE, yaml.YAMLError, RecursionError, OverflowError, LookupError, AssertionError) as e:
         raise BadInput(
             f"{argument}={path} cannot be read as a model's architecture ({one_line(e)[:160]}): give a model's .yaml"
         ) from e
@@ -63,12 +70,37 @@ def architecture(path: str, argument: str = "model") -> dict[str, Any]:
 
 def full_architecture(path: str) -> dict[str, Any]:
     """As `architecture`, with the errors of an unreadable file."""
-    text = YAML.load(path) if Path(path).is_file() else {}
+    text = load_bounded(Path(path)) if Path(path).is_file() else {}
     if "base" not in text:
         return dict(yaml_model_load(path))
     full = {**yaml_model_load(text["base"]), **{k: text[k] for k in ("backbone", "head") if k in text}}
     full["scales"] = {"n": [text["depth"], text["width"], text["max_channels"]]}  # a narrower nano
     return {**full, "scale": "n", "yaml_file": Path(path).name}
+
+
+def check_size(full: dict[str, Any]) -> None:
+    """Refuse an architecture that would fill the memory, or take hours to build.
+
+    Args:
+        full: as `full_architecture` returns it; what is no number here is left to Ultralytics.
+
+    Raises:
+        ValueError: a number, or the number of layers, is far beyond that of any model.
+    """
+    rows = [row for part in ("backbone", "head") for row in full.get(part) or [] if isinstance(row, list)]
+    scales = full.get("scales") or {}
+    scale = scales.get(full.get("scale"), next(iter(scales.values()), [1])) if isinstance(scales, dict) else [1]
+    depth = scale[0] if isinstance(scale, list) and scale and isinstance(scale[0], int | float) else 1
+    repeats = [row[1] for row in rows if len(row) > 1 and isinstance(row[1], int | float)]
+    if (layers := sum(max(1, count * depth) for count in repeats)) > MOST_LAYERS:
+        raise ValueError(f"it has {layers:.15g} layers, and {MOST_LAYERS} are the most")
+    pending: list[Any] = [rows, scales, *(full.get(key) for key in ("kpt_shape", "reg_max", "channels"))]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict | list):
+            pending.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, int | float) and not abs(value) <= MOST_CHANNELS:  # also NaN
+            raise ValueError(f"{short(value)} is no size of a layer: the largest is {MOST_CHANNELS}")
 
 
 def write_architecture(path: str, folder: Path) -> str:

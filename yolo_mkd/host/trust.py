@@ -11,6 +11,7 @@ import functools
 import os
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import Any, TypeVar
 
 import torch
 from ultralytics.nn import tasks
-from ultralytics.utils import checks
+from ultralytics.utils import YAML, checks
 
-from yolo_mkd.settings import BadInput, switch
+from yolo_mkd.settings import BadInput, BoundedLoader, switch
 
 SAFE_LOAD = "ULTRALYTICS_SAFE_LOAD"  # Ultralytics' own switch, which it reads when it is imported
 # what a refusal of torch's restricted loader, or of Ultralytics' `_SafeLoad`, names
@@ -36,6 +37,11 @@ def load_safely() -> None:
     if SAFE_LOAD not in os.environ:
         os.environ[SAFE_LOAD] = "1"
         tasks.SAFE_LOAD = True
+
+
+def safe_load() -> str:
+    """The value of the environment variable `SAFE_LOAD` with which another process loads checkpoints as this one."""
+    return "1" if tasks.SAFE_LOAD else "0"
 
 
 def permitting(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -122,7 +128,12 @@ def refusing_code(path: str | Path, argument: str) -> Iterator[Path]:
                 "if you know where this one comes from, add trust=true"
             ) from error
         raise
-    except (KeyError, IndexError, AssertionError) as error:  # of bytes that are no pickle in the restricted loader
+    except (
+        LookupError,
+        AssertionError,
+        OverflowError,
+        struct.error,
+    ) as error:  # of bytes that are no pickle in the restricted loader
         raise TypeError(f"it is not a checkpoint: torch.load fails at {error}") from error
 
 
@@ -170,3 +181,8 @@ def code_in(file: Path, error: BaseException) -> str:
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
             return ", ".join(names[:MOST_NAMES]) + more
     return match.group(match.lastgroup or 0)
+
+
+def read_bounded_yaml() -> None:
+    """Let Ultralytics read every YAML file, of data and of models, with `BoundedLoader`."""
+    YAML._get_instance().SafeLoader = BoundedLoader

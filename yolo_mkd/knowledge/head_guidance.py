@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from yolo_mkd.knowledge import ranks
+
 EPS = 1e-5
+OVER = (0, 2, 3)
 
 
 def match_statistics(fs: Tensor, ft: Tensor) -> Tensor:
@@ -23,7 +26,12 @@ def match_statistics(fs: Tensor, ft: Tensor) -> Tensor:
     Returns:
         B C H W.
     """
-    over = (0, 2, 3)
-    mean_s, mean_t = (f.mean(over, keepdim=True) for f in (fs, ft))
-    deviation_s, deviation_t = (f.var(over, keepdim=True, unbiased=False).add(EPS).sqrt() for f in (fs, ft))
+    (mean_s, deviation_s), (mean_t, deviation_t) = statistics(fs), statistics(ft)
     return (fs - mean_s) / deviation_s * deviation_t + mean_t
+
+
+def statistics(f: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel over batch, positions and ranks, 1 C 1 1 each, of features B C H W."""
+    count = ranks.total(f.new_tensor(f[:, 0].numel()))
+    mean = ranks.total(f.sum(OVER, keepdim=True)) / count
+    return mean, (ranks.total((f - mean).square().sum(OVER, keepdim=True)) / count + EPS).sqrt()

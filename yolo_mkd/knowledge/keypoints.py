@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolo_mkd.knowledge.soft_targets import at_anchors, best_anchors
+from yolo_mkd.knowledge.soft_targets import at_anchors, best_anchors, total_mass
 
 SMALLEST = 1.0  # area of an object, in squares of its stride; the gradient by a position is at most 1 / (2 sigma s)
 
@@ -57,4 +57,4 @@ def keypoint_loss(
     if ks.shape[2] == kt.shape[2] == 3:
         entropy = F.binary_cross_entropy_with_logits(kt[:, :, 2], visible, reduction="none")
         loss = loss + (F.binary_cross_entropy_with_logits(ks[:, :, 2], visible, reduction="none") - entropy).mean(1)
-    return (loss * score).sum() / score.sum().clamp(min=1)
+    return (loss * score).sum() / total_mass(score)

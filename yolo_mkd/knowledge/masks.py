@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolo_mkd.knowledge.soft_targets import at_anchors, best_anchors
+from yolo_mkd.knowledge.soft_targets import at_anchors, best_anchors, total_mass
 
 MOST = 32  # anchors of an image whose masks are drawn: 16 images of 640 pixels take 52 MB for each tensor of masks
 
@@ -50,7 +50,7 @@ def mask_loss(
     divergence = F.binary_cross_entropy_with_logits(ms, q, reduction="none") - entropy
     shared, both = (p * q * inside).sum((2, 3)), ((p.square() + q.square()) * inside).sum((2, 3))
     loss = (divergence * inside).sum((2, 3)) / area + 1 - (2 * shared + 1) / (both + 1)
-    return (loss * score).sum() / score.sum().clamp(min=1)
+    return (loss * score).sum() / total_mass(score)
 
 
 def drawn(coefficients: Tensor, prototypes: Tensor) -> Tensor:

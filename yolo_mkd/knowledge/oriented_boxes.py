@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolo_mkd.knowledge.soft_targets import at_anchors, best_anchors
+from yolo_mkd.knowledge.soft_targets import at_anchors, best_anchors, total_mass
 
 FLOOR = 0.01  # added to both variances [strides^2], as in Ultralytics' loss: bounds the gradient of very narrow boxes
 
@@ -41,7 +41,7 @@ def oriented_box_loss(
     score, index = best_anchors(zt, weights)
     sides_s, sides_t = at_anchors(ds, index), at_anchors(dt, index)
     turn = at_anchors(angle_s, index) - at_anchors(angle_t, index)
-    return (hellinger(sides_s, sides_t, turn) * score).sum() / score.sum().clamp(min=1)
+    return (hellinger(sides_s, sides_t, turn) * score).sum() / total_mass(score)
 
 
 def hellinger(ds: Tensor, dt: Tensor, turn: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import yaml
 from yolo_mkd.settings.arguments import TERM_NAMES, check_argument
 from yolo_mkd.settings.errors import BadInput, refuse_unknown, short
 from yolo_mkd.settings.values import value_of
+from yolo_mkd.settings.yaml_text import load_yaml
 
 NOMINAL_GAINS = {  # loss weights of the terms that nobody sets, with calibrate=false
     "soft": 1.0,
@@ -97,7 +98,7 @@ def preset(name: Any) -> dict[str, Any]:
         known = ", ".join(preset_names())
         raise BadInput(f"preset={short(text)} does not exist: choose from {known}, or give a .yaml file")
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
         raise BadInput(f"preset={text} is not a valid YAML file: {' '.join(str(e).split())}") from e
     if not isinstance(found, dict):

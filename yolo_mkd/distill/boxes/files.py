@@ -15,7 +15,7 @@ import yaml
 
 from yolo_mkd import host
 from yolo_mkd.distill.matching import folded
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, load_yaml
 from yolo_mkd.settings.errors import short
 
 LEAST_SCORE = 0.05  # boxes below are left out: soft targets count such scores as no detection
@@ -247,8 +247,8 @@ def read_mapping(mapping: str | Path | None, names: Mapping[int, str]) -> dict[s
     if mapping is None:
         return None
     try:
-        content = yaml.safe_load(Path(mapping).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as e:
+        content = load_yaml(Path(mapping).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
         raise BadInput(f"teacher_classes={mapping} cannot be read ({host.one_line(e)[:120]}): give a YAML file") from e
     if not isinstance(content, dict) or not content:
         raise BadInput(

@@ -58,7 +58,7 @@ class LocalExecutor:
 
     def submit(self, folder: Path) -> Future[str]:
         """Start a trial in a process of its own."""
-        return self.pool.submit(run_trial, str(folder), self.threads, self.processes)
+        return self.pool.submit(run_trial, str(folder), self.threads, host.safe_load(), self.processes)
 
     def wait_any(self, handles: Sequence[Future[str]]) -> tuple[Future[str], str]:
         """Wait until one of the trials ends."""
@@ -108,7 +108,7 @@ class RayExecutor:
 
     def submit(self, folder: Path) -> Any:
         """Start a trial on any machine with free resources."""
-        return self.task.remote(str(folder), 1)
+        return self.task.remote(str(folder), 1, host.safe_load())
 
     def wait_any(self, handles: Sequence[Any]) -> tuple[Any, str]:
         """Wait until one of the trials ends."""
@@ -139,19 +139,20 @@ def threads_per_trial(parallel: int) -> int:
     return max(1, min(int(wanted) if wanted.isdecimal() else 1, (os.cpu_count() or 1) // parallel))
 
 
-def run_trial(folder: str, threads: int, processes: list[subprocess.Popen[bytes]] | None = None) -> str:
+def run_trial(folder: str, threads: int, safe_load: str, processes: list[subprocess.Popen[bytes]] | None = None) -> str:
     """Run one trial in a process of its own.
 
     Args:
         folder: the trial's.
         threads: for the arithmetic on the CPU.
+        safe_load: of the comparison, as `host.safe_load` gives it; a cluster's machine has an environment of its own.
         processes: list that contains the process while it runs.
 
     Returns:
         Why it failed; empty if it did not.
     """
     place, running = Path(folder), [] if processes is None else processes
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), host.SAFE_LOAD: safe_load}
     command = [sys.executable, "-m", "yolo_mkd.evidence.compare.worker", folder]
     with open(place / LOG, "ab") as log:
         process = subprocess.Popen(  # its stdin closes when this process ends, for whatever reason

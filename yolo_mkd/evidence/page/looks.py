@@ -166,7 +166,7 @@ def validate(
         results = YOLO(model.path).predict([str(i) for i in images], conf=objects.CONF, stream=True, **quiet)
         detections = [boxes_of(result, back) for result in results]
     look["map50_95"], look["map50"] = round(float(box.map), 5), round(float(box.map50), 5)
-    pairs = zip(box.ap_class_index.tolist(), box.ap.tolist(), strict=True)
+    pairs = zip(list(box.ap_class_index), list(box.ap), strict=True)  # empty lists without labels
     look["classes"] = {back[c]: round(ap, 5) for c, ap in pairs if c in back}
     return look, detections
 
@@ -286,7 +286,7 @@ def hidden_layers(
                 raise BadInput(f"{image} cannot be read as an image: remove it from the data set")
             square = letterbox(picture, (imgsz, imgsz))[..., ::-1].copy()
             batch = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
-            model(batch.mean(1, keepdim=True) if extractor.spec.channels == 1 else batch)
+            model(batch)
             features = {layer: inside(f, picture.shape) for layer, f in extractor.hooks.take().items()}
             grid = grid_for([(f.shape[2], f.shape[3]) for f in features.values()])
             relations.append(relation_matrix(list(features.values()), grid)[0])
