@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -198,7 +199,12 @@ def test_bad_words_are_one_line_and_exit_code_2(words: list[str], message: str) 
     assert len(found.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("error", "code"), [(BadInput("bad"), 2), (Failed("broke"), 1), (KeyboardInterrupt(), 130)])
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(BadInput("bad"), 2), (Failed("broke"), 1), (KeyboardInterrupt(), 130), (FULL, 1)]
+)
 def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**arguments: Any) -> None:
         raise error

@@ -7,6 +7,7 @@ when it runs.
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 import os
 import sys
@@ -435,6 +436,12 @@ def main() -> None:
         code = 2
     except (Failed, FloatingPointError) as e:
         print(f"yolo-mkd: {e}", file=sys.stderr)
+        code = 1
+    except OSError as e:
+        if e.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        advice = "make room, then repeat the command; a training or comparison that has begun continues with resume="
+        print(f"yolo-mkd: {e}: {advice}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("yolo-mkd: interrupted", file=sys.stderr)
