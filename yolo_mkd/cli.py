@@ -193,7 +193,7 @@ def card(**arguments: Any) -> None:
 
 
 def demo(**arguments: Any) -> None:
-    """Run the whole chain on generated images, in under ten minutes on two cores.
+    """Distil, export, check and time a student on generated images, few of them labelled, and write its page.
 
     yolo-mkd demo
     """
