@@ -1,7 +1,6 @@
 """Whatever ends a command at whichever write: finished work is kept, and the next run ends as if nothing had happened.
 
-Without `--kills N` only record, export and bundle are tried. Trainings do not always end with the same weights yet,
-see docs/reliability.md, and take a minute for each fault on a busy machine.
+Without `--kills N` only record, export and bundle are tried: trainings take a minute for each fault on a busy machine.
 """
 
 from __future__ import annotations

@@ -227,8 +227,13 @@ def rows(file: Path) -> list[dict[str, str]]:
 def scores(found: dict[str, Any]) -> Any:
     """The accuracies in a report of a comparison or of one of its trials."""
     if "cells" in found:
-        return [{k: v for k, v in cell.items() if not k.endswith("_s")} for cell in found["cells"]]
+        return [untimed({**cell, "curve": [untimed(at) for at in cell.get("curve", [])]}) for cell in found["cells"]]
     return [found[k] for k in ("status", "best", "last", "start", "batches") if k in found]
+
+
+def untimed(found: dict[str, Any]) -> dict[str, Any]:
+    """A report's fields without its times."""
+    return {k: v for k, v in found.items() if not k.endswith("_s")}
 
 
 def entries(file: Path) -> dict[int, int]:
