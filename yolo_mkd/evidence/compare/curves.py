@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from yolo_mkd import plotting
 from yolo_mkd.evidence.compare.plots import MARKERS, TITLES, finish_axes, new_figure
 from yolo_mkd.evidence.compare.schema import Comparison, CurvePoint
-from yolo_mkd.evidence.compare.tables import shorten
+from yolo_mkd.evidence.compare.tables import TIME_COLUMNS, shorten
 from yolo_mkd.evidence.compare.time_to_accuracy import accuracies, points_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def curve_panels(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Curve
     """The curves of each panel by its title and accuracy; panels without curves are left out."""
     panels: dict[tuple[str, str], Curves] = {}
     for title in dict.fromkeys(f"{c['student']} on {c['data']}" for c in cells):
-        for name in TITLES:
+        for name in TIME_COLUMNS:
             curves: Curves = {}
             for cell in (c for c in cells if f"{c['student']} on {c['data']}" == title):
                 if curve := points_of(cell.get("curve", []), name):
