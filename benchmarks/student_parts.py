@@ -137,8 +137,8 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Measure, print the tables, and write the report named by json=."""
-    given = {"models": "yolo26n-w125.yaml", "sizes": "192,320", "classes": 6, "rounds": 60, **parse(words)}
-    sizes = [int(size) for size in split_commas(str(given["sizes"]))]
+    given = {"models": "yolo26n-w125.yaml", "sizes": (192, 320), "classes": 6, "rounds": 60, **parse(words)}
+    sizes = given["sizes"] if isinstance(given["sizes"], list | tuple) else [given["sizes"]]
     rows = measure(split_commas(given["models"]), sizes, given["classes"], given["rounds"])
     print(tables(rows))
     if "json" in given:
