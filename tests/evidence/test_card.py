@@ -121,20 +121,21 @@ def test_a_card_of_data_that_are_gone_states_it(run: Path) -> None:
 
 
 def test_latency_is_that_of_the_students_own_files(run: Path) -> None:
-    for name, source, p50 in (("best.onnx", "cd34", 3.25), ("other.onnx", "ffff", 9.0)):
-        digest = f"file of {source}"
+    for name, source, p50 in (("best.onnx", "cd34", 3.25), ("fast.onnx", "cd34", 1.5), ("other.onnx", "ffff", 9.0)):
+        digest = f"of {name}"
         facts = {"file": name, "bytes": 2_800_000, "sha256": digest, "source": {"sha256": source}}
         known = {"head": "one2one", "format": "onnx", "precision": "fp32", "accuracy": {"map50_95": 0.4101}}
         exported = {"schema": "yolo-mkd/export/1", **facts, **known}
         timed = {
             "schema": "yolo-mkd/time/1", **facts, "provider": "CPUExecutionProvider", "threads": 1,
-            "machine": {"processor": "a processor", "cores": 2}, "drift": {"stable": True},
+            "machine": {"processor": "a processor", "cores": 2}, "drift": {"stable": name != "fast.onnx"},
             "segments": {"end_to_end": {"p50_ms": p50, "p90_ms": 4.5}},
         }  # fmt: skip
         for kind, report in (("export", exported), ("time", timed)):
             (run / f"{name}.{kind}.json").write_text(json.dumps(report))
     _, text = card(run)
     assert row(text, "best.onnx") == ["best.onnx", "onnx fp32", "one2one", "2.80", "0.410", "3.25", "4.50", "CPU x1"]
+    assert row(text, "fast.onnx")[-3:] == ["1.50", "4.50", "CPU x1, drifting"]
     assert "on a processor, 2 cores." in text
     assert "other.onnx" not in text
 

@@ -166,7 +166,8 @@ def latency_table(rows: Iterable[ParetoRow]) -> str:
         score = "" if row["map50_95"] is None else f"{row['map50_95']:.3f}"
         times = ["" if ms is None else f"{ms:.2f}" for ms in (row["p50_ms"], row["p90_ms"])]
         kind = " ".join(filter(None, (row["format"], row["precision"])))
-        cells.append([plain(row["name"]), kind, row["head"] or "", size, score, *times, row["runtime"] or "not timed"])
+        how = (row["runtime"] or "not timed") + (", drifting" if row["stable"] is False else "")
+        cells.append([plain(row["name"]), kind, row["head"] or "", size, score, *times, how])
     headers = ["file", "format", "head", "MB", "mAP50-95", "p50 ms", "p90 ms", "timed with"]
     return report.table(cells, headers, markdown=True) if cells else ""
 
