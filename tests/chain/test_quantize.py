@@ -56,7 +56,7 @@ def test_only_the_student_of_a_chain_is_trained_in_int8(
     own = {"name": stage, "hears": [], "model": "yolo26n.yaml", "status": "todo"}
     record: Any = {"stages": [own], "knowledge": {}, "arguments": {"quantize": 8, "imgsz": 64}, "teacher_epochs": 1}
     with pytest.raises(Trained) as raised:
-        chain.run_stage(tmp_path, record, record["stages"][0])
+        chain.run_stage(tmp_path, record, record["stages"][0], {})
     (arguments,) = raised.value.args
     assert arguments["imgsz"] == 64
     assert ("quantize" in arguments) == quantised

@@ -89,7 +89,7 @@ def test_what_the_teacher_does_not_give_is_drawn_by_the_seed(arguments: dict[str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "TEACHER COPY"}, "start=slice takes the weights of the teacher, not those of model="),
+        ({"model": "OTHER"}, "start=slice takes the weights of the teacher, not those of model="),
         ({"teacher": "BOXES"}, "start=slice takes its weights from one model: give one .pt as teacher="),
         ({"model": "yolov8n.yaml"}, "start=slice: the student has 23 layers, the teacher 24: give the .yaml of"),
         ({"start": "teacher"}, "start=teacher needs equal shapes, but model.1.conv.weight has"),
@@ -102,8 +102,9 @@ def test_a_start_that_cannot_work_is_one_clear_line_and_leaves_nothing(
 ) -> None:
     box = {"file_name": "000", "category_id": "red", "bbox": [0, 0, 9, 9], "score": 1}
     (tmp_path / "boxes.json").write_text(json.dumps([box]))
-    (tmp_path / "copy.pt").write_bytes(Path(arguments["teacher"]).read_bytes())
-    names = {"TEACHER COPY": str(tmp_path / "copy.pt"), "BOXES": str(tmp_path / "boxes.json")}
+    checkpoint = torch.load(arguments["teacher"], weights_only=False)
+    torch.save({**checkpoint, "epoch": 7}, tmp_path / "other.pt")
+    names = {"OTHER": str(tmp_path / "other.pt"), "BOXES": str(tmp_path / "boxes.json")}
     changed = {key: names.get(value, value) for key, value in change.items()}
     with pytest.raises(BadInput, match=message) as refused:
         validate({**arguments, **changed}, "train")

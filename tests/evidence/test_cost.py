@@ -170,6 +170,7 @@ def test_a_pair_that_native_refuses_is_a_line_in_the_table() -> None:
     figures = {
         **{"student": "s", "teacher": "t", "classes": 3, "imgsz": 64, "batch": 8, "device": "cpu", "threads": 1},
         **{"refused": {"native": "other levels"}, "kinds": {"plain": row}, "heard": 50, "epochs": 100},
+        "teacher_every": 1,
     }
     text = " ".join(cost_table(figures).split())
     assert "native cannot be measured: other levels" in text
