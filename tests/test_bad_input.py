@@ -154,6 +154,20 @@ def test_download_code_of_a_data_set_named_in_another_way_is_not_run(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("place", [None, 3, "list.txt"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_names_no_images_is_one_line(
+    split: str, place: Any, untrained_detector: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    place = str(tmp_path / place) if isinstance(place, str) else place
+    contents = {**yaml.safe_load(untrained_detector.data.read_text()), split: place}
+    (data := tmp_path / "data.yaml").write_text(yaml.safe_dump(contents))
+    with pytest.raises(BadInput, match=r"data=.*data\.yaml: ") as refused:
+        host.check_data(str(data))
+    assert "\n" not in str(refused.value)
+
+
 # Python as the command line
 
 
