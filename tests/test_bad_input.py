@@ -113,9 +113,9 @@ def test_names_are_counted_as_classes() -> None:
     ("row", "message"),
     [
         ([-1, 10**9, "Conv", [64, 3, 2]], "layers, and 1000 are the most"),
-        ([-1, 1, "Conv", [10**9, 3, 2]], "1000000000 is no size of a layer"),
-        ([-1, 1, "Conv", [64, 10**6, 2]], "1000000 is no size of a layer"),
-        ([-1, 1, "Conv", [64, float("nan"), 2]], "nan is no size of a layer"),
+        ([-1, 1, "Conv", [10**9, 3, 2]], "1000000000 cannot be the size of a layer"),
+        ([-1, 1, "Conv", [64, 10**6, 2]], "1000000 cannot be the size of a layer"),
+        ([-1, 1, "Conv", [64, float("nan"), 2]], "nan cannot be the size of a layer"),
     ],
 )
 def test_a_model_that_would_take_hours_to_build_is_refused(

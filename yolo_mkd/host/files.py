@@ -130,10 +130,10 @@ def load_bounded(file: Path) -> dict[str, Any]:
     """The contents of a YAML file, read as Ultralytics does, if it is a regular file of a usual size.
 
     Raises:
-        one of `DAMAGED`, AssertionError: it is not, or is no mapping.
+        one of `DAMAGED`, AssertionError: it is not, or not a mapping.
     """
     if not file.is_file():
-        raise FileNotFoundError("it is no file")
+        raise FileNotFoundError("it is not a file")
     if file.stat().st_size > LARGEST:
         raise ValueError("it is larger than 16 MB")
     return dict(YAML.load(file))

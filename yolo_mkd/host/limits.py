@@ -64,7 +64,7 @@ def is_one_of(value: Any, choices: tuple[Any, ...]) -> bool:
 
 
 def check_augmentations(value: Any) -> None:
-    """Refuse what is no list of Albumentations' transforms, which Ultralytics would index."""
+    """Refuse what is not a list of Albumentations' transforms, which Ultralytics would index."""
     if not isinstance(value, list | tuple) or any(isinstance(one, str | int | float | type(None)) for one in value):
         raise BadInput(
             f"augmentations={short(value)} must be a list of Albumentations' transforms, which only Python can give"

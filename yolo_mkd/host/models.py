@@ -80,7 +80,7 @@ def check_size(full: dict[str, Any]) -> None:
     """Refuse an architecture that would fill the memory, or take hours to build.
 
     Args:
-        full: as `full_architecture` returns it; what is no number here is left to Ultralytics.
+        full: as `full_architecture` returns it; what is not a number here is left to Ultralytics.
 
     Raises:
         ValueError: a number, or the number of layers, is far beyond that of any model.
@@ -98,7 +98,7 @@ def check_size(full: dict[str, Any]) -> None:
         if isinstance(value, dict | list):
             pending.extend(value.values() if isinstance(value, dict) else value)
         elif isinstance(value, int | float) and not abs(value) <= MOST_CHANNELS:  # also NaN
-            raise ValueError(f"{short(value)} is no size of a layer: the largest is {MOST_CHANNELS}")
+            raise ValueError(f"{short(value)} cannot be the size of a layer: the largest is {MOST_CHANNELS}")
 
 
 def write_architecture(path: str, folder: Path) -> str:
