@@ -113,9 +113,9 @@ def test_names_are_counted_as_classes() -> None:
     ("row", "message"),
     [
         ([-1, 10**9, "Conv", [64, 3, 2]], "layers, and 1000 are the most"),
-        ([-1, 1, "Conv", [10**9, 3, 2]], "1000000000 is not a size of a layer"),
-        ([-1, 1, "Conv", [64, 10**6, 2]], "1000000 is not a size of a layer"),
-        ([-1, 1, "Conv", [64, float("nan"), 2]], "nan is not a size of a layer"),
+        ([-1, 1, "Conv", [10**9, 3, 2]], "1000000000 cannot be the size of a layer"),
+        ([-1, 1, "Conv", [64, 10**6, 2]], "1000000 cannot be the size of a layer"),
+        ([-1, 1, "Conv", [64, float("nan"), 2]], "nan cannot be the size of a layer"),
     ],
 )
 def test_a_model_that_would_take_hours_to_build_is_refused(
@@ -152,6 +152,20 @@ def test_download_code_of_a_data_set_named_in_another_way_is_not_run(
     with pytest.raises(BadInput, match="download: is code, which is not run"):
         host.check_data(given)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("place", [None, 3, "list.txt"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_names_no_images_is_one_line(
+    split: str, place: Any, untrained_detector: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    place = str(tmp_path / place) if isinstance(place, str) else place
+    contents = {**yaml.safe_load(untrained_detector.data.read_text()), split: place}
+    (data := tmp_path / "data.yaml").write_text(yaml.safe_dump(contents))
+    with pytest.raises(BadInput, match=r"data=.*data\.yaml: ") as refused:
+        host.check_data(str(data))
+    assert "\n" not in str(refused.value)
 
 
 # Python as the command line

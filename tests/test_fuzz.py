@@ -245,7 +245,7 @@ def test_random_damage_to_a_yaml_file_of_the_user(
         "teacher_classes": {"person": "a", "car": "b"},
     }
     use: dict[str, Callable[[], Any]] = {
-        "data": lambda: host.check_labels(host.check_data(str(file), fetch=False), "pose"),
+        "data": lambda: host.check_usable(host.check_data(str(file), fetch=False), "detect"),
         "model": lambda: (host.task(str(file)), host.build(str(file), 3)),
         "cfg": lambda: host.check_arguments(host.with_cfg_file({"cfg": str(file)})),
         "teacher_classes": lambda: read_mapping(file, {0: "a", 1: "b"}),

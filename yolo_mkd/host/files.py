@@ -130,7 +130,7 @@ def load_bounded(file: Path) -> dict[str, Any]:
     """The contents of a YAML file, read as Ultralytics does, if it is a regular file of a usual size.
 
     Raises:
-        one of `DAMAGED`, AssertionError: it is not, or is not a mapping.
+        one of `DAMAGED`, AssertionError: it is not, or not a mapping.
     """
     if not file.is_file():
         raise FileNotFoundError("it is not a file")
@@ -214,7 +214,11 @@ def check_data(data: Any, argument: str = "data", fetch: bool = True) -> dict[st
         )
     for split in ("train", "val"):
         places = found[split] if isinstance(found[split], list) else [found[split]]
-        if not any(images_in(Path(p)) for p in places):
+        try:
+            any_image = any(images_in(Path(p)) for p in places)
+        except (OSError, ValueError, TypeError) as e:  # no path, or a list of images that is no text
+            raise BadInput(f"{argument}={data}: '{split}' cannot be read ({one_line(e)[:160]}): {advice}") from e
+        if not any_image:
             where = ", ".join(map(str, places))
             raise BadInput(f"{argument}={data}: no images for '{split}' in {where}: check the paths in it")
     return dict(found)

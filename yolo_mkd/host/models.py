@@ -100,7 +100,7 @@ def check_size(full: dict[str, Any]) -> None:
         if isinstance(value, dict | list):
             pending.extend(value.values() if isinstance(value, dict) else value)
         elif isinstance(value, int | float) and not abs(value) <= MOST_CHANNELS:  # also NaN
-            raise ValueError(f"{short(value)} is not a size of a layer: the largest is {MOST_CHANNELS}")
+            raise ValueError(f"{short(value)} cannot be the size of a layer: the largest is {MOST_CHANNELS}")
 
 
 def write_architecture(path: str, folder: Path) -> str:

@@ -80,7 +80,7 @@ def load_yaml(text: str) -> Any:
     """The contents of a YAML text.
 
     Raises:
-        yaml.YAMLError: the text is not YAML.
+        yaml.YAMLError: it is not valid YAML.
         ValueError: see `BoundedLoader`; or a date in it is impossible.
     """
     return yaml.load(text, Loader=BoundedLoader)
