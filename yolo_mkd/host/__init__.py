@@ -64,7 +64,7 @@ from yolo_mkd.host.runs import (
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
 from yolo_mkd.host.slicing import ABSENT, start_from
-from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting
+from yolo_mkd.host.trust import load_safely, permitting, refuse_code, trusting, trusts
 
 load_safely()
 
@@ -133,6 +133,7 @@ __all__ = [
     "student_only",
     "task",
     "trusting",
+    "trusts",
     "unwrap_model",
     "widen_shapes",
     "with_cfg_file",
