@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yolo_mkd import host
 from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.distill.monitor import BAR_NAMES, beside_metrics
-from yolo_mkd.distill.sources import find_teachers, is_boxes, refuse_own_teacher
+from yolo_mkd.distill.sources import find_teachers, is_detector, refuse_own_teacher
 from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import KD_OPTIONS, BadInput, refuse_unknown, resolve
 
@@ -67,13 +67,14 @@ class MKDTrainer(host.Ranked, host.DetectionTrainer):
         """
         refuse_unknown(options, {*TERMS, *KD_OPTIONS}, "train")
         resolved = resolve(options)
-        named = find_teachers([teacher] if isinstance(teacher, str | Path) else teacher)
+        with host.trusting(trust or host.trusts()):
+            named = find_teachers([teacher] if isinstance(teacher, str | Path) else teacher)
         assistants = [assistant] if isinstance(assistant, str | Path) else list(assistant)
         if len(named) > 1 and assistants:
             raise BadInput(ONE_TEACHER)
         middle = [host.find_model("assistant", a) for a in assistants]
         for argument, path in [*(("teacher", p) for p in named), *(("assistant", p) for p in middle)]:
-            if is_boxes(path):
+            if not is_detector(path):
                 continue
             if not path.endswith(".pt"):
                 raise BadInput(f"{argument}={path} is untrained: give a trained .pt file")

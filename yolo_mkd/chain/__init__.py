@@ -18,7 +18,7 @@ from yolo_mkd.chain.progress import EpochLines
 from yolo_mkd.chain.stages import Stage, absolute, validate
 from yolo_mkd.chain.start import write_start
 from yolo_mkd.distill.distiller import TERMS
-from yolo_mkd.distill.sources import checksum
+from yolo_mkd.distill.sources import checksum, present
 from yolo_mkd.host import LOGGER
 from yolo_mkd.locking import exclusive
 from yolo_mkd.settings import KD_OPTIONS, BadInput, defaults, refuse_unknown
@@ -185,7 +185,7 @@ def resume(arguments: dict[str, Any]) -> tuple[Path, Chain]:
         raise BadInput(f"resume={arguments['resume']}: no chain.yaml there: give the folder of an interrupted chain")
     chain = read_chain(file)
     for teacher in filter(None, [chain["teacher"], *chain.get("more_teachers", [])]):
-        if not Path(teacher["file"]).exists() or checksum(teacher["file"]) != teacher["sha256"]:
+        if not present(teacher["file"]) or checksum(teacher["file"]) != teacher["sha256"]:
             raise BadInput(f"resume={file}: its teacher {teacher['file']} is missing or has changed: restore it")
     host.check_values({k: v for k, v in arguments.items() if k in {"device", "batch"}})
     host.check_data(chain["arguments"].get("data"), fetch=False)

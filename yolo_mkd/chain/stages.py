@@ -21,7 +21,8 @@ from yolo_mkd.distill.sources import (
     Opening,
     find_teachers,
     groups_of,
-    is_boxes,
+    is_detector,
+    is_network,
     mappings_of,
     refuse_options,
     refuse_own_teacher,
@@ -169,10 +170,10 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
     refuse_options(named, own, host.task(student))
     mappings = mappings_of(named, own["teacher_classes"])
     images = []
-    if any(map(is_boxes, named)):
+    if not all(map(is_detector, named)):
         images = [*training_images(data), *(find_images(own["unlabelled"]) if own["unlabelled"] else [])]
     size, argument = own["teacher_imgsz"] or imgsz, "teacher_imgsz" if own["teacher_imgsz"] else "imgsz"
-    for file in itertools.filterfalse(is_boxes, named):
+    for file in filter(is_detector, named):
         model = host.load_detector("teacher", file, transformer=True)
         host.check_imgsz(size, model, "teacher", argument)
         specs[file] = host.model_spec(model, size)
@@ -216,11 +217,11 @@ def trained_teachers(own: dict[str, Any], student: str) -> list[str]:
         BadInput: one is untrained and is not to be trained, is the student itself, or cannot be trained.
     """
     teachers = find_teachers(own["teacher"])
-    if own["teacher_epochs"] and (len(teachers) > 1 or is_boxes(teachers[0])):
+    if own["teacher_epochs"] and (len(teachers) > 1 or not is_detector(teachers[0])):
         raise BadInput(
             "teacher_epochs= trains one model: give one .yaml or .pt as teacher=, or leave teacher_epochs= out"
         )
-    for teacher in itertools.filterfalse(is_boxes, teachers):
+    for teacher in filter(is_detector, teachers):
         if not teacher.endswith(".pt") and not own["teacher_epochs"]:
             raise BadInput(
                 f"teacher={teacher} is untrained: give a trained .pt, or train it first (teacher_epochs=100)"
@@ -238,7 +239,7 @@ def name_stages(student: str, teachers: list[str], assistants: list[str], teache
 
     if teacher_epochs:
         append("teacher", teachers[0], [])
-    before = ["teacher"] if teacher_epochs else [str(Path(teacher).resolve()) for teacher in teachers]
+    before = ["teacher"] if teacher_epochs else [t if is_network(t) else str(Path(t).resolve()) for t in teachers]
     for i, model in enumerate(assistants, 1):
         append(f"assistant{i if len(assistants) > 1 else ''}", model, list(before))
         before.append(stages[-1]["name"])
@@ -250,7 +251,7 @@ def find_assistants(named: Any, student: str, teachers: list[str]) -> list[str]:
     """The assistants' files from `assistant=`: none, chosen, or named with commas."""
     if named is None or named == []:
         return []
-    if len(teachers) > 1 or is_boxes(teachers[0]):
+    if len(teachers) > 1 or not is_detector(teachers[0]):
         if named == "auto":
             return []
         if len(teachers) > 1:

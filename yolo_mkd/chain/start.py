@@ -10,7 +10,7 @@ import torch
 
 from yolo_mkd import host
 from yolo_mkd.distill.matching import shared_classes
-from yolo_mkd.distill.sources import is_boxes
+from yolo_mkd.distill.sources import is_detector
 from yolo_mkd.host.spec import MERGED_NAMES
 from yolo_mkd.settings import BadInput
 
@@ -32,7 +32,7 @@ def refuse_start(start: str, model: str, teachers: Sequence[str]) -> None:
         return
     if model.endswith(".pt"):
         raise BadInput(f"start={start} takes the weights of the teacher, not those of model={model}: give its .yaml")
-    if len(teachers) > 1 or is_boxes(teachers[0]):
+    if len(teachers) > 1 or not is_detector(teachers[0]):
         raise BadInput(f"start={start} takes its weights from one model: give one .pt as teacher=, or start=plain")
 
 

@@ -1,4 +1,4 @@
-"""What `teacher=` can name: a detector's .pt, or boxes in a .json or a folder; one of them or several."""
+"""What `teacher=` can name: a detector's .pt, boxes in a .json or a folder, any network; one of them or several."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from yolo_mkd.distill.boxes.teacher import FIRST_CODE, BoxTeacher, open_boxes
 from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.distill.ensemble import EnsembleTeacher, ensemble_spec
 from yolo_mkd.distill.matching import Match, patterned
+from yolo_mkd.distill.networks import (
+    NetworkTeacher,
+    file_of,
+    find_network,
+    is_network,
+    load_network,
+    network_spec,
+)
+from yolo_mkd.distill.normalisation import normalisation_warning
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher, teacher_name
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.settings import BadInput, split_commas
@@ -25,6 +34,11 @@ def is_boxes(teacher: str) -> bool:
     return Path(teacher).suffix == ".json" or Path(teacher).is_dir()
 
 
+def is_detector(teacher: str) -> bool:
+    """Whether a teacher is a detector of Ultralytics, with layers and a head."""
+    return not (is_boxes(teacher) or is_network(teacher))
+
+
 def find_teachers(named: Any, argument: str = "teacher") -> list[str]:
     """The files that `teacher=` names, one or several with commas.
 
@@ -33,7 +47,9 @@ def find_teachers(named: Any, argument: str = "teacher") -> list[str]:
     """
     found = []
     for name in split_commas(named):
-        if not is_boxes(name):
+        if is_network(name):
+            found.append(find_network(argument, name))
+        elif not is_boxes(name):
             found.append(host.find_model(argument, name))
         elif Path(name).exists():
             found.append(str(Path(name).resolve()))
@@ -69,12 +85,21 @@ def checksum(*teachers: str) -> str:
     if len(teachers) > 1:
         return hashlib.sha256("".join(map(checksum, teachers)).encode()).hexdigest()
     (teacher,) = teachers
+    if is_network(teacher):
+        file = file_of(teacher)
+        return hashlib.sha256(teacher.encode()).hexdigest() if file is None else report.sha256(file)
     if not Path(teacher).is_dir():
         return report.sha256(teacher)
     whole = hashlib.sha256()
     for file in sorted(Path(teacher).rglob("*.txt")):
         whole.update(str(file.relative_to(teacher)).encode() + file.read_bytes())
     return whole.hexdigest()
+
+
+def present(teacher: str) -> bool:
+    """Whether a teacher's file or folder is there; torchvision has those that are named after it."""
+    file = file_of(teacher) if is_network(teacher) else Path(teacher)
+    return file is None or file.exists()
 
 
 def groups_of(teachers: Sequence[str], together: str) -> list[list[str]]:
@@ -153,6 +178,8 @@ class Opening:
             BadInput: one cannot be used, or no term acts.
         """
         options = self.options
+        if is_network(files[0]) and len(files) == 1:
+            return self._open_network(files[0])
         models = [file for file in files if not is_boxes(file)]
         boxes = [file for file in files if is_boxes(file)]
         loaded = [self._load(file) for file in models]
@@ -184,10 +211,25 @@ class Opening:
         Raises:
             BadInput: a file of boxes cannot be used.
         """
+        if is_network(files[0]) and len(files) == 1:
+            return network_spec(load_network(files[0]), self.student, self.imgsz)[0]
         boxes = [file for file in files if is_boxes(file)]
         theirs = [models[file] for file in files if file not in boxes]
         theirs += [self._open_boxes(boxes).spec] if boxes else []
         return theirs[0] if len(theirs) == 1 else ensemble_spec(self.student, theirs)
+
+    def _open_network(self, file: str) -> OpenedTeacher:
+        """A network, with a warning where its normalisation seems to be another."""
+        network = load_network(file)
+        network.model.to(self.device)
+        spec, maps = network_spec(network, self.student, self.imgsz)
+        how = (self.options["calibrate"], self.options["gate"], self.options["soft_pw"])
+        distiller = Distiller(self.student, spec, self.asked, *how)
+        distiller.require_active_term(file)
+        if self.images and (warning := normalisation_warning(network, self.images, self.imgsz)):
+            host.LOGGER.warning(f"M-KD: {warning}")
+        teacher = NetworkTeacher(teacher_name(file), network, maps, distiller.roles)
+        return OpenedTeacher(distiller, [(file, teacher, distiller.match)])
 
     def _load(self, file: str) -> Any:
         """A detector, on the device."""
@@ -234,6 +276,11 @@ def refuse_options(teachers: Sequence[str], options: Mapping[str, Any], task: st
     Raises:
         BadInput: see the messages.
     """
+    networks = [teacher for teacher in teachers if is_network(teacher)]
+    if networks and options["record"]:
+        raise BadInput(f"record= caches detectors alone, and teacher={networks[0]} is none: leave record= out")
+    if networks and len(teachers) > 1 and options["teachers"] == "mean":
+        raise BadInput(f"teachers=mean takes detectors and boxes, and {networks[0]} is none: use drawn or sequence")
     boxes = [teacher for teacher in teachers if is_boxes(teacher)]
     if boxes and task != "detect":
         raise BadInput(

@@ -69,7 +69,16 @@ from yolo_mkd.host.runs import (
 )
 from yolo_mkd.host.shapes import shared_multiple, widen_shapes
 from yolo_mkd.host.slicing import ABSENT, start_from
-from yolo_mkd.host.trust import SAFE_LOAD, load_safely, permitting, read_bounded_yaml, refuse_code, safe_load, trusting
+from yolo_mkd.host.trust import (
+    SAFE_LOAD,
+    load_safely,
+    permitting,
+    read_bounded_yaml,
+    refuse_code,
+    safe_load,
+    trusting,
+    trusts,
+)
 
 load_safely()
 read_bounded_yaml()
@@ -148,6 +157,7 @@ __all__ = [
     "student_only",
     "task",
     "trusting",
+    "trusts",
     "unwrap_model",
     "widen_shapes",
     "with_cfg_file",

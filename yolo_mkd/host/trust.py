@@ -64,6 +64,11 @@ def may_run_downloads() -> bool:
     return _download.get()
 
 
+def trusts() -> bool:
+    """Whether `trust=true` was given, so that files may hold code beside weights."""
+    return not tasks.SAFE_LOAD
+
+
 @contextlib.contextmanager
 def trusting(trust: Any) -> Iterator[None]:
     """Within, checkpoints may hold any code if `trust` is true, also in processes that are started within.

@@ -66,13 +66,14 @@ OWN: dict[str, tuple[Option, ...]] = {  # arguments of the commands that take th
     ),
 }
 
-OF_A_METHOD = {*TERM_NAMES, "preset", "calibrate", "gate", "teacher_epochs"}  # not shared by a comparison's methods
+OF_A_METHOD = {*TERM_NAMES, "preset", "calibrate", "gate", "start", "teacher_epochs"}  # not shared by methods
 NOT_OF_TRAINING: dict[str, set[str]] = {  # M-KD arguments that a command refuses, or that have no effect on it
     "train": set(),
     "plan": {"resume", "download"},
     "record": {"resume", "teacher_epochs", "assistant", "unlabelled", "unlabelled_ratio"},
     "cost": {
-        *("assistant", "teacher_epochs", "resume", "record", "views", "record_limit", "unlabelled", "unlabelled_ratio"),
+        *("assistant", "start", "teacher_epochs", "resume"),
+        *("record", "views", "record_limit", "unlabelled", "unlabelled_ratio"),
         "calibrate",
     },
     "compare": OF_A_METHOD,

@@ -11,7 +11,7 @@ from typing import Any
 from yolo_mkd import chain, host, report
 from yolo_mkd.chain.stages import validate
 from yolo_mkd.distill.distiller import TERMS, Distiller
-from yolo_mkd.distill.sources import checksum, find_teachers, is_boxes
+from yolo_mkd.distill.sources import checksum, find_teachers, is_detector
 from yolo_mkd.evidence.compare.methods import Method, ablation_methods, parse_methods
 from yolo_mkd.evidence.compare.schema import ComparisonPlan
 from yolo_mkd.evidence.compare.trials import Trial, TrialGrid, build_trials, short_labels
@@ -278,7 +278,7 @@ def trained_teacher(arguments: dict[str, Any]) -> str:
     """
     found = find_teachers(arguments.get("teacher", defaults()["teacher"]))
     for teacher in found:
-        if not is_boxes(teacher) and not teacher.endswith(".pt"):
+        if is_detector(teacher) and not teacher.endswith(".pt"):
             raise BadInput(f"teacher={teacher} is untrained: train it first, and give its .pt")
     return ",".join(map(chain.absolute, found))
 
@@ -300,8 +300,8 @@ def acting_terms(arguments: dict[str, Any], whole: str) -> list[str]:
         data["names"], data["channels"], bool(theirs.get("single_cls")), theirs.get("classes")
     )
     named = find_teachers(own["teacher"])
-    if len(named) > 1 or is_boxes(named[0]):
-        raise BadInput("ablate works with one .pt as teacher=: use compare for boxes and for several teachers")
+    if len(named) > 1 or not is_detector(named[0]):
+        raise BadInput("ablate works with one .pt as teacher=: use compare for other teachers")
     teacher = host.model_spec(host.load_detector("teacher", named[0], True), own["teacher_imgsz"] or imgsz)
     return [t.name for t in Distiller(spec, teacher, {n: own[n] for n in TERMS}).acting]
 

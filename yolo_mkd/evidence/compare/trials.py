@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from yolo_mkd import chain, documents, host, report
 from yolo_mkd.cache.unlabelled import find_images
 from yolo_mkd.chain.stages import validate
-from yolo_mkd.distill.sources import find_teachers, is_boxes
+from yolo_mkd.distill.sources import find_teachers, is_detector
 from yolo_mkd.evidence.compare.methods import Method, cost_reference
 from yolo_mkd.evidence.compare.schema import TrialResult
 from yolo_mkd.evidence.compare.trial import DAMAGED, Trial, check_task
@@ -174,7 +174,7 @@ def pseudo_label_task(method: Method, common: dict[str, Any]) -> dict[str, Any] 
     if given["unlabelled"] is None:
         raise BadInput("unlabelled= is missing: write for example pseudo:unlabelled=frames")
     teachers = find_teachers(given["teacher"])
-    if len(teachers) > 1 or is_boxes(teachers[0]):
+    if len(teachers) > 1 or not is_detector(teachers[0]):
         raise BadInput("pseudo needs one .pt as teacher=: leave the method out, or give one model")
     if given.get("fraction", 1) != 1:
         raise BadInput("fraction= would also drop pseudo-labelled images: remove fraction=")

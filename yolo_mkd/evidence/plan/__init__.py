@@ -29,7 +29,7 @@ from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.matching import Match, shared_classes
 from yolo_mkd.distill.monitor import notes
 from yolo_mkd.distill.schedule import Schedule
-from yolo_mkd.distill.sources import find_teachers, groups_of, is_boxes
+from yolo_mkd.distill.sources import find_teachers, groups_of, is_detector
 from yolo_mkd.evidence.plan import cost, sample
 from yolo_mkd.evidence.plan.accuracy import QuickEval
 from yolo_mkd.evidence.plan.advice import verdict, warnings
@@ -273,7 +273,7 @@ def hop_figures(
 ) -> HopFigures:
     """What one teacher can teach one student, term by term."""
     match = distiller.match
-    sizes = [host.size(Path(file), imgsz) for file in teacher.files if not is_boxes(file)]
+    sizes = [host.size(Path(file), imgsz) for file in teacher.files if is_detector(file)]
     return {
         "teacher": teacher.name,
         "file": " + ".join(Path(file).name for file in teacher.files) if teacher.known else None,
@@ -333,7 +333,7 @@ def about_assistant(request: PlanRequest) -> str:
     if request.own["assistant"] != "auto":
         return ""
     teachers = find_teachers(request.own["teacher"])
-    if len(teachers) > 1 or is_boxes(teachers[0]):
+    if len(teachers) > 1 or not is_detector(teachers[0]):
         return ""
     paths = [host.find_model("model", request.own["model"]), teachers[0]]
     name, reason = assistant.choose(*paths)
@@ -352,7 +352,7 @@ def score_models(request: PlanRequest, evaluator: QuickEval) -> dict[str, dict[s
     last = request.stages[-1]
     trained = {s["name"]: s["model"] for s in request.stages if s["model"].endswith(".pt") and s["name"] != "teacher"}
     given = find_teachers(request.own["teacher"])
-    if not request.own["teacher_epochs"] and len(given) == 1 and not is_boxes(given[0]):
+    if not request.own["teacher_epochs"] and len(given) == 1 and is_detector(given[0]):
         trained["teacher"] = last["hears"][0]
     size = {"teacher": request.own["teacher_imgsz"] or request.imgsz}
     return {name: evaluator.score(name, file, size.get(name, request.imgsz)) for name, file in trained.items()}
