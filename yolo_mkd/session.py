@@ -141,10 +141,10 @@ class DistillationSession:
 
     def _opening(self, names: Mapping[int, str], asked: dict[str, float]) -> Opening:
         """What opens the teachers of this run."""
-        labelled = training_images(self.trainer.data) if not all(map(is_detector, self.files)) else []
-        mappings = mappings_of(self.files, self.options["teacher_classes"])
-        how = (self.teacher_imgsz, self.rescales, self.options, asked, mappings, self.trainer.device)
-        return Opening(self.spec, names, [*labelled, *self._unlabelled_files], *how)
+        labelled = [] if all(map(is_detector, self.files)) else training_images(self.trainer.data)
+        how = [self.teacher_imgsz, self.rescales, self.options, asked]
+        how += [mappings_of(self.files, self.options["teacher_classes"]), self.trainer.device]
+        return Opening(self.spec, names, labelled + self._unlabelled_files, *how)
 
     def discarding_empty_run(self) -> AbstractContextManager[None]:
         """A context that removes the run's folder on BadInput, if it holds nothing but its arguments."""
@@ -187,8 +187,8 @@ class DistillationSession:
         """Connect the teachers, live or cached, put the criterion in place and log what acts."""
         precision = host.frozen_precision(self.trainer)  # known only now
         live = [teacher for opened in self._opened for teacher in opened.live]
-        for teacher in (t for t in live if not isinstance(t, NetworkTeacher)):
-            teacher.model.to(precision)
+        for teacher in live:
+            teacher.model.to(torch.float32 if isinstance(teacher, NetworkTeacher) else precision)
         if self.unlabelled is not None:
             self.unlabelled.log_confidence(live, self.trainer.device)
         with self.discarding_empty_run():
