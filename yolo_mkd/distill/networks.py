@@ -94,7 +94,7 @@ class Map:
 
 
 def map_of(place: Any, hooked: bool, x: Any) -> Map | None:
-    """The map in an output for a square image, or None if it is no map: B C H W, B H W C, or B tokens C."""
+    """The map in an output for a square image, or None for anything else: B C H W, B H W C, or B tokens C."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return None
     if x.ndim == 4 and x.shape[2] == x.shape[3] > 1:
@@ -211,7 +211,7 @@ def load_network(teacher: str) -> Network:
     """Load a network by its name, as `find_network` gives it.
 
     Raises:
-        BadInput: it cannot be loaded, is no module, or is not on this disk.
+        BadInput: it cannot be loaded, returns another object than a module, or is not on this disk.
     """
     try:
         if teacher.startswith(TORCHVISION):
@@ -330,6 +330,9 @@ class NetworkTeacher(LiveTeacher):
         self.hooks = FeatureHooks({r: modules[m.place] for r, m in self._chosen.items() if m.hooked})
         self._stream: Any = None
         self._prefetched = None
+
+    def to(self, precision: torch.dtype) -> None:
+        """Nothing: a network stays in its own precision."""
 
     @torch.no_grad()
     def infer(self, images: Tensor) -> Knowledge:
