@@ -25,7 +25,6 @@ from yolo_mkd.distill.criterion import Criterion, Progress
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.monitor import ShareMonitor, frozen_gains, gains_table, terms_table
-from yolo_mkd.distill.networks import NetworkTeacher
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.sources import OpenedTeacher, Opening, groups_of, is_detector, mappings_of, refuse_options
 from yolo_mkd.distill.state import RunState
@@ -142,8 +141,8 @@ class DistillationSession:
     def _opening(self, names: Mapping[int, str], asked: dict[str, float]) -> Opening:
         """What opens the teachers of this run."""
         labelled = [] if all(map(is_detector, self.files)) else training_images(self.trainer.data)
-        how = [self.teacher_imgsz, self.rescales, self.options, asked]
-        how += [mappings_of(self.files, self.options["teacher_classes"]), self.trainer.device]
+        maps = mappings_of(self.files, self.options["teacher_classes"])
+        how = (self.teacher_imgsz, self.rescales, self.options, asked, maps, self.trainer.device)
         return Opening(self.spec, names, labelled + self._unlabelled_files, *how)
 
     def discarding_empty_run(self) -> AbstractContextManager[None]:
@@ -188,7 +187,7 @@ class DistillationSession:
         precision = host.frozen_precision(self.trainer)  # known only now
         live = [teacher for opened in self._opened for teacher in opened.live]
         for teacher in live:
-            teacher.model.to(torch.float32 if isinstance(teacher, NetworkTeacher) else precision)
+            teacher.to(precision)
         if self.unlabelled is not None:
             self.unlabelled.log_confidence(live, self.trainer.device)
         with self.discarding_empty_run():

@@ -145,7 +145,7 @@ def test_the_page_of_a_run_whose_models_are_gone_has_its_figures(tmp_path: Path)
     assert "The student reaches 0.300 mAP50-95." in text
     assert "ab12" in text
     assert "cd34" in text
-    assert "is missing, so no images are shown" in text
+    assert "is not a file on this disk, so no images are shown" in text
     assert text.count("<svg") == 5  # accuracy, detection loss, distillation losses, shares, cosines
     assert "Distillation was on in 1 of 2 epochs" in text
     assert 'id="attention"' not in text

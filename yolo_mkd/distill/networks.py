@@ -331,6 +331,9 @@ class NetworkTeacher(LiveTeacher):
         self._stream: Any = None
         self._prefetched = None
 
+    def to(self, precision: torch.dtype) -> None:
+        """Nothing: a network stays in its own precision."""
+
     @torch.no_grad()
     def infer(self, images: Tensor) -> Knowledge:
         """The network's maps for images, B C H W in [0, 1], as features by role."""

@@ -67,6 +67,10 @@ class LiveTeacher:
         self._stream: Any = None
         self._prefetched: tuple[Tensor, Knowledge] | None = None
 
+    def to(self, precision: torch.dtype) -> None:
+        """Let the model compute in a precision."""
+        self.model.to(precision)
+
     def prefetch(self, batch: dict[str, Any]) -> None:
         """Compute the outputs on a stream of the teacher's own, while the student runs on the device's own stream."""
         images = teacher_images(batch)

@@ -189,7 +189,7 @@ def find_looks(sources: Sources) -> tuple[Looks | None, str]:
         return before, ""
     missing = [m.path for m in request.models if not m.path.is_file()]
     if missing:
-        return before, "" if before else f"{missing[0]} is missing, so no images are shown."
+        return before, "" if before else f"{missing[0]} is not a file on this disk, so no images are shown."
     try:
         return look.measure(sources.folder, request), ""
     except BadInput as e:
