@@ -22,7 +22,7 @@ from yolo_mkd.settings import BadInput
 
 pytestmark = pytest.mark.slow
 
-METHODS = "plain,native,mkd-guidance,plain:copy_paste_mode=Nope"
+METHODS = "plain,native,mkd-guidance,plain:freeze=99"
 
 
 def student_of(detector: Any, folder: Path, width: float = 0.0625) -> str:
@@ -82,9 +82,9 @@ def test_each_run_is_validated_at_its_epochs_and_timed_until_plains_accuracy(
 
 
 def test_a_failed_trial_is_a_row_with_its_reason(compared: tuple[Path, dict[str, Any]]) -> None:
-    row = by_method(compared[1])["plain:copy_paste_mode=Nope"]
+    row = by_method(compared[1])["plain:freeze=99"]
     assert row["seeds"] == []
-    assert "but got Nope" in row["failed"]["0"]
+    assert "froze the entire model" in row["failed"]["0"]
 
 
 def test_the_folder_contains_plan_report_tables_and_plots(compared: tuple[Path, dict[str, Any]]) -> None:
@@ -104,7 +104,7 @@ def test_the_folder_contains_plan_report_tables_and_plots(compared: tuple[Path, 
     with open(root / "compare.csv", newline="") as f:
         raw = {r["method"]: r for r in csv.DictReader(f)}
     assert float(raw["native"]["map50_95"]) == by_method(document)["native"]["map50_95"]["mean"]
-    assert "Nope" in raw["plain:copy_paste_mode=Nope"]["failed"]
+    assert "froze" in raw["plain:freeze=99"]["failed"]
 
 
 def test_the_figures_are_those_of_ultralytics_validation_of_best_and_last(
@@ -150,8 +150,8 @@ def test_resume_runs_only_failed_trials_again(
     run: list[str] = []
     monkeypatch.setattr(executors, "run_trial", lambda folder, *_: (run.append(Path(folder).name), "still broken")[1])
     document = compare(resume=str(root))
-    assert run == ["plain_copy_paste_mode=Nope-s0"]
-    assert by_method(document)["plain:copy_paste_mode=Nope"]["failed"] == {"0": "still broken"}
+    assert run == ["plain_freeze=99-s0"]
+    assert by_method(document)["plain:freeze=99"]["failed"] == {"0": "still broken"}
     assert by_method(document)["native"] == by_method(compared[1])["native"]
     for change, message in (
         ({"epochs": 5}, "epochs= cannot change"),
@@ -171,8 +171,8 @@ def test_methods_and_seeds_can_be_added_later(
     monkeypatch.setattr(executors, "run_trial", lambda folder, *_: (run.append(Path(folder).name), "broken")[1])
     monkeypatch.chdir(tmp_path)
     document = compare(resume="compare", methods="mkd:lr0=0.1,native", seeds="1")
-    everywhere = ["plain", "native", "mkd-guidance", "plain_copy_paste_mode=Nope", "mkd_lr0=0.1"]
-    assert run == ["plain_copy_paste_mode=Nope-s0", "mkd_lr0=0.1-s0", *(f"{m}-s1" for m in everywhere)]
+    everywhere = ["plain", "native", "mkd-guidance", "plain_freeze=99", "mkd_lr0=0.1"]
+    assert run == ["plain_freeze=99-s0", "mkd_lr0=0.1-s0", *(f"{m}-s1" for m in everywhere)]
     assert document["seeds"] == [0, 1]
     assert f"methods={METHODS},mkd:lr0=0.1 " in document["command"] + " "
     assert by_method(document)["native"]["map50_95"] == by_method(compared[1])["native"]["map50_95"]
@@ -224,7 +224,7 @@ def test_trials_of_other_versions_or_defaults_are_not_mixed(
         for more in ({}, {"seeds": 2}):  # one cell has failed, so it would be run again
             with pytest.raises(BadInput, match=message):
                 compare(resume=str(copied), **more)
-        assert (copied / "data" / "studentn" / "plain_copy_paste_mode=Nope-s0" / "result.json").is_file()
+        assert (copied / "data" / "studentn" / "plain_freeze=99-s0" / "result.json").is_file()
 
 
 def test_the_cost_that_longer_matches_cannot_change(tiny_detector: Any, tmp_path: Path) -> None:
