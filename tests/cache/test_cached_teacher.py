@@ -88,7 +88,10 @@ def test_another_augmentation_in_the_same_folder_is_refused_by_name(cached: Any,
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"options": {"guidance": 1.0}}, r"guidance need: switch them off \(guidance=0, or preset=recorded\)"),
+        (
+            {"options": {"guidance": 1.0}},
+            r"guidance need more of the teacher: switch them off \(guidance=0, or preset=recorded\)",
+        ),
         ({"rect": True}, "rect=True"),
         ({"multi_scale": 0.5}, "multi_scale=0.5"),
     ],
