@@ -21,6 +21,7 @@ LEVELS = {8: (8, 8), 16: (4, 4), 32: (2, 2)}
 ANCHORS = sum(rows * columns for rows, columns in LEVELS.values())
 ROLES = {f"{place}_p{p}": 2 ** (6 - p) for place in ("backbone", "neck") for p in (3, 4, 5)}
 WIDTHS = {"student": 6, "teacher": 10}
+ASKED = [name for name in TERMS if name != "head_guidance"]  # this teacher has no head to pass through
 OWN = {"channel_wise", "masked_generation"}  # their statistics or masks are each rank's own
 BOXES = torch.tensor([[0.3, 0.3, 0.4, 0.4], [0.7, 0.6, 0.3, 0.5], [0.5, 0.5, 0.8, 0.3], [0.6, 0.3, 0.3, 0.3]])
 LABELS = torch.cat([BOXES, BOXES.flip(0), BOXES[:1]]), torch.tensor([0, 0, 0, 1, 1, 1, 1, 0, 2]), torch.arange(9) % 3
