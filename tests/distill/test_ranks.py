@@ -68,9 +68,7 @@ def step(images: slice, weights: Tensor | None, steer: bool) -> dict[str, Any]:
     """One batch's losses, gradients, gradient ratios, class weights and adapters."""
     student, teacher = Model("student"), Model("teacher").requires_grad_(False)
     torch.manual_seed(5)
-    distiller = Distiller(
-        spec("student"), spec("teacher"), dict.fromkeys(TERMS.keys() - {"head_guidance"}, 1.0), soft_pw=0.5
-    )
+    distiller = Distiller(spec("student"), spec("teacher"), dict.fromkeys(ASKED, 1.0), soft_pw=0.5)
     ks, kt, targets = student(images), teacher(images), labels(images, None)
     distiller.balancer.observe_classes(distiller.class_masses(kt), distiller.label_counts(targets.classes))
     loss_weights = LossWeights(None if weights is None else weights[images], None, distiller.balancer.class_weights())
