@@ -90,7 +90,7 @@ def test_another_augmentation_in_the_same_folder_is_refused_by_name(cached: Any,
     [
         (
             {"options": {"guidance": 1.0}},
-            r"guidance need more of the teacher: switch them off",
+            r"guidance need more of the teacher: switch them off \(guidance=0, or preset=recorded\)",
         ),
         ({"rect": True}, "rect=True"),
         ({"multi_scale": 0.5}, "multi_scale=0.5"),

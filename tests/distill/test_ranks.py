@@ -21,8 +21,8 @@ LEVELS = {8: (8, 8), 16: (4, 4), 32: (2, 2)}
 ANCHORS = sum(rows * columns for rows, columns in LEVELS.values())
 ROLES = {f"{place}_p{p}": 2 ** (6 - p) for place in ("backbone", "neck") for p in (3, 4, 5)}
 WIDTHS = {"student": 6, "teacher": 10}
-ASKED = [name for name in TERMS if name != "head_guidance"]  # this teacher has no head to pass through
-OWN = {"channel_wise", "masked_generation"}  # their statistics or masks are each rank's own
+OWN = {"channel_wise", "masked_generation", "head_guidance"}  # their statistics or masks are each rank's own
+RIDGE = {"object_guidance", "head_guidance"}  # whose adapters are solved for
 BOXES = torch.tensor([[0.3, 0.3, 0.4, 0.4], [0.7, 0.6, 0.3, 0.5], [0.5, 0.5, 0.8, 0.3], [0.6, 0.3, 0.3, 0.3]])
 LABELS = torch.cat([BOXES, BOXES.flip(0), BOXES[:1]]), torch.tensor([0, 0, 0, 1, 1, 1, 1, 0, 2]), torch.arange(9) % 3
 
@@ -53,9 +53,14 @@ class Model(nn.Module):
         bins = self.bins[images] * self.sides[..., None]
         sides = torch.einsum("bska,k->bsa", bins.softmax(2), torch.arange(BINS).float())
         logits = torch.einsum("bca,cd->bda", self.logits[images], self.head)
-        return Knowledge(
-            {b: Outputs(logits * k, sides, bins) for b, k in (("one2many", 1), ("one2one", 1.5))}, features, LEVELS
-        )
+        branches = {b: Outputs(logits * k, sides, bins) for b, k in (("one2many", 1), ("one2one", 1.5))}
+        return Knowledge(branches, features, LEVELS, head=through_head)
+
+
+def through_head(neck: list[Tensor]) -> Outputs:
+    """A frozen head: the first channels are class logits, the next ones box sides."""
+    f = torch.cat([x.flatten(2) for x in neck], 2)
+    return Outputs(f[:, :CLASSES] - 2, f[:, CLASSES : CLASSES + 4].exp())
 
 
 def labels(images: slice, labelled: int | None) -> Targets:
@@ -68,7 +73,7 @@ def step(images: slice, weights: Tensor | None, steer: bool) -> dict[str, Any]:
     """One batch's losses, gradients, gradient ratios, class weights and adapters."""
     student, teacher = Model("student"), Model("teacher").requires_grad_(False)
     torch.manual_seed(5)
-    distiller = Distiller(spec("student"), spec("teacher"), dict.fromkeys(ASKED, 1.0), soft_pw=0.5)
+    distiller = Distiller(spec("student"), spec("teacher"), dict.fromkeys(TERMS, 1.0), soft_pw=0.5)
     ks, kt, targets = student(images), teacher(images), labels(images, None)
     distiller.balancer.observe_classes(distiller.class_masses(kt), distiller.label_counts(targets.classes))
     loss_weights = LossWeights(None if weights is None else weights[images], None, distiller.balancer.class_weights())
@@ -85,7 +90,7 @@ def step(images: slice, weights: Tensor | None, steer: bool) -> dict[str, Any]:
         "gradients": gradients,
         "ratios": gradient_ratios(task, found, list(student.parameters())),
         "classes": loss_weights.classes,
-        "adapters": {n: p.detach() for n, p in distiller.adapters.named_parameters() if "object_guidance" in n},
+        "adapters": {n: p.detach() for n, p in distiller.adapters.named_parameters() if n.split(".")[0] in RIDGE},
     }
 
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from yolo_mkd.knowledge import ranks
-
 EPS = 1e-5
 OVER = (0, 2, 3)
 
 
 def match_statistics(fs: Tensor, ft: Tensor) -> Tensor:
-    """The features fs with the mean and deviation of ft in each channel, over batch and positions.
+    """The features fs with the mean and deviation of ft in each channel, over one rank's batch, as in batch norm.
 
     Args:
         fs: the student's adapted features, B C H W.
@@ -26,12 +24,6 @@ def match_statistics(fs: Tensor, ft: Tensor) -> Tensor:
     Returns:
         B C H W.
     """
-    (mean_s, deviation_s), (mean_t, deviation_t) = statistics(fs), statistics(ft)
+    mean_s, mean_t = (f.mean(OVER, keepdim=True) for f in (fs, ft))
+    deviation_s, deviation_t = (f.var(OVER, keepdim=True, unbiased=False).add(EPS).sqrt() for f in (fs, ft))
     return (fs - mean_s) / deviation_s * deviation_t + mean_t
-
-
-def statistics(f: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel over batch, positions and ranks, 1 C 1 1 each, of features B C H W."""
-    count = ranks.total(f.new_tensor(f[:, 0].numel()))
-    mean = ranks.total(f.sum(OVER, keepdim=True)) / count
-    return mean, (ranks.total((f - mean).square().sum(OVER, keepdim=True)) / count + EPS).sqrt()
