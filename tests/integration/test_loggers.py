@@ -9,7 +9,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,12 @@ def read_wandb(folder: Path, term: str, group: str = "kd") -> list[float]:
     return found
 
 
-READ = {"tensorboard": read_tensorboard, "mlflow": read_mlflow, "wandb": read_wandb}
+READERS = [
+    pytest.param(
+        read, id=name, marks=pytest.mark.skipif(not importlib.util.find_spec(name), reason=f"{name} is not installed")
+    )
+    for name, read in zip(LOGGERS, (read_tensorboard, read_mlflow, read_wandb), strict=True)
+]
 
 
 def shares(folder: Path, term: str, column: str) -> list[float]:
@@ -117,11 +122,10 @@ def shares(folder: Path, term: str, column: str) -> list[float]:
     return [float(row["share"]) * float(row["weight"]) for row in rows]
 
 
-@pytest.mark.parametrize("logger", LOGGERS)
-def test_a_logger_stores_the_gradient_shares_and_results_csv_does_not(logger: str, logged: Path) -> None:
-    if importlib.util.find_spec(logger) is None:
-        pytest.skip(f"{logger} is not installed")
-    read = READ[logger]
+@pytest.mark.parametrize("read", READERS)
+def test_a_logger_stores_the_gradient_shares_and_results_csv_does_not(
+    read: Callable[..., list[float]], logged: Path
+) -> None:
     for term in TERMS:
         for kind in ("share", "cosine"):
             found = read(logged, term, f"kd_{kind}/run_weights_last.pt")
@@ -130,11 +134,8 @@ def test_a_logger_stores_the_gradient_shares_and_results_csv_does_not(logger: st
     assert "kd_share" not in (logged / "runs/run/results.csv").read_text()
 
 
-@pytest.mark.parametrize("logger", LOGGERS)
-def test_a_logger_stores_the_columns_of_the_terms(logger: str, logged: Path) -> None:
-    if importlib.util.find_spec(logger) is None:
-        pytest.skip(f"{logger} is not installed")
-    read = READ[logger]
+@pytest.mark.parametrize("read", READERS)
+def test_a_logger_stores_the_columns_of_the_terms(read: Callable[..., list[float]], logged: Path) -> None:
     for term in TERMS:
         assert read(logged, term) == pytest.approx(column(logged, term), rel=1e-4)
     assert any(column(logged, "soft"))
