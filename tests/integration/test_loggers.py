@@ -18,6 +18,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 LOGGERS = ("tensorboard", "mlflow", "wandb")
+Read = Callable[..., list[float]]
 TERMS = ("soft", "attention", "guidance")
 RUN = """
 import json, sys
@@ -135,7 +136,7 @@ def test_a_logger_stores_the_gradient_shares_and_results_csv_does_not(
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_a_logger_stores_the_columns_of_the_terms(read: Callable[..., list[float]], logged: Path) -> None:
+def test_a_logger_stores_the_columns_of_the_terms(read: Read, logged: Path) -> None:
     for term in TERMS:
         assert read(logged, term) == pytest.approx(column(logged, term), rel=1e-4)
     assert any(column(logged, "soft"))
