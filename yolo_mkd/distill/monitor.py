@@ -173,8 +173,6 @@ def notes(distiller: Distiller) -> list[str]:
         found.append(f"single_cls=True merges the data's classes: the soft target of the one class is {best}")
     if match.resampled:
         found.append("the teacher takes the images at another size; its maps are resampled to the student's")
-    if match.student.channels < match.teacher.channels:
-        found.append("the images are grey; their channel is repeated for the colour teacher")
     return found
 
 

@@ -145,8 +145,6 @@ class Network:
     def prepared(self, images: Tensor) -> Tensor:
         """Images of a batch, B C H W in [0, 1], as the network takes them."""
         x = images.float()
-        if x.shape[1] == 1:
-            x = x.expand(-1, 3, -1, -1)
         if self.size is not None and x.shape[2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
         x = x.flip(1) if self.bgr else x
@@ -281,9 +279,8 @@ def network_spec(network: Network, student: ModelSpec, imgsz: int) -> tuple[Mode
     chosen: dict[str, Map] = {}
     for rows, wanting in of_grid.items():
         found = [m for m in maps if m.rows == rows]
-        nearest = sorted(reversed(wanting), key=lambda each: each[0])[
-            : len(found)
-        ]  # of equal ones the last, the neck's
+        by_distance = sorted(reversed(wanting), key=lambda each: each[0])  # of equal ones the last, the neck's
+        nearest = by_distance[: len(found)]
         roles = [role for apart, role in wanting if (apart, role) in nearest]
         chosen |= {role: found[math.ceil((k + 1) * len(found) / len(roles)) - 1] for k, role in enumerate(roles)}
     if not chosen:

@@ -18,9 +18,9 @@ DOUBTFUL, BETTER = 1.0, 0.5  # distance from them that is remarkable, and how mu
 
 
 def normalisation_warning(network: Network, images: Sequence[Path], imgsz: int) -> str:
-    """What a network's first layers say about the images that it was trained on, where they are not the declared ones.
+    """A warning if the statistics of a network's first layers fit another reading of the images than the declared one.
 
-    Batch normalisation keeps the mean and variance of what its layer saw. The same layer's mean and variance on a few
+    Batch normalisation stores the mean and variance of its inputs in training. Its inputs' mean and variance on a few
     images are nearest to them if the images are read as in its training.
 
     Args:
@@ -32,6 +32,8 @@ def normalisation_warning(network: Network, images: Sequence[Path], imgsz: int) 
         The warning; empty if the declared reading is the nearest, or nothing shows it.
     """
     shown = read_images(images[:: max(1, len(images) // EXAMINED)][:EXAMINED], imgsz)
+    if shown is None:
+        return ""
     own = (network.mean, network.std, network.bgr)
     try:
         declared, found = statistics_distance(network, shown), {}
@@ -53,9 +55,12 @@ def normalisation_warning(network: Network, images: Sequence[Path], imgsz: int) 
     )
 
 
-def read_images(files: Sequence[Path], imgsz: int) -> Tensor:
-    """Images of a data set as squares, B 3 H W in [0, 1], red first."""
-    read = [cv2.cvtColor(cv2.resize(cv2.imread(str(file)), (imgsz, imgsz)), cv2.COLOR_BGR2RGB) for file in files]
+def read_images(files: Sequence[Path], imgsz: int) -> Tensor | None:
+    """Images of a data set as squares, B 3 H W in [0, 1], red first; None if none can be read."""
+    found = (cv2.imread(str(file)) for file in files)
+    read = [cv2.cvtColor(cv2.resize(x, (imgsz, imgsz)), cv2.COLOR_BGR2RGB) for x in found if x is not None]
+    if not read:
+        return None
     return torch.stack([torch.from_numpy(image) for image in read]).permute(0, 3, 1, 2).float() / 255
 
 
