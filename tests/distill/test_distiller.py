@@ -17,7 +17,7 @@ from yolo_mkd.distill.resample import anchors_of
 from yolo_mkd.distill.teachers import LiveTeacher, draw
 from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
-from yolo_mkd.knowledge.soft_targets import class_loss, class_mass
+from yolo_mkd.knowledge.soft_targets import box_loss, class_loss, class_mass
 from yolo_mkd.settings import BadInput, defaults
 
 TASK_TERMS = {"soft_mask", "soft_keypoint", "soft_obb"}
@@ -454,3 +454,19 @@ def test_a_student_equal_to_its_teacher_has_no_loss_in_its_tasks_term(name: str)
     losses = matched.losses(student_outputs(s, matched, images), teacher_outputs(t, matched, images), *LABELS)
     (term,) = TASK_TERMS & set(losses)
     assert losses[term].item() == pytest.approx(0, abs=1e-4)
+
+
+def test_guidance_through_a_head_compares_its_scores_and_boxes_with_the_teacher_s() -> None:
+    """Whatever the features are, this head gives logits 0 and box sides of 1."""
+    s, t = model("yolo26n"), model("yolo26n")
+    matched = Distiller(host.model_spec(s, 64), host.model_spec(t, 64), {"head_guidance": 1.0})
+    kt = teacher_outputs(t, matched, torch.rand(2, 3, 64, 64))
+    own = kt.branches["one2many"]
+    target = Outputs(torch.randn_like(own.logits), 3 * torch.rand_like(own.distances))
+    kt.branches = {"one2many": target}
+    fixed = Outputs(torch.zeros_like(target.logits), torch.ones_like(target.distances))
+    kt.head = lambda neck: fixed
+    ks = Knowledge({}, {r: f.clone().requires_grad_() for r, f in kt.features.items()}, kt.levels)
+    found = matched.losses(ks, kt, *LABELS)["head_guidance"].item()
+    expected = class_loss(fixed.logits, target.logits) + box_loss(fixed.distances, target.distances, target.logits)
+    assert found == pytest.approx(expected.item(), rel=1e-5)
