@@ -60,3 +60,19 @@ def test_only_the_student_of_a_chain_is_trained_in_int8(
     (arguments,) = raised.value.args
     assert arguments["imgsz"] == 64
     assert ("quantize" in arguments) == quantised
+
+
+def test_the_export_of_a_student_that_computes_in_int8_is_named_with_its_precision(tmp_path: Path) -> None:
+    stage = {"name": "student", "parameters": 1, "metrics": {}, "seconds": 60, "weights": "student/weights/best.pt"}
+    for arguments, following in (({"quantize": 8}, "format=onnx quantize=8"), ({}, "format=onnx")):
+        record: Any = {"stages": [stage], "arguments": arguments}
+        assert chain.summary(tmp_path, record).endswith(following)
+
+
+def test_a_checkpoint_in_int8_names_the_package_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str, argument: str) -> Any:
+        raise ModuleNotFoundError("No module named 'modelopt'", name="modelopt")
+
+    monkeypatch.setattr(host.models, "read_checkpoint", fail)
+    with pytest.raises(BadInput, match=r"model=best.pt was trained with quantize=8 and needs .* pip install"):
+        host.load_detector("model", "best.pt")

@@ -205,7 +205,7 @@ def test_the_summary_has_columns_for_masks_and_keypoints_only_where_there_are_so
     assert ["pose mAP50-95" in text[task] for task in OWN] == [False, True, False]
     mkd = trained["pose"]
     detector = {**mkd.chain["stages"][0], "metrics": {"map50_95": 0.25, "map50": 0.5}}
-    rows = chain.summary(mkd.folder, {"stages": [detector, mkd.chain["stages"][-1]]}).splitlines()
+    rows = chain.summary(mkd.folder, {**mkd.chain, "stages": [detector, mkd.chain["stages"][-1]]}).splitlines()
     assert rows[2].split()[2:6] == ["0.250", "0.500", "nan", "nan"]
 
 

@@ -301,7 +301,9 @@ def summary(folder: Path, chain: Chain) -> str:
     table = report.table(rows, ["stage", "parameters", *shown.values(), "minutes", "weights"])
     best = shortest(chain["stages"][-1]["weights"])
     lines = ["", *(f"  {line}" for line in table.splitlines())]
-    lines += [f"M-KD: chain written to {shortest(folder)}", f"Next: yolo-mkd export model={best} format=onnx"]
+    given = chain["arguments"].get("quantize")
+    following = f"Next: yolo-mkd export model={best} format=onnx" + (f" quantize={given}" if given else "")
+    lines += [f"M-KD: chain written to {shortest(folder)}", following]
     return "\n".join(lines)
 
 

@@ -163,6 +163,10 @@ def load_detector(argument: str, path: str, transformer: bool = False) -> Detect
     except BadInput:
         raise
     except UNREADABLE as e:
+        if isinstance(e, ModuleNotFoundError) and str(e.name).partition(".")[0] == "modelopt":
+            raise BadInput(
+                f"{argument}={path} was trained with quantize=8 and needs NVIDIA ModelOpt: pip install nvidia-modelopt"
+            ) from e
         raise BadInput(
             f"{argument}={path} cannot be read as an Ultralytics checkpoint ({one_line(e)[:160]}): give another .pt"
         ) from e

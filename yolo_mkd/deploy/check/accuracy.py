@@ -230,7 +230,7 @@ def judge_accuracy(ours: Scores, theirs: Scores, precision: str, names: dict[int
     elif retained < passes:
         verdict, note = "warning", f"{summary}, less than {passes:.1%}"
         if precision == "int8":
-            note += ": sensitivity=true measures the loss of each block"
+            note += ": sensitivity=true measures the loss of each block, unless training fixed the ranges"
     classes: list[ClassChange] = [
         {"name": names[label], "checkpoint": before, "file": after, "change": after - before}
         for label, (before, after) in side_by_side(ours.classes, theirs.classes).items()
