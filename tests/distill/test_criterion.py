@@ -184,7 +184,7 @@ def test_a_teacher_that_runs_in_every_third_batch_gives_the_same_mean_gradient(m
     )
     means, items = [], []
     for every in (1, 3):
-        bench = Bench(soft=0.0)  # whose background is drawn batch by batch
+        bench = Bench()
         bench.criterion.schedule = replace(bench.criterion.schedule, every=every)
         weights = [p for p in bench.student.parameters() if p.requires_grad]
         total, values = torch.zeros(sum(p.numel() for p in weights)), []
@@ -276,7 +276,6 @@ def test_the_terms_of_hidden_layers_fall_with_the_dual_heads_loss_on_the_trunk()
 def test_soft_targets_keep_their_share_in_each_branch_while_the_detection_loss_moves_to_the_other(branch: str) -> None:
     bench = Bench(**{**dict.fromkeys(TERMS, 0.0), "soft": 1.0})
     detection: Any = bench.criterion.detection
-    bench.criterion.due = lambda distiller: True  # measured batches compute all anchors
     head = [p for n, p in bench.student.named_parameters() if n.startswith(f"model.23.{branch}.")]
     shares = []
     for weights in ((0.8, 0.2), (0.1, 0.9)):

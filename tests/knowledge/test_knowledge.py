@@ -73,22 +73,6 @@ class TestSoftTargets:
             assert value == pytest.approx(found[0][0], rel=1e-12)
             assert torch.allclose(slope, found[0][1], atol=1e-14)
 
-    @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 2.0]).double()])
-    def test_over_the_parts_of_the_background_loss_and_gradient_have_the_mean_of_all_anchors(
-        self, weights: Tensor | None
-    ) -> None:
-        zt, zs = 2 * torch.randn(2, 3, 45).double() - 5, (2 * torch.randn(2, 3, 45).double() - 5).requires_grad_()
-        whole = class_loss(zs, zt, weights)
-        losses = [class_loss(zs, zt, weights, part) for part in range(soft_targets.PARTS)]
-        slopes = torch.stack([gradient(loss, zs) for loss in losses])
-        assert sum(loss.item() for loss in losses) / 7 == pytest.approx(whole.item(), rel=1e-12)
-        assert torch.allclose(slopes.mean(0), gradient(whole, zs), atol=1e-14)
-        # objects of either model count in each part alike, other anchors in one part
-        objects = (torch.maximum(zs, zt).sigmoid() > 0.05).any(1)  # B A
-        assert 0.1 < objects.double().mean() < 0.9
-        parts = (slopes != 0).any(2).sum(0)  # B A
-        assert torch.equal(parts, torch.where(objects, 7, 1))
-
     def test_known_anchor_weights_change_nothing(self) -> None:
         zs, zt, weights = torch.randn(2, 3, 9), torch.randn(2, 3, 9), torch.tensor([0.5, 1.0, 2.0])
         ready = soft_targets.anchor_weights(zt, weights)

@@ -20,11 +20,9 @@ from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.teachers import draw
 from yolo_mkd.knowledge import Knowledge, LossWeights, Targets, ranks
-from yolo_mkd.knowledge.soft_targets import PARTS
 
 PATIENCE = 20  # batches in a row in which a term may be NaN or infinite before training stops
 EVERY = 50  # batches between two measurements of the gradients, which cost about one more step
-OTHER_DRAWS = 2**32  # added to the seed, so that the draws of background do not follow those of teachers
 MOST = 8  # measurements in a long epoch, unless the gate depends on them
 
 
@@ -165,10 +163,7 @@ class Criterion:
         targets, weights = self.weigh(distiller, kt, batch)
         steer = self.progress.now >= self.fitted(self.distillers.index(distiller))
         values: dict[str, Tensor] = {}
-        measured = self.due(distiller)
-        if not measured and task.device.type == "cpu":  # a GPU computes all anchors in the time of choosing some
-            weights.part = draw(self.seed + OTHER_DRAWS, self.step, PARTS)
-        if measured:
+        if self.due(distiller):
             values = self.measure(distiller, task, distiller.losses(ks, kt, targets, weights))
         if not values or not steer:  # adapters that only fit see a detached student, which measuring does not
             values = {**values, **distiller.losses(ks, kt, targets, weights, steer)}

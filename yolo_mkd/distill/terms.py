@@ -92,7 +92,7 @@ def soft(match: Match) -> Term:
     def loss(ks: Knowledge, kt: Knowledge, targets: Targets, weights: LossWeights) -> Tensor:
         heads = match.heads(ks, kt)
         pairs = zip(heads, anchors_of(match, [zt for *_, zt in heads], weights), strict=True)
-        losses = [class_loss(of_classes(s.logits, ours), zt, part=weights.part, anchors=a) for (s, _, zt), a in pairs]
+        losses = [class_loss(of_classes(s.logits, ours), zt, anchors=a) for (s, _, zt), a in pairs]
         return weighted_by_branch(losses, match, weights)
 
     reads = f"{len(ours)} of the student's {len(match.student.names)} classes, {describe_heads(match)}"

@@ -129,14 +129,12 @@ class LossWeights:
         images: B, the weight of each image in a mean over images; None means 1 each.
         branches: the detection loss's weight of each branch of the head; None means 1 each.
         classes: by branch, the weight in soft targets of each class that both models have, C; None means 1 each.
-        part: which part of the background stands for all of it in soft targets; None means all anchors.
         anchors: by branch, the anchors' weights once a term has computed them, for the next one.
     """
 
     images: Tensor | None = None
     branches: dict[str, float] | None = None
     classes: dict[str, Tensor] | None = None
-    part: int | None = None
     anchors: dict[str, AnchorWeights] = field(default_factory=dict)
 
 

@@ -8,15 +8,10 @@ A class that is rare, small or uncertain contributes few anchors to a sum, so th
 can therefore be weighted by the teacher's scores, with one weight w a class: u = 1 + the sum over classes of q (w - 1),
 divided by the sum of q where that is above 1. Where the teacher scores nothing, u is 1; N is then the sum of u times
 the best score.
-
-Most anchors are background for both models, and little is left to learn there. On a CPU the class loss can therefore be
-computed on the other anchors and on one part in seven of that background, whose weight is seven times as large: over
-the parts, which are drawn batch by batch, loss and gradient have the same mean as with all anchors.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +24,6 @@ from yolo_mkd.knowledge import ranks
 TEMPERATURE = 10.0  # of the box-side distributions: LD, Zheng et al., CVPR 2022
 DOUBT = 0.05  # scores up to this one count as no detection
 EPS = 1e-7
-PARTS = 7  # of the background; a prime, so that a part is spread over the columns of a map
 MOST = 300  # anchors of an image at which keypoints and oriented boxes are compared: those that a teacher cache stores
 BLOCK = 2**17  # elements, half a MB: a handful of such tensors stay in a core's cache
 
@@ -62,7 +56,6 @@ def class_loss(
     zs: Tensor,
     zt: Tensor,
     weights: Tensor | None = None,
-    part: int | None = None,
     anchors: AnchorWeights | None = None,
 ) -> Tensor:
     """Quality-focal distillation of class scores: sum over anchors and classes of u |p - q| BCE(p, q), over N.
@@ -74,18 +67,13 @@ def class_loss(
         zs: the student's class logits, B C A.
         zt: the teacher's.
         weights: of each class, C; None means 1 each.
-        part: which of the 7 parts of the background stands for all of it; None computes all anchors.
         anchors: the anchors' weights, where they are known already.
 
     Returns:
         A scalar; 0 where both agree.
     """
     anchors = anchors or anchor_weights(zt, weights)
-    loss: Tensor
-    if part is None:
-        loss = FocusedEntropy.apply(zs, zt, None if anchors.u is None else anchors.u[:, None])
-    else:
-        loss = SampledEntropy.apply(zs, zt, anchors.u, part)
+    loss: Tensor = FocusedEntropy.apply(zs, zt, None if anchors.u is None else anchors.u[:, None])
     return loss / total_mass(anchors.best)
 
 
@@ -111,51 +99,6 @@ class FocusedEntropy(torch.autograd.Function):
         """The gradient with respect to the student's logits; none for the teacher's logits and the weights."""
         (slope,) = ctx.saved_tensors
         return slope * up, None, None
-
-
-class SampledEntropy(torch.autograd.Function):
-    """The same sum, over the anchors of either model's objects and a part of the others, with the factor that it needs.
-
-    Only the gradient of those anchors is saved.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, zs: Tensor, zt: Tensor, weights: Tensor | None, part: int) -> Tensor:
-        """An estimate of the sum over all elements: logits B C A and weights B A in, a scalar out."""
-        total, saved = zs.new_zeros(()), []
-        for image, (ours, theirs) in enumerate(zip(zs, zt, strict=True)):
-            at, factor = sampled(ours, theirs, part)
-            own = factor.to(zs) if weights is None else factor * weights[image, at]
-            ours, theirs = ours[:, at], theirs[:, at]
-            slope = torch.empty_like(ours)
-            total += focused_entropy(ours, theirs, own, slope)
-            saved += [at, slope]
-        ctx.save_for_backward(*saved)
-        ctx.given = zs.shape
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None, None]:
-        """The gradient with respect to the student's logits: 0 at the anchors that were left out."""
-        saved = ctx.saved_tensors
-        slopes = saved[1].new_zeros(ctx.given)
-        for whole, at, slope in zip(slopes, saved[::2], saved[1::2], strict=True):
-            whole[:, at] = slope * up
-        return slopes, None, None, None
-
-
-def sampled(zs: Tensor, zt: Tensor, part: int) -> tuple[Tensor, Tensor]:
-    """The anchors of one image that are computed, and the factor of each, from logits C A.
-
-    Those with a score above 0.05 of either model count once. Of the others one part is taken, every seventh anchor.
-    """
-    best = torch.maximum(zs.amax(0), zt.amax(0))
-    object_like = best > math.log(DOUBT / (1 - DOUBT))
-    chosen = object_like.clone()
-    chosen[part::PARTS] = True
-    at = chosen.nonzero().squeeze(1)
-    return at, torch.where(object_like[at], 1.0, float(PARTS))
 
 
 def blocks(z: Tensor) -> list[tuple[slice, slice]]:
