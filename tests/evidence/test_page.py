@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from yolo_mkd.evidence.page import objects, training, write_page
-from yolo_mkd.evidence.page.blocks import axis_ends, bar
+from yolo_mkd.evidence.page.blocks import Page, axis_ends, bar
 from yolo_mkd.evidence.page.comparison import class_lines, first_difference, interval_bars
 from yolo_mkd.evidence.page.exports import export_charts
 from yolo_mkd.evidence.page.looks import inside
@@ -239,3 +239,14 @@ def test_a_chart_shows_the_accuracy_that_timed_files_keep(tmp_path: Path) -> Non
     empty = tmp_path / "empty"
     empty.mkdir()
     assert export_charts(empty) == []
+
+
+@pytest.mark.parametrize(("images", "caveat"), [(200, " Measured on 120 of 200 validation images."), (120, "")])
+def test_a_figure_of_some_of_the_images_says_of_how_many(images: int, caveat: str) -> None:
+    figures = {"map50_95": 0.3, "map50": 0.5, "parameters": 10, "label": "student"}
+    models = [{"role": role, **figures} for role in ("plain", "student")]
+    looks: Any = {"models": models, "examined": 120, "val_images": images, "reference": "student", "tally": {}}
+    chain: Any = {"stages": [{"seconds": 60.0}], "knowledge": {}}
+    page = Page("training", "run", "")
+    training.answer(page, chain, looks)
+    assert page.caveat.endswith(f"several seeds.{caveat}")

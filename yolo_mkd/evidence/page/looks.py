@@ -27,7 +27,7 @@ from yolo_mkd.knowledge.relation import grid_for, relation_matrix
 from yolo_mkd.settings import BadInput
 
 FOLDER, FILE = "report", "looks.json"  # of the figures and pictures, in the run's folder
-EXAMINED = 100  # validation images on which models are validated: a page takes seconds to a minute or two
+EXAMINED = 120  # validation images on which models are validated: a page takes seconds to a minute or two
 COMPARED = 16  # of them on which hidden layers are compared
 
 

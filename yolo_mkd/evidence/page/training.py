@@ -135,6 +135,8 @@ def answer(page: Page, chain: Chain, looks: Looks | None) -> None:
     else:
         page.answer = f"The student reaches {ours:.3f} mAP50-95."
         page.caveat = "No teacher and no plain student can be compared with it on this data."
+    if looks["examined"] < looks["val_images"]:
+        page.caveat += f" Measured on {looks['examined']} of {looks['val_images']} validation images."
     if teacher and teacher.get("map50_95"):
         kept = f"{ours / teacher['map50_95']:.0%}"
         page.tiles.append(Tile(kept, "of the teacher's mAP50-95", f"teacher {teacher['map50_95']:.3f}"))
