@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -33,13 +35,17 @@ def document(plain: float, distilled: float, **latency: float | None) -> dict:
 def test_the_verdict_names_a_gain_or_a_loss(plain: float, distilled: float, word: str, figure: str) -> None:
     text = summary.summary_table(document(plain, distilled))
     assert (
-        f"The distilled student {word}, with the same 48 labelled images, and 432 without labels beside them." in text
+        f"The distilled student {word}, with the same 48 labelled images, and 432 without labels beside them. " in text
     )
     assert text.splitlines()[4].split() == ["distilled", "-", "plain", figure, figure]
 
 
-def test_a_verdict_always_states_that_one_seed_is_no_evidence() -> None:
-    assert summary.verdict(document(0.1, 0.9)).endswith("One seed, no interval: no evidence either way.")
+def test_a_verdict_has_one_seed_and_the_interval_over_eight_from_the_results() -> None:
+    text = summary.verdict(document(0.1, 0.9))
+    assert text.startswith("This run, one seed: ")
+    assert text.endswith("Over eight paired seeds with epochs=50: +0.036 [+0.035, +0.038], mean and 95 % interval.")
+    results = (Path(__file__).parents[2] / "RESULTS.md").read_text(encoding="utf-8")
+    assert "| +0.036 [+0.035, +0.038] |" in results[results.index("\n## The demo\n") :]
 
 
 def test_every_model_has_one_line_with_its_figures_below_their_headers() -> None:
