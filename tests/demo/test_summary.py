@@ -35,7 +35,8 @@ def document(plain: float, distilled: float, **latency: float | None) -> dict:
 def test_the_verdict_names_a_gain_or_a_loss(plain: float, distilled: float, word: str, figure: str) -> None:
     text = summary.summary_table(document(plain, distilled))
     assert (
-        f"The distilled student {word}, with the same 48 labelled images, and 432 without labels beside them. " in text
+        f"seed: the distilled student {word}, with the same 48 labelled images, and 432 without labels beside them."
+        in text
     )
     assert text.splitlines()[4].split() == ["distilled", "-", "plain", figure, figure]
 
