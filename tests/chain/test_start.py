@@ -116,3 +116,32 @@ def test_a_teacher_that_is_yet_to_be_trained_is_matched_by_its_shape(arguments: 
     stages = validate({**arguments, "teacher": "yolo26n.yaml", "teacher_epochs": 1}, "train").stages
     assert ["start" in stage for stage in stages] == [False, True]
     assert stages[-1]["taken"] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("change", "hinted"),
+    [
+        ({}, True),
+        ({"start": "slice"}, False),
+        ({"model": "PT"}, False),  # has weights of its own
+        ({"model": "yolov8n.yaml"}, False),  # of another family
+        ({"teacher": "BOXES"}, False),
+    ],
+)  # fmt: skip
+def test_a_student_without_weights_is_told_of_those_of_its_teacher(
+    change: dict[str, Any], hinted: bool, arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [{"file_name": "000", "category_id": "red", "bbox": [0, 0, 9, 9], "score": 1}]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    checkpoint = torch.load(arguments["teacher"], weights_only=False)
+    torch.save({**checkpoint, "epoch": 7}, tmp_path / "other.pt")
+    names = {"PT": str(tmp_path / "other.pt"), "BOXES": str(tmp_path / "boxes.json")}
+    changed = {key: names.get(value, value) for key, value in change.items()}
+    log: list[str] = []
+    monkeypatch.setattr(host.LOGGER, "info", log.append)
+    validate({**arguments, "start": "plain", **changed}, "train")
+    hints = [line for line in log if "start=slice takes" in line]
+    assert (
+        hints
+        == ["M-KD: the student starts from random weights; start=slice takes 100% of them from its teacher"] * hinted
+    )

@@ -15,7 +15,7 @@ from yolo_mkd import host, report
 from yolo_mkd.cache.unlabelled import find_images, training_images
 from yolo_mkd.cache.views import require_fixed_size
 from yolo_mkd.chain import assistant as midpoint
-from yolo_mkd.chain.start import fill, refuse_start
+from yolo_mkd.chain.start import fill, possible_slice, refuse_start
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.sources import (
     Opening,
@@ -197,6 +197,10 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
         if stage["name"] == "student" and own["start"] != "plain":
             teacher = shape_of(stages, named, count, data)
             stage["start"], stage["taken"] = own["start"], round(fill(own["start"], model, teacher, spec.names), 4)
+        elif stage["name"] == "student" and (share := possible_slice(student, named, model, spec.names)):
+            LOGGER.info(
+                f"M-KD: the student starts from random weights; start=slice takes {share:.0%} of them from its teacher"
+            )
     log_sizes(stages, {name: spec.parameters for name, spec in specs.items()})
     return stages
 

@@ -53,6 +53,23 @@ def fill(start: str, student: Any, teacher: Any, names: Mapping[int, str]) -> fl
     return host.start_from(student, teacher, classes, sliced=start == "slice")
 
 
+def possible_slice(model: str, teachers: Sequence[str], student: Any, names: Mapping[int, str]) -> float:
+    """The share that `start=slice` takes from the teacher of a student without weights; 0 where it is not possible.
+
+    Args:
+        model: the student's file.
+        teachers: the files of the trained teachers.
+        student: a detector; it is changed.
+        names: its class names by index.
+    """
+    if model.endswith(".pt") or len(teachers) != 1 or not is_detector(teachers[0]):
+        return 0.0
+    try:
+        return fill("slice", student, host.load_detector("teacher", teachers[0], transformer=True), names)
+    except BadInput:
+        return 0.0
+
+
 def write_start(folder: Path, start: str, model: str, teacher: str, arguments: Mapping[str, Any]) -> tuple[str, float]:
     """Write a student that starts from its teacher, as a stock checkpoint.
 
