@@ -196,7 +196,7 @@ def build_stages(own: dict[str, Any], data: dict[str, Any], theirs: dict[str, An
         stage["parameters"] = spec.parameters
         if stage["name"] == "student" and own["start"] != "plain":
             teacher = shape_of(stages, named, count, data)
-            stage["start"], stage["taken"] = own["start"], round(fill(own["start"], model, teacher, spec.names), 4)
+            stage["start"], stage["taken"] = own["start"], round(fill(own["start"], model, teacher, spec.names)[0], 4)
         elif stage["name"] == "student" and (share := possible_slice(student, named, model, spec.names)):
             LOGGER.info(
                 f"M-KD: the student starts from random weights; start=slice takes {share:.0%} of them from its teacher"

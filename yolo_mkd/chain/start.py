@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from yolo_mkd import host
+from yolo_mkd.cache.unlabelled import training_images
 from yolo_mkd.distill.matching import shared_classes
 from yolo_mkd.distill.sources import is_detector
+from yolo_mkd.host import LOGGER
 from yolo_mkd.host.spec import MERGED_NAMES
 from yolo_mkd.settings import BadInput
 
@@ -36,14 +38,17 @@ def refuse_start(start: str, model: str, teachers: Sequence[str]) -> None:
         raise BadInput(f"start={start} takes its weights from one model: give one .pt as teacher=, or start=plain")
 
 
-def fill(start: str, student: Any, teacher: Any, names: Mapping[int, str]) -> float:
-    """Fill a student from its teacher, and return the share of its parameters and statistics that was taken.
+def fill(start: str, student: Any, teacher: Any, names: Mapping[int, str]) -> tuple[float, list[host.LayerPair]]:
+    """Fill a student from its teacher.
 
     Args:
         start: `slice` for the channels that matter, `teacher` for a copy.
         student: a detector.
         teacher: a trained one.
         names: the student's class names by index; rows of the head are matched by name.
+
+    Returns:
+        The share of the student's parameters and statistics that was taken, and the convolutions of a slice.
 
     Raises:
         BadInput: the two are not of the same family, or for a copy not of the same shapes.
@@ -65,7 +70,7 @@ def possible_slice(model: str, teachers: Sequence[str], student: Any, names: Map
     if model.endswith(".pt") or len(teachers) != 1 or not is_detector(teachers[0]):
         return 0.0
     try:
-        return fill("slice", student, host.load_detector("teacher", teachers[0], transformer=True), names)
+        return fill("slice", student, host.load_detector("teacher", teachers[0], transformer=True), names)[0]
     except BadInput:
         return 0.0
 
@@ -89,7 +94,15 @@ def write_start(folder: Path, start: str, model: str, teacher: str, arguments: M
         torch.manual_seed(int(arguments.get("seed") or 0))
         student = host.build(model, len(names), data["channels"], data.get("kpt_shape"))
     student.names = names
-    taken = fill(start, student, host.load_detector("teacher", teacher, transformer=True), names)
+    source = host.load_detector("teacher", teacher, transformer=True)
+    taken, pairs = fill(start, student, source, names)
+    images = host.read_squares(training_images(data), arguments.get("imgsz", 640)) if pairs else None
+    if images is not None:
+        explained = host.reconstruct(student, source, pairs, images)
+        LOGGER.info(
+            f"M-KD: the student's {len(pairs)} layers were fitted to the teacher's on {len(images)} images: "
+            f"they explain {explained:.0%} of the variance of its outputs"
+        )
     file = folder / FILE
     host.write_tensors(file, {"model": student, "epoch": -1})
     return str(file), taken

@@ -55,6 +55,7 @@ from yolo_mkd.host.reading import (
     remaining,
     shared_weights,
 )
+from yolo_mkd.host.reconstruction import LayerPair, read_squares, reconstruct
 from yolo_mkd.host.runs import (
     annotate,
     augmentation,
@@ -95,6 +96,7 @@ __all__ = [
     "CheckpointKeeper",
     "ContinuedSampler",
     "DetectionTrainer",
+    "LayerPair",
     "OBBTrainer",
     "PoseTrainer",
     "Ranked",
@@ -145,6 +147,8 @@ __all__ = [
     "parameters",
     "permitting",
     "quiet",
+    "read_squares",
+    "reconstruct",
     "refuse_code",
     "remaining",
     "remove_head",

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
+from yolo_mkd.host.reconstruction import LayerPair
 from yolo_mkd.settings import BadInput
 
 ABSENT = -1  # in place of a channel that the teacher does not have: the student's own start stays
@@ -98,7 +99,7 @@ class Slicer:
     Attributes:
         classes: the teacher's class of each of the student's, or `ABSENT`.
         taken: how many of the student's parameters and statistics come from the teacher.
-        kept: the channels of each convolution of the teacher that was read.
+        pairs: the convolutions that were sliced, with those that they were sliced from.
         omitted: the teacher's blocks that the student does not have.
         differing: how many blocks of the student are of another kind than the teacher's and keep their own start.
     """
@@ -107,7 +108,7 @@ class Slicer:
 
     def __post_init__(self) -> None:
         self.taken = 0
-        self.kept: list[tuple[nn.Module, Tensor]] = []
+        self.pairs: list[LayerPair] = []
         self.omitted: list[nn.Module] = []
         self.differing = 0
 
@@ -180,7 +181,7 @@ class Slicer:
         self._fill(s.conv.weight, t.conv.weight, out, None if depthwise else x)
         for name in ("weight", "bias", "running_mean", "running_var"):
             self._fill(getattr(s.bn, name), getattr(t.bn, name), out)
-        self.kept.append((t, out.index))
+        self.pairs.append(LayerPair(s, t, out.index, torch.ones(len(out.index))))
         return out
 
     def _fill(self, s: Tensor, t: Tensor, out: Kept, x: Kept | None = None) -> None:
@@ -297,6 +298,7 @@ class Slicer:
             heads = values.view(s.num_heads, -1)[:, : s.key_dim]
             own = out.index.view(s.num_heads, -1)[:, : s.key_dim] >= 0
             heads.mul_(math.sqrt(s.key_dim / t.key_dim)).mul_(own)
+        self.pairs[-1].factor.view(s.num_heads, -1)[:, : s.key_dim] = math.sqrt(s.key_dim / t.key_dim)
 
     # The head
 
@@ -328,6 +330,7 @@ class Slicer:
         rows = Kept(torch.tensor(self.classes), their_end.out_channels) if scores else Kept.all(end.out_channels)
         self._fill(end.weight, their_end.weight, rows, x)
         self._fill(end.bias, their_end.bias, rows)
+        self.pairs.append(LayerPair(end, their_end, rows.index, torch.ones(len(rows.index))))
 
     def _unchanged(self, s: Any, t: Any, x: Kept) -> Kept:
         """A module without weights that keeps its channels."""
@@ -345,8 +348,10 @@ class Slicer:
 SLICED_HEADS = {"Detect", "OBB", "OBB26"}
 
 
-def start_from(student: DetectionModel, teacher: DetectionModel, classes: Sequence[int], sliced: bool) -> float:
-    """Fill a student from its teacher, and return the share of its parameters and statistics that was taken.
+def start_from(
+    student: DetectionModel, teacher: DetectionModel, classes: Sequence[int], sliced: bool
+) -> tuple[float, list[LayerPair]]:
+    """Fill a student from its teacher.
 
     Args:
         student: it is changed.
@@ -354,15 +359,18 @@ def start_from(student: DetectionModel, teacher: DetectionModel, classes: Sequen
         classes: the teacher's class of each of the student's, or `ABSENT`.
         sliced: take the channels that matter; else all of a teacher of equal shapes.
 
+    Returns:
+        The share of the student's parameters and statistics that was taken, and the convolutions of a slice.
+
     Raises:
         BadInput: the two are not of the same family, or for a copy not of the same shapes.
     """
     total = sum(value.numel() for value in student.state_dict().values() if value.is_floating_point())
     if not sliced:
-        return copy_weights(student, teacher, classes) / total
+        return copy_weights(student, teacher, classes) / total, []
     slicer = Slicer(classes)
     slicer.model(student, teacher)
-    return slicer.taken / total
+    return slicer.taken / total, slicer.pairs
 
 
 @torch.no_grad()

@@ -1,0 +1,127 @@
+"""Layers of a sliced student that are fitted to those of its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from ultralytics.nn.modules.conv import Conv, DWConv
+
+from yolo_mkd import host
+from yolo_mkd.host import reconstruction
+from yolo_mkd.host.reconstruction import FEWEST, fit, read_squares, reconstruct, ridge
+from yolo_mkd.host.slicing import ABSENT, start_from
+
+
+def model_of(name: str, classes: int = 3, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return host.build(host.find_model("model", name), classes)
+
+
+def trained_like(model: Any, images: torch.Tensor) -> Any:
+    """The model with the statistics of some images, so that its activations neither vanish nor explode."""
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.weight.data.uniform_(0.5, 1.5)
+            m.bias.data.normal_(0, 0.3)
+            m.momentum = None
+    model.train()
+    with torch.no_grad():
+        model(images)
+    return model.eval()
+
+
+def raw_outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    with torch.no_grad():
+        raw = model.eval()(x)[1]
+    return [part[key] for part in (raw["one2many"], raw["one2one"]) for key in ("boxes", "scores")]
+
+
+def distance(student: Any, teacher: Any, x: torch.Tensor, classes: list[int]) -> float:
+    """Relative squared distance of the raw outputs."""
+    total = 0.0
+    for ours, theirs in zip(raw_outputs(student, x), raw_outputs(teacher, x), strict=True):
+        if theirs.shape[1] == len(teacher.names):
+            ours, theirs = (
+                ours[:, [i for i, c in enumerate(classes) if c >= 0]],
+                theirs[:, [c for c in classes if c >= 0]],
+            )
+        centred = theirs - theirs.mean((0, 2), keepdim=True)
+        total += float((ours - theirs).square().mean() / centred.square().mean())
+    return total / 4
+
+
+def test_ridge_regression_has_its_closed_form() -> None:
+    x = torch.tensor([[[1.0], [-1.0], [2.0], [-2.0]]])
+    start = torch.tensor([[[5.0]]])
+    strength = reconstruction.RIDGE * 10  # of the sum of squares, 10
+    expected = (3 * 10 + strength * 5) / (10 + strength)
+    assert ridge(x, 3 * x, start).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["plain", "depthwise", "linear"])
+def test_a_layer_that_can_equal_its_target_does(kind: str) -> None:
+    torch.manual_seed(0)
+    layers = {
+        "plain": lambda: Conv(4, 6, 3),
+        "depthwise": lambda: DWConv(6, 6, 3),
+        "linear": lambda: nn.Conv2d(4, 6, 1),
+    }
+    ours, theirs = layers[kind]().eval(), layers[kind]().eval()
+    x = torch.randn(3, 6 if kind == "depthwise" else 4, 8, 8)
+    before = nn.Sequential(theirs.conv, theirs.bn) if hasattr(theirs, "bn") else theirs
+    mine = nn.Sequential(ours.conv, ours.bn) if hasattr(ours, "bn") else ours
+    with torch.no_grad():
+        out = before(x)
+        size = 1 if kind == "linear" else 3
+        windows = nn.functional.unfold(x, size, padding=size // 2).permute(0, 2, 1).reshape(-1, x.shape[1], size, size)
+        values = out.flatten(2).permute(0, 2, 1).reshape(-1, 6)
+        held = torch.tensor([True] * 5 + [False])
+        last = (ours.conv if hasattr(ours, "bn") else ours).weight[5].clone()
+        explained = fit(ours, held, windows, values[:, held])
+        assert explained > 0.999
+        assert torch.allclose(mine(x)[:, :5], out[:, :5], atol=0.02 * float(out.std()))
+        assert torch.equal((ours.conv if hasattr(ours, "bn") else ours).weight[5], last)
+
+
+def test_a_copy_explains_everything_and_a_narrow_student_comes_nearer_to_its_teacher() -> None:
+    torch.manual_seed(0)
+    images = nn.functional.interpolate(torch.rand(12, 3, 12, 12), size=(64, 64), mode="bilinear")
+    teacher = trained_like(model_of("yolo26n.yaml", 3), images)
+    copy, same = model_of("yolo26n.yaml", 3, seed=1), [0, 1, 2]
+    _, pairs = start_from(copy, teacher, same, sliced=True)
+    assert reconstruct(copy, teacher, pairs, images) > 0.999
+    assert distance(copy, teacher, images[:4], same) < 0.01
+
+    classes = [2, ABSENT, 0]
+    narrow = model_of("yolo26n-w125.yaml", 3, seed=1)
+    _, pairs = start_from(narrow, teacher, classes, sliced=True)
+    own = narrow.model[-1].cv3[0][-1].bias[1].clone()
+    modes = [m.training for m in narrow.modules()]
+    before = distance(narrow, teacher, images, classes)
+    narrow.train()
+    explained = reconstruct(narrow, teacher, pairs, images)
+    assert [m.training for m in narrow.modules()] == [True] * len(modes)
+    assert 0.3 < explained < 1
+    assert distance(narrow, teacher, images, classes) < 0.8 * before
+    assert narrow.model[-1].cv3[0][-1].bias[1] == own  # of a class that the teacher lacks
+
+
+def test_images_are_evenly_spaced_in_grey_squares(tmp_path: Path) -> None:
+    files = []
+    for i in range(2 * FEWEST):
+        files.append(tmp_path / f"{i:02}.png")
+        cv2.imwrite(str(files[-1]), np.full((8, 16, 3), (0, 0, i), np.uint8))  # B G R
+    files[2].write_bytes(b"no image")
+    images = read_squares(files, 640)  # so large that the fewest are read
+    assert images is not None
+    assert images.shape == (FEWEST - 1, 3, 640, 640)
+    middle = (images[:, :, 320, 320] * 255).round().int().tolist()
+    assert middle == [[i, 0, 0] for i in range(0, 2 * FEWEST, 2) if i != 2]
+    assert (images[:, :, 0, 0] * 255).round().int().unique().tolist() == [114]
+    assert read_squares([files[2]], 32) is None
