@@ -181,8 +181,12 @@ class Slicer:
         self._fill(s.conv.weight, t.conv.weight, out, None if depthwise else x)
         for name in ("weight", "bias", "running_mean", "running_var"):
             self._fill(getattr(s.bn, name), getattr(t.bn, name), out)
-        self.pairs.append(LayerPair(s, t, out.index, torch.ones(len(out.index))))
+        self._pair(s, t, out)
         return out
+
+    def _pair(self, s: Any, t: Any, out: Kept) -> None:
+        """Note a convolution that was sliced."""
+        self.pairs.append(LayerPair(s, t, out.index, torch.ones(len(out.index))))
 
     def _fill(self, s: Tensor, t: Tensor, out: Kept, x: Kept | None = None) -> None:
         """Take the rows `out` of a tensor, and of each row the columns `x`; columns that are absent become 0."""
@@ -266,10 +270,7 @@ class Slicer:
         return self.conv(s.ffn[1], t.ffn[1], self.conv(s.ffn[0], t.ffn[0], x), x)
 
     def attention(self, s: Any, t: Any, x: Kept) -> Kept:
-        """The heads of the largest values; in each, queries and keys keep the same channels.
-
-        The scale depends on the number of those, so that queries are multiplied by what it changes.
-        """
+        """The heads of the largest values; in each, queries and keys keep the same channels."""
         norms = output_norm(t.qkv).view(t.num_heads, -1)
         queries, keys, values = norms.split([t.key_dim, t.key_dim, t.head_dim], 1)  # heads x channels
         places = chosen(values.norm(dim=1), s.num_heads).index.tolist()
@@ -293,7 +294,7 @@ class Slicer:
         return self.conv(s.proj, t.proj, inside, x)
 
     def _scale_queries(self, s: Any, t: Any, out: Kept) -> None:
-        """Let attention's scale be the teacher's, and queries that the teacher does not have be 0."""
+        """Let attention's scale, which depends on the number of keys, be the teacher's, and absent queries be 0."""
         for values in (s.qkv.bn.weight.data, s.qkv.bn.bias.data):
             heads = values.view(s.num_heads, -1)[:, : s.key_dim]
             own = out.index.view(s.num_heads, -1)[:, : s.key_dim] >= 0
@@ -330,7 +331,7 @@ class Slicer:
         rows = Kept(torch.tensor(self.classes), their_end.out_channels) if scores else Kept.all(end.out_channels)
         self._fill(end.weight, their_end.weight, rows, x)
         self._fill(end.bias, their_end.bias, rows)
-        self.pairs.append(LayerPair(end, their_end, rows.index, torch.ones(len(rows.index))))
+        self._pair(end, their_end, rows)
 
     def _unchanged(self, s: Any, t: Any, x: Kept) -> Kept:
         """A module without weights that keeps its channels."""
