@@ -46,6 +46,11 @@ class LayerPair:
     index: Tensor
     factor: Tensor
 
+    @staticmethod
+    def of(student: Any, teacher: Any, index: Tensor) -> LayerPair:
+        """Two layers with outputs in the same units."""
+        return LayerPair(student, teacher, index, torch.ones(len(index)))
+
 
 @dataclass(frozen=True)
 class Target:

@@ -181,12 +181,8 @@ class Slicer:
         self._fill(s.conv.weight, t.conv.weight, out, None if depthwise else x)
         for name in ("weight", "bias", "running_mean", "running_var"):
             self._fill(getattr(s.bn, name), getattr(t.bn, name), out)
-        self._pair(s, t, out)
+        self.pairs.append(LayerPair.of(s, t, out.index))
         return out
-
-    def _pair(self, s: Any, t: Any, out: Kept) -> None:
-        """Note a convolution that was sliced."""
-        self.pairs.append(LayerPair(s, t, out.index, torch.ones(len(out.index))))
 
     def _fill(self, s: Tensor, t: Tensor, out: Kept, x: Kept | None = None) -> None:
         """Take the rows `out` of a tensor, and of each row the columns `x`; columns that are absent become 0."""
@@ -331,7 +327,7 @@ class Slicer:
         rows = Kept(torch.tensor(self.classes), their_end.out_channels) if scores else Kept.all(end.out_channels)
         self._fill(end.weight, their_end.weight, rows, x)
         self._fill(end.bias, their_end.bias, rows)
-        self._pair(end, their_end, rows)
+        self.pairs.append(LayerPair.of(end, their_end, rows.index))
 
     def _unchanged(self, s: Any, t: Any, x: Kept) -> Kept:
         """A module without weights that keeps its channels."""
