@@ -18,10 +18,11 @@ from yolo_mkd.evidence.page import looks as look
 from yolo_mkd.evidence.page.blocks import Page, data_uri
 from yolo_mkd.evidence.page.charts import ROLES
 from yolo_mkd.evidence.page.comparison import comparison_page, first_difference, planned
-from yolo_mkd.evidence.page.exports import add_plan, export_charts, export_tables, plan_warnings
+from yolo_mkd.evidence.page.exports import add_plan, export_charts, export_tables, plan_warnings, worst_of
 from yolo_mkd.evidence.page.looks import LookRequest, ModelFile
 from yolo_mkd.evidence.page.schema import Looks
 from yolo_mkd.evidence.page.training import layer_name, training_page
+from yolo_mkd.evidence.page.worst import FOLDER as WORST_FOLDER
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput, file_path
 
@@ -83,6 +84,9 @@ def write_page(run: str | Path, plain: str | Path | None = None, plan: str | Pat
         place = sources.folder / look.FOLDER
         page.pictures = {file.name: data_uri(file) for file in sorted(place.glob("*.jpg"))}
     page.exports, page.export_charts = export_tables(sources.folder), export_charts(sources.folder)
+    page.worst, page.worst_notes = worst_of(sources.folder)
+    shown = {image["picture"] for exported in page.worst for image in exported["images"]}
+    page.worst_pictures = {name: data_uri(sources.folder / WORST_FOLDER / name) for name in sorted(shown)}
     return reports.write_text(sources.folder / FILE, render(page))
 
 

@@ -14,6 +14,8 @@ from yolo_mkd import documents, report
 from yolo_mkd.deploy.pareto.rows import ParetoRow, join_reports, read_report, report_files, report_kind
 from yolo_mkd.evidence.page.blocks import Chart, PageTable
 from yolo_mkd.evidence.page.charts import Point, latency_chart, series
+from yolo_mkd.evidence.page.schema import ExportLook
+from yolo_mkd.evidence.page.worst import deviates, worst_images
 from yolo_mkd.settings import BadInput
 
 PLAN, PLAN_ADVICE = "plan.json", "give the file that yolo-mkd plan wrote with json="
@@ -40,7 +42,7 @@ def export_tables(folder: Path) -> list[PageTable]:
         files = report_files([folder])
     except BadInput:  # there are none
         return []
-    checked = [found for file in files if report_kind(found := read_report(file)) in {"export", "check"}]
+    checked = checked_files(files)
     tables = [PageTable("Formats", HEADERS, [format_row(row) for row in joined(files)])]
     parity = [row for found in checked if (row := parity_row(found))]
     if parity:
@@ -53,6 +55,20 @@ def export_tables(folder: Path) -> list[PageTable]:
         headers = ["image", "file", "unmatched", "lowest IoU", "largest score difference"]
         tables.append(PageTable("Worst images", headers, worst, "Those with most unmatched detections first."))
     return [table for table in tables if table.rows]
+
+
+def worst_of(folder: Path) -> tuple[list[ExportLook], list[str]]:
+    """The worst images of each exported file below a folder, and notes on files without; none without reports."""
+    try:
+        checked = checked_files(report_files([folder]))
+    except BadInput:  # there are none
+        return [], []
+    return worst_images(folder, checked)
+
+
+def checked_files(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Those of the reports that have the outcome of a check."""
+    return [found for file in files if report_kind(found := read_report(file)) in {"export", "check"}]
 
 
 def export_charts(folder: Path) -> list[Chart]:
@@ -122,11 +138,6 @@ def worst_rows(found: dict[str, Any]) -> list[list[str]]:
         [image["image"], str(found.get("file", "")), str(image.get("unmatched", 0)), *extremes(image)]
         for image in images[:WORST]
     ]
-
-
-def deviates(image: dict[str, Any]) -> bool:
-    """Whether the file's detections in an image differ visibly from the checkpoint's."""
-    return bool(image.get("unmatched")) or (image.get("min_iou") or 1) < 0.999
 
 
 def extremes(figures: dict[str, Any]) -> list[str]:
