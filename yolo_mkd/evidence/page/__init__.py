@@ -23,7 +23,7 @@ from yolo_mkd.evidence.page.looks import LookRequest, ModelFile
 from yolo_mkd.evidence.page.schema import Looks
 from yolo_mkd.evidence.page.training import layer_name, training_page
 from yolo_mkd.evidence.page.worst import FOLDER as WORST_FOLDER
-from yolo_mkd.host import LOGGER
+from yolo_mkd.host import LOGGER, log_page
 from yolo_mkd.settings import BadInput, file_path
 
 FILE = "report.html"
@@ -201,8 +201,13 @@ def find_looks(sources: Sources) -> tuple[Looks | None, str]:
         return before, "" if before else f"No images are shown: {e}"
 
 
-def write_page_after(run: Path) -> None:
-    """Write the page at the end of a command that has done its work; a failure is a warning, not the command's."""
+def write_page_after(run: Path, stage: Path | None = None) -> None:
+    """Write the page at the end of a command that has done its work; a failure is a warning, not the command's.
+
+    Args:
+        run: as in `write_page`.
+        stage: the folder of a training whose loggers get the page, too.
+    """
     try:
         file = write_page(run)
     except Exception as e:  # the run is finished and stored: nothing may turn it into a failure
@@ -212,6 +217,8 @@ def write_page_after(run: Path) -> None:
         )
         return
     LOGGER.info(f"M-KD: report: {chains.shortest(file)}")
+    if stage is not None and (stored := log_page(file, stage)):
+        LOGGER.info(f"M-KD: the report is stored by {', '.join(stored)}, too")
 
 
 FILTERS = {

@@ -15,11 +15,15 @@ from yolo_mkd.deploy.pareto.rows import ParetoRow, join_reports, read_report, re
 from yolo_mkd.evidence.page.blocks import Chart, PageTable
 from yolo_mkd.evidence.page.charts import Point, latency_chart, series
 from yolo_mkd.evidence.page.schema import ExportLook
-from yolo_mkd.evidence.page.worst import deviates, worst_images
+from yolo_mkd.evidence.page.worst import worst_images
 from yolo_mkd.settings import BadInput
 
 PLAN, PLAN_ADVICE = "plan.json", "give the file that yolo-mkd plan wrote with json="
 WORST = 5  # images a file
+PARITY = (
+    "Matched one to one on validation images. Detections and unmatched ones are those of the checkpoint, then those of "
+    "the file."
+)
 
 
 class PlanWarning(TypedDict):
@@ -47,9 +51,7 @@ def export_tables(folder: Path) -> list[PageTable]:
     parity = [row for found in checked if (row := parity_row(found))]
     if parity:
         headers = ["file", "verdict", "detections", "unmatched", "lowest IoU", "largest score difference", "reason"]
-        tables.append(
-            PageTable("Parity with the checkpoint", headers, parity, "Matched one to one on validation images.")
-        )
+        tables.append(PageTable("Parity with the checkpoint", headers, parity, PARITY))
     worst = [row for found in checked for row in worst_rows(found)]
     if worst:
         headers = ["image", "file", "unmatched", "lowest IoU", "largest score difference"]
@@ -138,6 +140,11 @@ def worst_rows(found: dict[str, Any]) -> list[list[str]]:
         [image["image"], str(found.get("file", "")), str(image.get("unmatched", 0)), *extremes(image)]
         for image in images[:WORST]
     ]
+
+
+def deviates(image: dict[str, Any]) -> bool:
+    """Whether the file's detections in an image are not exactly the checkpoint's."""
+    return bool(image.get("unmatched")) or (image.get("min_iou") or 1) < 0.999
 
 
 def extremes(figures: dict[str, Any]) -> list[str]:

@@ -20,11 +20,10 @@ FOLDER, FILE = "report/exports", "exports.json"  # of the boxes and pictures, in
 SHOWN = 3  # images a file
 MOST_FILES = 6  # with the pictures of looks.json the page stays below 10 MB
 MOVED = 0.9  # our choice: a pair that overlaps less differs visibly
-VISIBLE = 0.999  # the smallest IoU of a pair in an FP32 file that passes its check
 
 
 def worst_images(folder: Path, reports: Sequence[dict[str, Any]]) -> tuple[list[ExportLook], list[str]]:
-    """The worst images of each exported file, and a note on each file without pictures.
+    """The worst images of each exported file, the file that deviates most first, and notes on files without pictures.
 
     What a file and its checkpoint detect is measured once and stored in the folder `report/exports`, so that the page
     can be made again when they are gone.
@@ -36,12 +35,14 @@ def worst_images(folder: Path, reports: Sequence[dict[str, Any]]) -> tuple[list[
     place = folder / FOLDER
     before = {look["sha256"]: look for look in stored(place)}
     looks, notes, fresh = [], [], False
-    for found in {r["sha256"]: r for r in reports if compared(r)}.values():
+    for found in sorted({r["sha256"]: r for r in reports if compared(r)}.values(), key=unmatched_share, reverse=True):
         detections = found["parity"]["detections"]
-        chosen = [image for image in detections["worst_images"] if deviates(image)][:SHOWN]
+        chosen = [image for image in detections["worst_images"] if differs_visibly(image)][:SHOWN]
         look = before.get(found["sha256"])
         if not chosen:
-            notes.append(f"{found['file']}: no box differs from the checkpoint's in {detections['images']} images.")
+            notes.append(
+                f"{found['file']}: no box is missing, added or visibly moved in {detections['images']} images."
+            )
         elif len(looks) == MOST_FILES:
             notes.append(f"{found['file']}: no images; they are shown of {MOST_FILES} files.")
         elif look is not None:
@@ -62,9 +63,17 @@ def compared(found: Mapping[str, Any]) -> bool:
     return bool((found.get("parity") or {}).get("detections")) and bool((found.get("source") or {}).get("sha256"))
 
 
-def deviates(image: ImageMatch) -> bool:
-    """Whether the file's detections in an image differ visibly from the checkpoint's."""
-    return bool(image.get("unmatched")) or (image.get("min_iou") or 1) < VISIBLE
+def unmatched_share(found: Mapping[str, Any]) -> float:
+    """Boxes that only a file or only its checkpoint detects, as a share of the boxes of both."""
+    detections = found["parity"]["detections"]
+    sides = ("checkpoint", "file")
+    total = sum(detections[f"{side}_detections"] for side in sides)
+    return float(sum(detections[f"{side}_unmatched"] for side in sides) / max(total, 1))
+
+
+def differs_visibly(image: ImageMatch) -> bool:
+    """Whether one sees that a file's boxes in an image are not those of its checkpoint."""
+    return bool(image["unmatched"]) or (image["min_iou"] or 1) < MOVED
 
 
 def stored(place: Path) -> list[ExportLook]:
