@@ -11,7 +11,7 @@ import yaml
 
 from yolo_mkd.evidence.page import objects, training, write_page
 from yolo_mkd.evidence.page.blocks import Page, axis_ends, bar
-from yolo_mkd.evidence.page.comparison import class_lines, first_difference, interval_bars
+from yolo_mkd.evidence.page.comparison import first_difference, interval_bars, where_lines
 from yolo_mkd.evidence.page.exports import export_charts
 from yolo_mkd.evidence.page.looks import inside
 from yolo_mkd.settings import BadInput
@@ -104,14 +104,22 @@ def test_the_answer_is_the_last_methods_difference_from_the_first_reference() ->
     assert first_difference(rows[:1], ["plain"]) is None
 
 
-def test_classes_that_differ_clearly_are_named() -> None:
+def test_classes_that_differ_clearly_are_named_with_the_largest_gain_first() -> None:
     changes = {
+        "bolt": difference(-0.02, -0.03, -0.01, "worse"),
         "ball": difference(0.05, 0.01, 0.09, "better"),
         "nut": difference(0.05, -0.1, 0.2, "not distinguishable"),
     }
-    row: Any = {"method": "mkd", "classes": {n: {"mean": 0.5, "change": c} for n, c in changes.items()}}
-    (line,) = class_lines("set", [row])
-    assert line == "set: classes in which mkd differs clearly from plain: ball +0.050."
+    classes = {n: {"mean": 0.5, "change": c} for n, c in changes.items()}
+    against = {"plain": {"map50_95": difference(0.02, -0.01, 0.05, "not distinguishable")}}
+    row: Any = {"method": "mkd", "against": against, "classes": classes}
+    plain: Any = {"method": "plain", "against": {}}
+    (line,) = where_lines("set: ", [plain, row])
+    assert line == (
+        "set: mkd: not distinguishable from plain. Classes that differ clearly from plain: ball +0.050, bolt -0.020."
+    )
+    row["classes"] = {}
+    assert where_lines("", [row]) == ["mkd: not distinguishable from plain."]
 
 
 def chain_of(folder: Path) -> dict[str, Any]:

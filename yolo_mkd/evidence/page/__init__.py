@@ -170,7 +170,7 @@ def comparison_request(folder: Path, comparison: Comparison) -> LookRequest | No
             imgsz = arguments.get("imgsz", 640)
             models = [
                 ModelFile("teacher", "teacher", Path(comparison["teacher"]["file"]), imgsz),
-                ModelFile("plain", f"plain, seed {seed}", cast(Path, files["plain"]), imgsz),
+                ModelFile("plain", f"plain student, seed {seed}", cast(Path, files["plain"]), imgsz),
                 ModelFile("student", f"{method}, seed {seed}", cast(Path, files[method]), imgsz),
             ]
             return LookRequest(models, arguments["data"], arguments.get("device"), bool(arguments.get("single_cls")))
