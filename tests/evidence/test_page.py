@@ -11,7 +11,7 @@ import yaml
 
 from yolo_mkd.evidence.page import objects, training, write_page
 from yolo_mkd.evidence.page.blocks import Page, axis_ends, bar
-from yolo_mkd.evidence.page.comparison import first_difference, interval_bars, where_lines
+from yolo_mkd.evidence.page.comparison import first_difference, interval_bars, short_name, where_lines
 from yolo_mkd.evidence.page.exports import export_charts
 from yolo_mkd.evidence.page.looks import inside
 from yolo_mkd.settings import BadInput
@@ -102,6 +102,11 @@ def test_the_answer_is_the_last_methods_difference_from_the_first_reference() ->
     ]
     assert first_difference(rows, ["plain"]) == ("mkd", "plain", change)
     assert first_difference(rows[:1], ["plain"]) is None
+
+
+def test_a_heading_has_no_folders_of_paths() -> None:
+    assert short_name("mkd:unlabelled=/a b/c/more:unlabelled_ratio=3") == "mkd:unlabelled=more:unlabelled_ratio=3"
+    assert short_name("only:soft=2:until=0.5") == "only:soft=2:until=0.5"
 
 
 def test_classes_that_differ_clearly_are_named_with_the_largest_gain_first() -> None:

@@ -17,7 +17,7 @@ from yolo_mkd.evidence.compare.schema import Comparison
 from yolo_mkd.evidence.page import looks as look
 from yolo_mkd.evidence.page.blocks import Page, data_uri
 from yolo_mkd.evidence.page.charts import ROLES
-from yolo_mkd.evidence.page.comparison import comparison_page, first_difference, planned
+from yolo_mkd.evidence.page.comparison import comparison_page, first_difference, planned, short_name
 from yolo_mkd.evidence.page.exports import add_plan, export_charts, export_tables, plan_warnings, worst_of
 from yolo_mkd.evidence.page.looks import LookRequest, ModelFile
 from yolo_mkd.evidence.page.schema import Looks
@@ -171,7 +171,7 @@ def comparison_request(folder: Path, comparison: Comparison) -> LookRequest | No
             models = [
                 ModelFile("teacher", "teacher", Path(comparison["teacher"]["file"]), imgsz),
                 ModelFile("plain", f"plain student, seed {seed}", cast(Path, files["plain"]), imgsz),
-                ModelFile("student", f"{method}, seed {seed}", cast(Path, files[method]), imgsz),
+                ModelFile("student", f"{short_name(method)}, seed {seed}", cast(Path, files[method]), imgsz),
             ]
             return LookRequest(models, arguments["data"], arguments.get("device"), bool(arguments.get("single_cls")))
     return None

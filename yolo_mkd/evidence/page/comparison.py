@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,6 +76,8 @@ def answer(page: Page, comparison: Comparison) -> None:
         page.caveat = "A difference needs a finished trial of a reference, such as plain, and of another method."
         return
     method, other, change = found
+    own = next((r for r in rows if r["method"] == method), None)
+    method = short_name(method)
     seeds = f"{change['seeds']} seed{'s' if change['seeds'] > 1 else ''}"
     text = tables.difference_text(change)
     meaning = "Plain is the same student trained without a teacher. " if other == "plain" else ""
@@ -90,7 +93,6 @@ def answer(page: Page, comparison: Comparison) -> None:
     page.tiles.append(Tile(f"{change['mean']:+.3f}", f"mAP50-95, {method} minus {other}", seeds))
     if change["low"] is not None:
         page.tiles.append(Tile(f"{change['low']:+.3f} to {change['high']:+.3f}", "95 % interval", change["verdict"]))
-    own = next((r for r in rows if r["method"] == method), None)
     if own and own.get("cost"):
         page.tiles.append(Tile(f"{own['cost']:.2f}x", "cost of training", "of plain"))
     done = sum("failed" not in cell for cell in comparison["cells"])
@@ -98,6 +100,11 @@ def answer(page: Page, comparison: Comparison) -> None:
     groups = tables.group_rows(comparison["rows"])
     for title, group in groups.items():
         page.where += where_lines(f"{title}: " if len(groups) > 1 else "", group)
+
+
+def short_name(method: str) -> str:
+    """A method for headings: of the paths in it only the last name."""
+    return re.sub(r"(=)[^:=]*/(?=[^:=])", r"\1", method)
 
 
 def first_difference(
@@ -128,7 +135,7 @@ def where_lines(lead: str, rows: Sequence[Row]) -> list[str]:
         clear = {n: c["mean"] for n, c in changes.items() if c and c["verdict"] in STATES}
         names = [f"{n} {mean:+.3f}" for n, mean in sorted(clear.items(), key=lambda item: -item[1])]
         classes = f"Classes that differ clearly from plain: {', '.join(names) or 'none'}." if changes else ""
-        lines.append(f"{lead}{row['method']}: {verdict}. {classes}".strip())
+        lines.append(f"{lead}{short_name(row['method'])}: {verdict}. {classes}".strip())
     return lines
 
 
@@ -136,7 +143,7 @@ def difference_bars(title: str, rows: Sequence[Row] | Sequence[MeanRow], referen
     """The difference of each method from each reference, an axis each."""
     groups = []
     for other in references:
-        found = [(r["method"], r.get("against", {}).get(other, {}).get(tables.FIGURE)) for r in rows]
+        found = [(short_name(r["method"]), r.get("against", {}).get(other, {}).get(tables.FIGURE)) for r in rows]
         bars = interval_bars([(name, change) for name, change in found if change])
         if bars:
             groups.append(BarGroup(f"{title}: mAP50-95 minus {other}'s", bars))
