@@ -263,3 +263,19 @@ def test_a_figure_of_some_of_the_images_says_of_how_many(images: int, caveat: st
     page = Page("training", "run", "")
     training.answer(page, chain, looks)
     assert page.caveat.endswith(f"several seeds.{caveat}")
+
+
+def test_where_names_the_objects_and_the_false_detections_of_both() -> None:
+    models: list[dict[str, Any]] = [
+        {"role": "plain", "label": "plain student", "classes": {"nut": 0.3}, "false_detections": 14},
+        {"role": "student", "label": "distilled student", "classes": {"nut": 0.4}, "false_detections": 36},
+    ]
+    tally = {"won": 8, "lost": 2, "objects": 16}
+    looks: Any = {"models": models, "reference": "plain", "tally": tally, "examined": 4, "conf": 0.25}
+    assert training.where_it_helped(looks) == [
+        "Objects at confidence 0.25: 8 found by the student and missed by the plain student, 2 the other way round, of "
+        "16 in 4 images; false detections: 36 against 14.",
+        "Classes: nut +0.100 AP50-95 against the plain student.",
+    ]
+    del models[0]["false_detections"]  # looks.json of an older version
+    assert "false detections" not in training.where_it_helped(looks)[0]

@@ -22,6 +22,7 @@ class ModelLook(TypedDict, total=False):
         map50_95: on the examined images; absent if it has no class of the data.
         map50: the same at IoU 0.5.
         classes: AP50-95 by class name, of the classes that the images have.
+        false_detections: of the examined images, those that find no object; absent in older files.
         attention: by layer, the mean correlation of its attention maps with the teacher's.
         relation: its relation matrix, rows and columns in the order of `Looks.layers`, mean over images.
     """
@@ -34,6 +35,7 @@ class ModelLook(TypedDict, total=False):
     map50_95: float
     map50: float
     classes: dict[str, float]
+    false_detections: int
     attention: dict[str, float]
     relation: list[list[float]]
 
