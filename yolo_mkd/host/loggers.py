@@ -65,7 +65,7 @@ def to_mlflow(page: Path, run: Path) -> bool:
 def to_wandb(page: Path, run: Path) -> bool:
     """Add the page as an artifact to the training's newest W&B run; False where there is none.
 
-    Offline this makes a second folder of the same run, which `wandb sync` joins with the first.
+    Offline this makes a second folder with the same run ID, for `wandb sync`.
     """
     import wandb
 
@@ -74,8 +74,15 @@ def to_wandb(page: Path, run: Path) -> bool:
         return False
     own = newest.stem.removeprefix("run-")
     project = re.sub(r"[/\\#?%:]", "-", str(run.parent))[-128:]  # as Ultralytics names it
-    offline = {"mode": "offline"} if newest.parent.name.startswith("offline-") else {}
-    with wandb.init(project=project, name=run.name, id=own, resume="allow", dir=str(run), **offline) as resumed:
+    offline = newest.parent.name.startswith("offline-")
+    with wandb.init(
+        project=project,
+        name=run.name,
+        id=own,
+        resume="allow",
+        dir=str(run),
+        mode="offline" if offline else None,
+    ) as resumed:
         artifact = wandb.Artifact(name=f"run_{own}_report", type="report")
         artifact.add_file(str(page))
         resumed.log_artifact(artifact)

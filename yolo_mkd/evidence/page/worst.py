@@ -34,7 +34,8 @@ def worst_images(folder: Path, reports: Sequence[dict[str, Any]]) -> tuple[list[
     """
     place = folder / FOLDER
     before = {look["sha256"]: look for look in stored(place)}
-    looks, notes, fresh = [], [], False
+    looks: list[ExportLook] = []
+    notes, fresh = [], False
     for found in sorted({r["sha256"]: r for r in reports if compared(r)}.values(), key=unmatched_share, reverse=True):
         detections = found["parity"]["detections"]
         chosen = [image for image in detections["worst_images"] if differs_visibly(image)][:SHOWN]
@@ -99,7 +100,7 @@ def measure(folder: Path, found: Mapping[str, Any], chosen: Sequence[ImageMatch]
     named = by_name(split_images("data", str(trained.args.get("data")), "val"))
     missing = [image["image"] for image in chosen if image["image"] not in named]
     if missing:
-        raise BadInput(f"{missing[0]} is no image of the val split of {trained.args.get('data')}")
+        raise BadInput(f"{missing[0]} is not in the val split of {trained.args.get('data')}")
     images = [named[image["image"]] for image in chosen]
     host.LOGGER.info(f"M-KD: report: {file.name} and {source.name} on {len(images)} images")
     detections = found["parity"]["detections"]
