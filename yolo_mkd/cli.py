@@ -38,7 +38,7 @@ def train(**arguments: Any) -> None:
     if trained["arguments"].get("plots", True):
         from yolo_mkd.evidence.page import write_page_after
 
-        write_page_after(folder)
+        write_page_after(folder, folder / trained["stages"][-1]["name"])
 
 
 def plan(**arguments: Any) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from yolo_mkd.evidence.page import objects, training, write_page
 from yolo_mkd.evidence.page.blocks import Page, axis_ends, bar
-from yolo_mkd.evidence.page.comparison import class_lines, first_difference, interval_bars
+from yolo_mkd.evidence.page.comparison import first_difference, interval_bars, short_name, where_lines
 from yolo_mkd.evidence.page.exports import export_charts
 from yolo_mkd.evidence.page.looks import inside
 from yolo_mkd.settings import BadInput
@@ -104,14 +104,27 @@ def test_the_answer_is_the_last_methods_difference_from_the_first_reference() ->
     assert first_difference(rows[:1], ["plain"]) is None
 
 
-def test_classes_that_differ_clearly_are_named() -> None:
+def test_a_heading_has_no_folders_of_paths() -> None:
+    assert short_name("mkd:unlabelled=/a b/c/more:unlabelled_ratio=3") == "mkd:unlabelled=more:unlabelled_ratio=3"
+    assert short_name("only:soft=2:until=0.5") == "only:soft=2:until=0.5"
+
+
+def test_classes_that_differ_clearly_are_named_with_the_largest_gain_first() -> None:
     changes = {
+        "bolt": difference(-0.02, -0.03, -0.01, "worse"),
         "ball": difference(0.05, 0.01, 0.09, "better"),
         "nut": difference(0.05, -0.1, 0.2, "not distinguishable"),
     }
-    row: Any = {"method": "mkd", "classes": {n: {"mean": 0.5, "change": c} for n, c in changes.items()}}
-    (line,) = class_lines("set", [row])
-    assert line == "set: classes in which mkd differs clearly from plain: ball +0.050."
+    classes = {n: {"mean": 0.5, "change": c} for n, c in changes.items()}
+    against = {"plain": {"map50_95": difference(0.02, -0.01, 0.05, "not distinguishable")}}
+    row: Any = {"method": "mkd", "against": against, "classes": classes}
+    plain: Any = {"method": "plain", "against": {}}
+    (line,) = where_lines("set: ", [plain, row])
+    assert line == (
+        "set: mkd: not distinguishable from plain. Classes that differ clearly from plain: ball +0.050, bolt -0.020."
+    )
+    row["classes"] = {}
+    assert where_lines("", [row]) == ["mkd: not distinguishable from plain."]
 
 
 def chain_of(folder: Path) -> dict[str, Any]:
@@ -250,3 +263,19 @@ def test_a_figure_of_some_of_the_images_says_of_how_many(images: int, caveat: st
     page = Page("training", "run", "")
     training.answer(page, chain, looks)
     assert page.caveat.endswith(f"several seeds.{caveat}")
+
+
+def test_where_names_the_objects_and_the_false_detections_of_both() -> None:
+    models: list[dict[str, Any]] = [
+        {"role": "plain", "label": "plain student", "classes": {"nut": 0.3}, "false_detections": 14},
+        {"role": "student", "label": "distilled student", "classes": {"nut": 0.4}, "false_detections": 36},
+    ]
+    tally = {"won": 8, "lost": 2, "objects": 16}
+    looks: Any = {"models": models, "reference": "plain", "tally": tally, "examined": 4, "conf": 0.25}
+    assert training.where_it_helped(looks) == [
+        "Objects at confidence 0.25: 8 found by the student and missed by the plain student, 2 the other way round, of "
+        "16 in 4 images; false detections: 36 against 14.",
+        "Classes: nut +0.100 AP50-95 against the plain student.",
+    ]
+    del models[0]["false_detections"]  # looks.json of an older version
+    assert "false detections" not in training.where_it_helped(looks)[0]

@@ -20,16 +20,6 @@ pytestmark = pytest.mark.slow
 LOGGERS = ("tensorboard", "mlflow", "wandb")
 Read = Callable[..., list[float]]
 TERMS = ("soft", "attention", "guidance")
-RUN = """
-import json, sys
-from ultralytics import YOLO
-from ultralytics.utils import SETTINGS
-from yolo_mkd import MKDTrainer
-
-teacher, student, arguments = json.loads(sys.argv[1])
-assert SETTINGS["tensorboard"] and SETTINGS["mlflow"] and SETTINGS["wandb"]
-YOLO(student).train(trainer=MKDTrainer.using(teacher, soft=1, attention=0.5, guidance=0.25), **arguments)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +34,31 @@ def logged(tiny_detector: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     }  # fmt: skip
     # Ultralytics switches loggers off where it runs inside of pytest
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "GITHUB"))} | own
-    arguments = {
-        "data": str(tiny_detector.data), "imgsz": 64, "epochs": 2, "batch": 8, "fraction": 0.25, "device": "cpu",
-        "workers": 0, "project": str(folder / "runs"), "name": "run", "plots": False, "verbose": False,
-    }  # fmt: skip
-    words = json.dumps([str(tiny_detector.pt), str(tiny_detector.student), arguments])
-    for command in ([switch], [RUN, words]):
+    words = [
+        f"data={tiny_detector.data}", f"model={tiny_detector.student}", f"teacher={tiny_detector.pt}", "assistant=none",
+        "soft=1", "attention=0.5", "guidance=0.25", "imgsz=64", "epochs=2", "batch=8", "fraction=0.25", "device=cpu",
+        "workers=0", f"project={folder / 'runs'}", "name=run", "verbose=False",
+    ]  # fmt: skip
+    for command in (["-c", switch], ["-m", "yolo_mkd", "train", *words]):
         done = subprocess.run(
-            [sys.executable, "-c", *command], env=environment, cwd=folder, capture_output=True, text=True, check=False
+            [sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert "Can't pickle" not in done.stdout + done.stderr
+        assert "did not store" not in done.stdout + done.stderr
     return folder
 
 
 def column(folder: Path, term: str) -> list[float]:
     """A term's column of results.csv."""
-    with open(folder / "runs/run/results.csv", newline="", encoding="utf-8") as f:
+    with open(folder / "runs/run/student/results.csv", newline="", encoding="utf-8") as f:
         return [float(row[f"kd/{term}"]) for row in csv.DictReader(f)]
 
 
 def read_tensorboard(folder: Path, term: str, group: str = "kd") -> list[float]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder / "runs/run"))
+    events = EventAccumulator(str(folder / "runs/run/student"))
     events.Reload()
     return [event.value for event in events.Scalars(f"{group}/{term}")]
 
@@ -92,31 +83,70 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-def read_wandb(folder: Path, term: str, group: str = "kd") -> list[float]:
+def wandb_contents(folder: Path) -> Iterator[Any]:
+    """The records of the training's run, first those of the training, then those of the page."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (file,) = (folder / "runs/run/wandb").glob("offline-run-*/*.wandb")
+    files = sorted((folder / "runs/run/student/wandb").glob("offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime)
+    assert len(files) == 2
+    assert files[0].name == files[1].name  # one run, of which wandb sync makes one
+    for file in files:
+        for data in wandb_records(file.read_bytes()):
+            record = Record()
+            record.ParseFromString(data)
+            yield record
+
+
+def read_wandb(folder: Path, term: str, group: str = "kd") -> list[float]:
     found = []
-    for data in wandb_records(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
+    for record in wandb_contents(folder):
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         if f"{group}/{term}" in items:
             found.append(json.loads(items[f"{group}/{term}"]))
     return found
 
 
-READERS = [
-    pytest.param(
-        read, id=name, marks=pytest.mark.skipif(not importlib.util.find_spec(name), reason=f"{name} is not installed")
-    )
-    for name, read in zip(LOGGERS, (read_tensorboard, read_mlflow, read_wandb), strict=True)
-]
+def page_of_tensorboard(folder: Path) -> bytes:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "runs/run/student"))
+    events.Reload()
+    (text,) = events.Tensors("report/text_summary")
+    link = text.tensor_proto.string_val[0].decode()
+    assert link.startswith("[report.html](file://")
+    return Path(link.removeprefix("[report.html](file://").removesuffix(")")).read_bytes()
+
+
+def page_of_mlflow(folder: Path) -> bytes:
+    (file,) = (folder / "mlruns").glob("*/*/artifacts/report.html")
+    assert (file.parents[1] / "params/name").read_text() == "student"
+    return file.read_bytes()
+
+
+def page_of_wandb(folder: Path) -> bytes:
+    (artifact,) = [r.artifact for r in wandb_contents(folder) if r.artifact.type == "report"]
+    assert artifact.run_id in str(next((folder / "runs/run/student/wandb").glob("offline-run-*")))
+    (entry,) = artifact.manifest.contents
+    assert entry.path == "report.html"
+    return Path(entry.local_path).read_bytes()
+
+
+def of_installed(*functions: Callable[..., Any]) -> list[Any]:
+    """A test's parameter for each logger, skipped by name where it is not installed."""
+    return [
+        pytest.param(
+            f, id=name, marks=pytest.mark.skipif(not importlib.util.find_spec(name), reason=f"{name} is not installed")
+        )
+        for name, f in zip(LOGGERS, functions, strict=True)
+    ]
+
+
+READERS = of_installed(read_tensorboard, read_mlflow, read_wandb)
 
 
 def shares(folder: Path, term: str, column: str) -> list[float]:
     """A term's share as it acted, or its cosine, of shares.csv."""
-    with open(folder / "runs/run/shares.csv", newline="", encoding="utf-8") as f:
+    with open(folder / "runs/run/student/shares.csv", newline="", encoding="utf-8") as f:
         rows = [row for row in csv.DictReader(f) if row["term"] == term]
     if column == "cosine":
         return [float(row["cosine"]) for row in rows]
@@ -132,7 +162,7 @@ def test_a_logger_stores_the_gradient_shares_and_results_csv_does_not(
             found = read(logged, term, f"kd_{kind}/run_weights_last.pt")
             assert found == pytest.approx(shares(logged, term, kind), rel=2e-3, abs=1e-6)
     assert any(shares(logged, "soft", "share"))
-    assert "kd_share" not in (logged / "runs/run/results.csv").read_text()
+    assert "kd_share" not in (logged / "runs/run/student/results.csv").read_text()
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -140,3 +170,10 @@ def test_a_logger_stores_the_columns_of_the_terms(read: Read, logged: Path) -> N
     for term in TERMS:
         assert read(logged, term) == pytest.approx(column(logged, term), rel=1e-4)
     assert any(column(logged, "soft"))
+
+
+@pytest.mark.parametrize("page_of", of_installed(page_of_tensorboard, page_of_mlflow, page_of_wandb))
+def test_a_logger_stores_the_page(page_of: Callable[[Path], bytes], logged: Path) -> None:
+    page = (logged / "runs/run/report.html").read_bytes()
+    assert b"mAP50-95" in page
+    assert page_of(logged) == page

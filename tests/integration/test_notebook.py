@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "notebooks" / "distil_your_detector.ipynb"
 SMALL = """
-EXAMPLE = {"train": 16, "val": 8, "epochs": 1, "seeds": 1}
+EXAMPLE = {"train": 8, "val": 4, "epochs": 1, "seeds": 1, "imgsz": 96}
 OUT = "small"
 """
 

@@ -27,6 +27,7 @@ from yolo_mkd.host.files import (
 )
 from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, image_shape
 from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
+from yolo_mkd.host.loggers import log_page
 from yolo_mkd.host.models import (
     UNREADABLE,
     architecture,
@@ -135,6 +136,7 @@ __all__ = [
     "keep_graphs",
     "layer",
     "load_detector",
+    "log_page",
     "merged",
     "metrics",
     "model_spec",

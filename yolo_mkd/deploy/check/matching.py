@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -283,10 +283,6 @@ def compare_detections(
 ) -> ImageMatch:
     """Match one image's detections and count the pairs that agree.
 
-    A detection that scores `conf` or more must have a partner; the partner may score up to `tolerance` less than
-    `conf`, so that a detection on the threshold is valid only with a partner within the tolerance. Pairs below `conf`
-    on both sides do not count.
-
     Args:
         expected: the checkpoint's detections.
         got: the file's.
@@ -294,11 +290,7 @@ def compare_detections(
         tolerance: the largest score difference of an agreeing pair.
         least_iou: its smallest IoU.
     """
-    ours, theirs, conf = boxes_above(expected, got, conf, tolerance)
-    overlap = box_iou(ours, theirs)
-    pairs = pair_boxes(ours, theirs, overlap)
-    counted = [(i, j) for i, j in pairs if max(ours[i, 4], theirs[j, 4]) >= conf]
-    alone, extra = unmatched(ours, theirs, pairs, conf)
+    ours, theirs, conf, overlap, counted, alone, extra = pair_detections(expected, got, conf, tolerance)
     apart = [abs(float(ours[i, 4] - theirs[j, 4])) for i, j in counted]
     return {
         "checkpoint": int((ours[:, 4] >= conf).sum()),
@@ -316,3 +308,35 @@ def compare_detections(
         "min_iou": min((float(overlap[pair]) for pair in counted), default=None),
         "max_score_difference": max(apart, default=None),
     }
+
+
+class Pairing(NamedTuple):
+    """One image's detections of checkpoint and file, matched one to one."""
+
+    ours: Rows  # the checkpoint's that can be in a pair
+    theirs: Rows  # the file's
+    conf: float  # score threshold that applies
+    overlap: NDArray[np.float64]  # IoU of each of ours with each of theirs
+    pairs: list[tuple[int, int]]  # that count
+    alone: list[int]  # of ours, without a partner
+    extra: list[int]  # of theirs, without a partner
+
+
+def pair_detections(expected: Rows, got: Rows, conf: float, tolerance: float) -> Pairing:
+    """Match one image's detections one to one.
+
+    A detection that scores `conf` or more must have a partner; the partner may score up to `tolerance` less than
+    `conf`, so that a detection on the threshold is valid only with a partner within the tolerance. Pairs below `conf`
+    on both sides do not count.
+
+    Args:
+        expected: the checkpoint's detections.
+        got: the file's.
+        conf: score threshold.
+        tolerance: the largest score difference of an agreeing pair.
+    """
+    ours, theirs, conf = boxes_above(expected, got, conf, tolerance)
+    overlap = box_iou(ours, theirs)
+    pairs = pair_boxes(ours, theirs, overlap)
+    counted = [(i, j) for i, j in pairs if max(ours[i, 4], theirs[j, 4]) >= conf]
+    return Pairing(ours, theirs, conf, overlap, counted, *unmatched(ours, theirs, pairs, conf))

@@ -17,12 +17,13 @@ from yolo_mkd.evidence.compare.schema import Comparison
 from yolo_mkd.evidence.page import looks as look
 from yolo_mkd.evidence.page.blocks import Page, data_uri
 from yolo_mkd.evidence.page.charts import ROLES
-from yolo_mkd.evidence.page.comparison import comparison_page, first_difference, planned
-from yolo_mkd.evidence.page.exports import add_plan, export_charts, export_tables, plan_warnings
+from yolo_mkd.evidence.page.comparison import comparison_page, first_difference, planned, short_name
+from yolo_mkd.evidence.page.exports import add_plan, export_charts, export_tables, plan_warnings, worst_of
 from yolo_mkd.evidence.page.looks import LookRequest, ModelFile
 from yolo_mkd.evidence.page.schema import Looks
 from yolo_mkd.evidence.page.training import layer_name, training_page
-from yolo_mkd.host import LOGGER
+from yolo_mkd.evidence.page.worst import FOLDER as WORST_FOLDER
+from yolo_mkd.host import LOGGER, log_page
 from yolo_mkd.settings import BadInput, file_path
 
 FILE = "report.html"
@@ -83,6 +84,9 @@ def write_page(run: str | Path, plain: str | Path | None = None, plan: str | Pat
         place = sources.folder / look.FOLDER
         page.pictures = {file.name: data_uri(file) for file in sorted(place.glob("*.jpg"))}
     page.exports, page.export_charts = export_tables(sources.folder), export_charts(sources.folder)
+    page.worst, page.worst_notes = worst_of(sources.folder)
+    shown = {image["picture"] for exported in page.worst for image in exported["images"]}
+    page.worst_pictures = {name: data_uri(sources.folder / WORST_FOLDER / name) for name in sorted(shown)}
     return reports.write_text(sources.folder / FILE, render(page))
 
 
@@ -166,8 +170,8 @@ def comparison_request(folder: Path, comparison: Comparison) -> LookRequest | No
             imgsz = arguments.get("imgsz", 640)
             models = [
                 ModelFile("teacher", "teacher", Path(comparison["teacher"]["file"]), imgsz),
-                ModelFile("plain", f"plain, seed {seed}", cast(Path, files["plain"]), imgsz),
-                ModelFile("student", f"{method}, seed {seed}", cast(Path, files[method]), imgsz),
+                ModelFile("plain", f"plain student, seed {seed}", cast(Path, files["plain"]), imgsz),
+                ModelFile("student", f"{short_name(method)}, seed {seed}", cast(Path, files[method]), imgsz),
             ]
             return LookRequest(models, arguments["data"], arguments.get("device"), bool(arguments.get("single_cls")))
     return None
@@ -197,8 +201,13 @@ def find_looks(sources: Sources) -> tuple[Looks | None, str]:
         return before, "" if before else f"No images are shown: {e}"
 
 
-def write_page_after(run: Path) -> None:
-    """Write the page at the end of a command that has done its work; a failure is a warning, not the command's."""
+def write_page_after(run: Path, stage: Path | None = None) -> None:
+    """Write the page at the end of a command that has done its work; a failure is a warning, not the command's.
+
+    Args:
+        run: as in `write_page`.
+        stage: the folder of a training whose loggers get the page, too.
+    """
     try:
         file = write_page(run)
     except Exception as e:  # the run is finished and stored: nothing may turn it into a failure
@@ -208,6 +217,8 @@ def write_page_after(run: Path) -> None:
         )
         return
     LOGGER.info(f"M-KD: report: {chains.shortest(file)}")
+    if stage is not None and (stored := log_page(file, stage)):
+        LOGGER.info(f"M-KD: the report is stored by {', '.join(stored)}, too")
 
 
 FILTERS = {

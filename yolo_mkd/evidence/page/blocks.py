@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yolo_mkd.evidence.page.schema import ExportLook
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -104,6 +106,9 @@ class Page:
         looks_note: what the looks are of, or why there are none.
         exports: tables of exported files.
         export_charts: the accuracy that they keep against their latency.
+        worst: the images on which they deviate most from their checkpoints.
+        worst_pictures: the files beside exports.json as data URIs, by name.
+        worst_notes: on files without such images.
         warnings: of the plan.
         plan: how the plan was found, or how to make one.
         notes: of the comparison.
@@ -129,6 +134,9 @@ class Page:
     looks_note: str = ""
     exports: list[PageTable] = field(default_factory=list)
     export_charts: list[Chart] = field(default_factory=list)
+    worst: list[ExportLook] = field(default_factory=list)
+    worst_pictures: dict[str, str] = field(default_factory=dict)
+    worst_notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     plan: str = ""
     notes: list[str] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,28 +76,35 @@ def answer(page: Page, comparison: Comparison) -> None:
         page.caveat = "A difference needs a finished trial of a reference, such as plain, and of another method."
         return
     method, other, change = found
+    own = next((r for r in rows if r["method"] == method), None)
+    method = short_name(method)
     seeds = f"{change['seeds']} seed{'s' if change['seeds'] > 1 else ''}"
     text = tables.difference_text(change)
+    meaning = "Plain is the same student trained without a teacher. " if other == "plain" else ""
     if change["verdict"] in STATES:
         page.answer = f"{method} is {change['verdict']} than {other}: {text} mAP50-95 over {seeds}."
-        page.caveat = "The 95 % interval of the paired differences excludes 0."
+        page.caveat = f"{meaning}The 95 % interval of the paired differences excludes 0: seeds alone do not explain it."
     elif change["low"] is None:
         page.answer = f"{method} differs from {other} by {text} mAP50-95 with one seed: no evidence either way."
-        page.caveat = "An interval needs more seeds: resume this comparison with seeds=3."
+        page.caveat = f"{meaning}An interval needs more seeds: resume this comparison with seeds=3."
     else:
         page.answer = f"{method} is not distinguishable from {other}: {text} mAP50-95 over {seeds}."
-        page.caveat = "The 95 % interval of the paired differences contains 0. More seeds make it narrower."
+        page.caveat = f"{meaning}The 95 % interval of the paired differences contains 0. More seeds make it narrower."
     page.tiles.append(Tile(f"{change['mean']:+.3f}", f"mAP50-95, {method} minus {other}", seeds))
     if change["low"] is not None:
         page.tiles.append(Tile(f"{change['low']:+.3f} to {change['high']:+.3f}", "95 % interval", change["verdict"]))
-    own = next((r for r in rows if r["method"] == method), None)
     if own and own.get("cost"):
         page.tiles.append(Tile(f"{own['cost']:.2f}x", "cost of training", "of plain"))
     done = sum("failed" not in cell for cell in comparison["cells"])
     page.tiles.append(Tile(f"{done} of {len(comparison['cells'])}", "trials finished", ""))
-    for title, group in tables.group_rows(comparison["rows"]).items():
-        page.where += [f"{title}: {line}." for line in tables.verdict_lines(group)]
-        page.where += class_lines(title, group)
+    groups = tables.group_rows(comparison["rows"])
+    for title, group in groups.items():
+        page.where += where_lines(f"{title}: " if len(groups) > 1 else "", group)
+
+
+def short_name(method: str) -> str:
+    """A method for headings: of the paths in it only the last name."""
+    return re.sub(r"(=)[^:=]*/(?=[^:=])", r"\1", method)
 
 
 def first_difference(
@@ -111,18 +119,23 @@ def first_difference(
     return None
 
 
-def class_lines(title: str, rows: Sequence[Row]) -> list[str]:
-    """The classes of which a method's interval excludes 0, a line for each method and data set."""
+def where_lines(lead: str, rows: Sequence[Row]) -> list[str]:
+    """What the intervals of each method say: a line for each with its verdict and the classes that differ clearly.
+
+    Args:
+        lead: begins each line.
+        rows: of one student and data set.
+    """
     lines = []
     for row in rows:
-        if row["method"] == "plain":
+        verdict = tables.verdict_text(row.get("against", {}), tables.FIGURE)
+        if row["method"] == "plain" or not verdict:
             continue
         changes = {n: c["change"] for n, c in row.get("classes", {}).items() if c["change"]}
-        clear = [f"{n} {c['mean']:+.3f}" for n, c in changes.items() if c and c["verdict"] in STATES]
-        if changes and changes[next(iter(changes))]["low"] is not None:
-            lines.append(
-                f"{title}: classes in which {row['method']} differs clearly from plain: {', '.join(clear) or 'none'}."
-            )
+        clear = {n: c["mean"] for n, c in changes.items() if c and c["verdict"] in STATES}
+        names = [f"{n} {mean:+.3f}" for n, mean in sorted(clear.items(), key=lambda item: -item[1])]
+        classes = f"Classes that differ clearly from plain: {', '.join(names) or 'none'}." if changes else ""
+        lines.append(f"{lead}{short_name(row['method'])}: {verdict}. {classes}".strip())
     return lines
 
 
@@ -130,7 +143,7 @@ def difference_bars(title: str, rows: Sequence[Row] | Sequence[MeanRow], referen
     """The difference of each method from each reference, an axis each."""
     groups = []
     for other in references:
-        found = [(r["method"], r.get("against", {}).get(other, {}).get(tables.FIGURE)) for r in rows]
+        found = [(short_name(r["method"]), r.get("against", {}).get(other, {}).get(tables.FIGURE)) for r in rows]
         bars = interval_bars([(name, change) for name, change in found if change])
         if bars:
             groups.append(BarGroup(f"{title}: mAP50-95 minus {other}'s", bars))

@@ -14,10 +14,16 @@ from yolo_mkd import documents, report
 from yolo_mkd.deploy.pareto.rows import ParetoRow, join_reports, read_report, report_files, report_kind
 from yolo_mkd.evidence.page.blocks import Chart, PageTable
 from yolo_mkd.evidence.page.charts import Point, latency_chart, series
+from yolo_mkd.evidence.page.schema import ExportLook
+from yolo_mkd.evidence.page.worst import worst_images
 from yolo_mkd.settings import BadInput
 
 PLAN, PLAN_ADVICE = "plan.json", "give the file that yolo-mkd plan wrote with json="
 WORST = 5  # images a file
+PARITY = (
+    "Matched one to one on validation images. Detections and unmatched ones are those of the checkpoint, then those of "
+    "the file."
+)
 
 
 class PlanWarning(TypedDict):
@@ -40,19 +46,31 @@ def export_tables(folder: Path) -> list[PageTable]:
         files = report_files([folder])
     except BadInput:  # there are none
         return []
-    checked = [found for file in files if report_kind(found := read_report(file)) in {"export", "check"}]
+    checked = checked_files(files)
     tables = [PageTable("Formats", HEADERS, [format_row(row) for row in joined(files)])]
     parity = [row for found in checked if (row := parity_row(found))]
     if parity:
         headers = ["file", "verdict", "detections", "unmatched", "lowest IoU", "largest score difference", "reason"]
-        tables.append(
-            PageTable("Parity with the checkpoint", headers, parity, "Matched one to one on validation images.")
-        )
+        tables.append(PageTable("Parity with the checkpoint", headers, parity, PARITY))
     worst = [row for found in checked for row in worst_rows(found)]
     if worst:
         headers = ["image", "file", "unmatched", "lowest IoU", "largest score difference"]
         tables.append(PageTable("Worst images", headers, worst, "Those with most unmatched detections first."))
     return [table for table in tables if table.rows]
+
+
+def worst_of(folder: Path) -> tuple[list[ExportLook], list[str]]:
+    """The worst images of each exported file below a folder, and notes on files without; none without reports."""
+    try:
+        checked = checked_files(report_files([folder]))
+    except BadInput:  # there are none
+        return [], []
+    return worst_images(folder, checked)
+
+
+def checked_files(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Those of the reports that have the outcome of a check."""
+    return [found for file in files if report_kind(found := read_report(file)) in {"export", "check"}]
 
 
 def export_charts(folder: Path) -> list[Chart]:
@@ -125,7 +143,7 @@ def worst_rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def deviates(image: dict[str, Any]) -> bool:
-    """Whether the file's detections in an image differ visibly from the checkpoint's."""
+    """Whether the file's detections in an image are not exactly the checkpoint's."""
     return bool(image.get("unmatched")) or (image.get("min_iou") or 1) < 0.999
 
 

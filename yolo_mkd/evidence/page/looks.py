@@ -112,6 +112,9 @@ def measure(folder: Path, request: LookRequest) -> Looks:
             found[model.role] = boxes
     reference = request.reference if request.reference in found else "teacher" if "teacher" in found else "student"
     totals = compare_objects(labelled, found, reference)
+    for one in models:
+        if one["role"] in found:
+            one["false_detections"] = sum(not d["hit"] for boxes in found[one["role"]] for d in boxes)
     chosen = objects.choose_images([image.name for image in images], labelled)
     place = folder / FOLDER
     for old in place.glob("*.jpg"):  # of other models

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from yolo_mkd.report import atomic
 
@@ -19,7 +19,7 @@ MAP_SHARE = 0.62  # of the colours in an overlay; the rest is the image in grey
 def save_copy(image: Path, path: Path) -> tuple[int, int]:
     """Write a small copy of an image; its width and height [pixels]."""
     with Image.open(image) as opened:
-        copy = opened.convert("RGB")
+        copy = ImageOps.exif_transpose(opened).convert("RGB")  # turned as Ultralytics loads it
     copy.thumbnail((SIDE, SIDE))
     save(copy, path, quality=82)
     return copy.size

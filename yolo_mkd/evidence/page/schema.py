@@ -1,8 +1,12 @@
-"""The fields of looks.json: what the models of a run compute for validation images, from which its page is drawn."""
+"""The fields of looks.json and exports.json: what models and exported files compute for validation images."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from yolo_mkd.documents import InnerPath
 
 
 class ModelLook(TypedDict, total=False):
@@ -18,6 +22,7 @@ class ModelLook(TypedDict, total=False):
         map50_95: on the examined images; absent if it has no class of the data.
         map50: the same at IoU 0.5.
         classes: AP50-95 by class name, of the classes that the images have.
+        false_detections: of the examined images, those that find no object; absent in older files.
         attention: by layer, the mean correlation of its attention maps with the teacher's.
         relation: its relation matrix, rows and columns in the order of `Looks.layers`, mean over images.
     """
@@ -30,6 +35,7 @@ class ModelLook(TypedDict, total=False):
     map50_95: float
     map50: float
     classes: dict[str, float]
+    false_detections: int
     attention: dict[str, float]
     relation: list[list[float]]
 
@@ -138,3 +144,71 @@ class Looks(TypedDict):
     tally: Tally
     tally_by_class: dict[str, Tally]
     images: list[ImageLook]
+
+
+class ExportBox(TypedDict):
+    """A detection of an exported file or of its checkpoint; corners as shares of the image's width and height.
+
+    Attributes:
+        box: x1, y1, x2, y2.
+        name: of its class.
+        conf: its confidence.
+        state: same, moved (its partner overlaps it less) or alone (without a partner on the other side).
+    """
+
+    box: list[float]
+    name: str
+    conf: float
+    state: str
+
+
+class ExportImage(TypedDict):
+    """An image on which an exported file deviates from its checkpoint.
+
+    Attributes:
+        image: its name in the data set.
+        picture: its copy beside exports.json.
+        width: of the copy [pixels].
+        height: of the copy [pixels].
+        min_iou: over the pairs of boxes, in the file's report.
+        max_score_difference: likewise.
+        checkpoint_boxes: detected by the checkpoint.
+        file_boxes: detected by the file.
+    """
+
+    image: str
+    picture: InnerPath
+    width: int
+    height: int
+    min_iou: float | None
+    max_score_difference: float | None
+    checkpoint_boxes: list[ExportBox]
+    file_boxes: list[ExportBox]
+
+
+class ExportLook(TypedDict):
+    """An exported file in exports.json.
+
+    Attributes:
+        file: its name.
+        sha256: of it.
+        checkpoint: the name of the checkpoint that it was made from.
+        checkpoint_sha256: of it.
+        conf: smallest confidence of a detection.
+        compared: images on which its check compared detections.
+        images: the worst of them.
+    """
+
+    file: str
+    sha256: str
+    checkpoint: str
+    checkpoint_sha256: str
+    conf: float
+    compared: int
+    images: list[ExportImage]
+
+
+class ExportLooks(TypedDict):
+    """The contents of exports.json: `schema` yolo-mkd/export-images/1, versions and machine, and the files."""
+
+    files: list[ExportLook]

@@ -122,7 +122,9 @@ def answer(page: Page, chain: Chain, looks: Looks | None) -> None:
         )
         if chain["knowledge"].get("unlabelled"):
             page.caveat += f" {UNLABELLED}"
-        page.tiles.append(Tile(f"{change:+.3f}", "against plain", f"plain {plain['map50_95']:.3f}, one seed"))
+        page.tiles.append(
+            Tile(f"{change:+.3f}", "against the plain student", f"plain {plain['map50_95']:.3f}, one seed")
+        )
     elif teacher and teacher.get("map50_95"):
         page.answer = (
             f"The student keeps {ours / teacher['map50_95']:.0%} of the teacher's mAP50-95 "
@@ -156,10 +158,14 @@ def where_it_helped(looks: Looks) -> list[str]:
     reference, student, count = models[looks["reference"]], models["student"], looks["tally"]
     found = []
     if reference["role"] != "student":
-        found.append(
-            f"Objects: {count['won']} found by the student and missed by the {reference['label']}, {count['lost']} the "
-            f"other way round, of {count['objects']} in {looks['examined']} images."
+        line = (
+            f"Objects at confidence {looks['conf']}: {count['won']} found by the student and missed by the "
+            f"{reference['label']}, {count['lost']} the other way round, of {count['objects']} in {looks['examined']} "
+            "images"
         )
+        if "false_detections" in student and "false_detections" in reference:
+            line += f"; false detections: {student['false_detections']} against {reference['false_detections']}"
+        found.append(f"{line}.")
         changes = [f"{name} {change:+.3f}" for name, change in class_changes(reference, student)]
         if len(changes) > 2 * MOST_CLASSES:
             changes = [*changes[:MOST_CLASSES], "...", *changes[-MOST_CLASSES:]]
