@@ -16,13 +16,8 @@ from yolo_mkd import host
 from yolo_mkd.chain.stages import validate
 from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
-from yolo_mkd.distill.networks import (
-    Network,
-    NetworkTeacher,
-    load_network,
-    map_of,
-    network_spec,
-)
+from yolo_mkd.distill.network_files import load_network
+from yolo_mkd.distill.networks import Network, NetworkTeacher, map_of, network_spec
 from yolo_mkd.distill.normalisation import normalisation_warning, read_images
 from yolo_mkd.distill.sources import checksum, find_teachers, present
 from yolo_mkd.knowledge import LossWeights, Targets
@@ -153,13 +148,24 @@ def test_patch_tokens_become_a_map_without_the_class_token(student: Any) -> None
     assert maps["neck_p5"].of(tokens)[0, 0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]
 
 
-def test_maps_are_recognised_by_their_shape() -> None:
-    assert map_of("x", True, torch.zeros(1, 7, 4, 4)).channels == 7  # type: ignore[union-attr]
-    last = map_of("x", True, torch.zeros(1, 4, 4, 7))
-    assert last is not None and last.of(torch.zeros(1, 4, 4, 7)).shape == (1, 7, 4, 4)
-    assert map_of("x", True, torch.zeros(1, 197, 7)).tokens == 1  # type: ignore[union-attr]
-    assert map_of("x", True, torch.zeros(1, 201, 7)).tokens == 5  # type: ignore[union-attr]
-    assert map_of("x", True, torch.zeros(1, 10)) is None
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ((1, 7, 4, 4), (None, 7, 4)),
+        ((1, 4, 4, 7), (None, 7, 4)),
+        ((1, 197, 7), (1, 7, 14)),
+        ((1, 201, 7), (5, 7, 14)),
+        ((1, 84, 8400), None),  # a detector's boxes: 9 x 9 positions and three tokens are no part of 224 pixels
+        ((64, 49, 7), None),  # windows of one image
+        ((1, 10), None),
+        ((), None),
+    ],
+)
+def test_maps_are_recognised_by_their_shape(shape: tuple[int, ...], found: tuple[int | None, int, int] | None) -> None:
+    read = map_of("x", True, torch.zeros(shape), 224)
+    assert found == (None if read is None else (read.tokens, read.channels, read.rows))
+    if read is not None:
+        assert read.of(torch.zeros(shape)).shape == (1, read.channels, read.rows, read.rows)
 
 
 def test_images_are_read_as_the_network_declares() -> None:

@@ -15,14 +15,8 @@ from yolo_mkd.distill.boxes.teacher import FIRST_CODE, BoxTeacher, open_boxes
 from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.distill.ensemble import EnsembleTeacher, ensemble_spec
 from yolo_mkd.distill.matching import Match, patterned
-from yolo_mkd.distill.networks import (
-    NetworkTeacher,
-    file_of,
-    find_network,
-    is_network,
-    load_network,
-    network_spec,
-)
+from yolo_mkd.distill.network_files import file_of, files_of, find_network, is_network, load_network
+from yolo_mkd.distill.networks import NetworkTeacher, network_spec
 from yolo_mkd.distill.normalisation import normalisation_warning
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher, teacher_name
 from yolo_mkd.host.spec import ModelSpec
@@ -86,8 +80,8 @@ def checksum(*teachers: str) -> str:
         return hashlib.sha256("".join(map(checksum, teachers)).encode()).hexdigest()
     (teacher,) = teachers
     if is_network(teacher):
-        file = file_of(teacher)
-        return hashlib.sha256(teacher.encode()).hexdigest() if file is None else report.sha256(file)
+        sums = [report.sha256(file) for file in files_of(teacher)] or [hashlib.sha256(teacher.encode()).hexdigest()]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
     if not Path(teacher).is_dir():
         return report.sha256(teacher)
     whole = hashlib.sha256()
@@ -97,7 +91,7 @@ def checksum(*teachers: str) -> str:
 
 
 def present(teacher: str) -> bool:
-    """Whether a teacher's file or folder is there; torchvision has those that are named after it."""
+    """Whether a teacher's file or folder is there; torchvision and timm have those that are named after them."""
     file = file_of(teacher) if is_network(teacher) else Path(teacher)
     return file is None or file.exists()
 
