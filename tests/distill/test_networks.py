@@ -265,11 +265,17 @@ def test_a_network_of_torchvision_needs_its_weights_on_the_disk(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(BadInput, match="torchvision has no model of that name"):
         load_network("torchvision:resnet7")
-    with pytest.raises(BadInput, match=r"its weights are not at .*, and nothing is downloaded: fetch https://"):
+    missing = (
+        r"its weights are not on this disk \(.*, from https://.*\), and they are downloaded only with download=true"
+    )
+    with pytest.raises(BadInput, match=missing):
         load_network("torchvision:resnet18")
     weights = torchvision.models.get_model_weights("resnet18").DEFAULT
     place = tmp_path / "hub" / "checkpoints" / Path(weights.url).name
     place.parent.mkdir(parents=True)
+    place.write_text("damaged")
+    with pytest.raises(BadInput, match="torchvision:resnet18: its weights cannot be loaded .*: fetch them again$"):
+        load_network("torchvision:resnet18")
     torch.save(torchvision.models.resnet18().state_dict(), place)
     network = load_network("torchvision:resnet18")
     assert network.mean == pytest.approx((0.485, 0.456, 0.406))
