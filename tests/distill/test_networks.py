@@ -14,7 +14,7 @@ from torch import nn
 
 from yolo_mkd import host
 from yolo_mkd.chain.stages import validate
-from yolo_mkd.distill.distiller import Distiller
+from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.network_files import load_network
 from yolo_mkd.distill.networks import Network, NetworkTeacher, map_of, network_spec
@@ -126,6 +126,35 @@ def test_gradients_reach_the_trunk_whatever_the_widths_and_strides(network: Any,
         (gradient,) = torch.autograd.grad(loss, first, retain_graph=True)
         assert gradient.abs().max() > 0, name
     assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+HEADLESS = {  # terms that read a head, and why they do not act
+    **dict.fromkeys(
+        ("soft", "soft_box", "soft_dfl", "localization", "score_l2", "head_guidance", "object_guidance",
+         "class_attention", "error_focus"), "the teacher has no detection head",
+    ),
+    "soft_mask": "neither head has masks", "soft_keypoint": "neither head has keypoints",
+    "soft_obb": "neither head has oriented boxes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", [Cnn, Vit])
+def test_every_term_acts_or_says_why_it_cannot(network: Any, student: Any) -> None:
+    model, spec = network(), host.model_spec(student, IMGSZ)
+    teacher_spec, maps = network_spec(Network("net", model, model), spec, IMGSZ)
+    distiller = Distiller(spec, teacher_spec, dict.fromkeys(TERMS, 1.0))
+    assert {t.name: t.why_not for t in distiller.terms if t.why_not} == HEADLESS
+    teacher = NetworkTeacher("net", Network("net", model, model), maps, distiller.roles)
+    images, boxes = torch.rand(2, 3, IMGSZ, IMGSZ), torch.tensor([[0.3, 0.4, 0.5, 0.6], [0.6, 0.5, 0.3, 0.9]] * 3)
+    extractor = FeatureExtractor(student, spec, distiller.roles)
+    ks = extractor.collect(student(images))
+    targets = Targets(boxes, torch.tensor([0, 0, 0, 1, 1, 1]), classes=torch.zeros(6, dtype=torch.long))
+    losses = distiller.losses(ks, teacher({"img": images}), targets, LossWeights())
+    extractor.hooks.remove()
+    assert set(losses) == set(TERMS) - set(HEADLESS)
+    for name, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss, student.model[0].conv.weight, retain_graph=True)
+        assert loss.isfinite() and gradient.abs().max() > 0, name
 
 
 def test_a_cnns_blocks_are_matched_by_stride_the_last_ones_with_the_neck(student: Any) -> None:
@@ -274,7 +303,7 @@ def test_a_network_of_torchvision_needs_its_weights_on_the_disk(
     place = tmp_path / "hub" / "checkpoints" / Path(weights.url).name
     place.parent.mkdir(parents=True)
     place.write_text("damaged")
-    with pytest.raises(BadInput, match="torchvision:resnet18: its weights cannot be loaded .*: fetch them again$"):
+    with pytest.raises(BadInput, match=r"torchvision:resnet18: its weights cannot be loaded .*: fetch them again$"):
         load_network("torchvision:resnet18")
     torch.save(torchvision.models.resnet18().state_dict(), place)
     network = load_network("torchvision:resnet18")

@@ -141,6 +141,14 @@ def heads_mismatch(match: Match) -> str:
     return "" if match.classes else "the teacher has none of this data's classes"
 
 
+def no_scores(match: Match) -> str:
+    """Why the teacher's scores are not known at positions; empty if they are."""
+    if match.teacher.branches:
+        return ""
+    without_head = "the teacher has no detection head"
+    return without_head if match.teacher.origin else "the teacher's head has no scores at anchors (RT-DETR)"
+
+
 def rotation_mismatch(match: Match) -> str:
     """Why box sides cannot be compared if boxes are oriented; empty if they are not."""
     if match.student.rotated or match.teacher.rotated:
