@@ -252,7 +252,7 @@ def test_a_function_is_run_only_if_it_is_trusted(mine: str) -> None:
     ("function", "message"),
     [
         ("missing", "mine.py:missing cannot be loaded as the function .module 'yolo_mkd_teacher' has no attribute"),
-        ("nothing", "mine.py:nothing returned a int: return a torch.nn.Module"),
+        ("nothing", "mine.py:nothing returned an object of type int: return a torch.nn.Module"),
         ("fails", "mine.py:fails cannot be loaded as the function .no weights.$"),
         ("flat", "mine.py:flat: no map of it fits a layer of the student at 128 pixels .found: none.: return maps"),
     ],
@@ -325,7 +325,10 @@ def arguments_of(mine: str, detector: Any, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"record": True}, "record= caches detectors alone, and teacher=.*mine.py:build is none: leave record= out"),
+        (
+            {"record": True},
+            "record= stores what a detector computes, and teacher=.*mine.py:build is a network whose maps are too large to s",
+        ),
         ({"teacher_epochs": 1}, "teacher_epochs= trains one model: give one .yaml or .pt"),
         ({"start": "slice"}, "start=slice takes its weights from one model"),
         ({"attention": 0, "relation": 0, "guidance": 0, "exploration": 0}, "no distillation term applies to teacher="),

@@ -88,9 +88,9 @@ def load_network(teacher: str) -> Network:
     except BadInput:
         raise
     except Exception as error:  # the user's own code, or a file that is something else
-        raise BadInput(f"teacher={teacher} cannot be loaded as {kind} ({host.one_line(error)[:160]})") from error
+        raise BadInput(f"teacher={teacher} cannot be loaded as {kind} ({reason(error)})") from error
     if not isinstance(model, nn.Module):
-        raise BadInput(f"teacher={teacher} returned a {type(model).__name__}: return a torch.nn.Module")
+        raise BadInput(f"teacher={teacher} returned an object of type {type(model).__name__}: return a torch.nn.Module")
     return Network(teacher, model, model)
 
 
@@ -187,4 +187,9 @@ def timm_weights(config: Any) -> Path | None:
 
 def unloadable(teacher: str, error: Exception) -> BadInput:
     """The refusal of a network whose weights cannot be loaded."""
-    return BadInput(f"teacher={teacher}: its weights cannot be loaded ({host.one_line(error)[:160]}): fetch them again")
+    return BadInput(f"teacher={teacher}: its weights cannot be loaded ({reason(error)}): fetch them again")
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of an error."""
+    return host.one_line(error).split(". ")[0][:160]

@@ -272,7 +272,10 @@ def refuse_options(teachers: Sequence[str], options: Mapping[str, Any], task: st
     """
     networks = [teacher for teacher in teachers if is_network(teacher)]
     if networks and options["record"]:
-        raise BadInput(f"record= caches detectors alone, and teacher={networks[0]} is none: leave record= out")
+        raise BadInput(
+            f"record= stores what a detector computes, and teacher={networks[0]} is a network whose maps are too large "
+            "to store: leave record= out"
+        )
     if networks and len(teachers) > 1 and options["teachers"] == "mean":
         raise BadInput(f"teachers=mean takes detectors and boxes, and {networks[0]} is none: use drawn or sequence")
     boxes = [teacher for teacher in teachers if is_boxes(teacher)]
