@@ -327,7 +327,7 @@ def arguments_of(mine: str, detector: Any, tmp_path: Path) -> dict[str, Any]:
     [
         (
             {"record": True},
-            "record= stores what a detector computes, and teacher=.*mine.py:build is a network whose maps are too large to s",
+            "record= stores what a detector computes, and .*mine.py:build is a network whose maps are too large",
         ),
         ({"teacher_epochs": 1}, "teacher_epochs= trains one model: give one .yaml or .pt"),
         ({"start": "slice"}, "start=slice takes its weights from one model"),
