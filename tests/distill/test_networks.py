@@ -341,6 +341,16 @@ def test_what_a_network_cannot_do_is_refused(
         validate({**arguments_of(mine, untrained_detector, tmp_path), **change}, "train")
 
 
+def test_an_image_size_that_a_network_cannot_take_is_refused(
+    mine: str, untrained_detector: Any, tmp_path: Path
+) -> None:
+    arguments = {**arguments_of(mine, untrained_detector, tmp_path), "teacher": f"{mine}:Vit", "teacher_imgsz": 96}
+    with host.trusting(True), pytest.raises(BadInput, match=r"teacher_imgsz=96, but teacher=.*:Vit takes images of 64"):
+        validate(arguments, "train")
+    with host.trusting(True):
+        validate({**arguments, "teacher_imgsz": None}, "train")
+
+
 @pytest.mark.slow
 def test_a_student_of_a_network_is_a_stock_checkpoint(mine: str, untrained_detector: Any, tmp_path: Path) -> None:
     from yolo_mkd import chain

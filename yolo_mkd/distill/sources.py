@@ -16,7 +16,7 @@ from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.distill.ensemble import EnsembleTeacher, ensemble_spec
 from yolo_mkd.distill.matching import Match, patterned
 from yolo_mkd.distill.network_files import file_of, files_of, find_network, is_network, load_network
-from yolo_mkd.distill.networks import NetworkTeacher, network_spec
+from yolo_mkd.distill.networks import Network, NetworkTeacher, network_spec
 from yolo_mkd.distill.normalisation import normalisation_warning
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher, teacher_name
 from yolo_mkd.host.spec import ModelSpec
@@ -206,7 +206,7 @@ class Opening:
             BadInput: a file of boxes cannot be used.
         """
         if is_network(files[0]) and len(files) == 1:
-            return network_spec(load_network(files[0]), self.student, self.imgsz)[0]
+            return network_spec(self._load_network(files[0]), self.student, self.imgsz)[0]
         boxes = [file for file in files if is_boxes(file)]
         theirs = [models[file] for file in files if file not in boxes]
         theirs += [self._open_boxes(boxes).spec] if boxes else []
@@ -214,7 +214,7 @@ class Opening:
 
     def _open_network(self, file: str) -> OpenedTeacher:
         """A network, with a warning where its normalisation seems to be another."""
-        network = load_network(file)
+        network = self._load_network(file)
         network.model.to(self.device)
         spec, maps = network_spec(network, self.student, self.imgsz)
         how = (self.options["calibrate"], self.options["gate"], self.options["soft_pw"])
@@ -224,6 +224,20 @@ class Opening:
             host.LOGGER.warning(f"M-KD: {warning}")
         teacher = NetworkTeacher(teacher_name(file), network, maps, distiller.roles)
         return OpenedTeacher(distiller, [(file, teacher, distiller.match)])
+
+    def _load_network(self, file: str) -> Network:
+        """A network, which has no image size of its own where the user chose one.
+
+        Raises:
+            BadInput: it has another one.
+        """
+        network = load_network(file)
+        if self.own_size and network.size not in {None, self.imgsz}:
+            raise BadInput(
+                f"teacher_imgsz={self.imgsz}, but teacher={file} takes images of {network.size} pixels alone: "
+                "leave teacher_imgsz= out"
+            )
+        return network
 
     def _load(self, file: str) -> Any:
         """A detector, on the device."""
