@@ -6,6 +6,7 @@ import copy
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from yolo_mkd.chain.stages import validate
 from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.network_files import load_network
-from yolo_mkd.distill.networks import Network, NetworkTeacher, map_of, network_spec
+from yolo_mkd.distill.networks import READINGS, Network, NetworkTeacher, map_of, network_spec
 from yolo_mkd.distill.normalisation import normalisation_warning, read_images
 from yolo_mkd.distill.sources import checksum, find_teachers, present
 from yolo_mkd.knowledge import LossWeights, Targets
@@ -206,17 +207,30 @@ def test_images_are_read_as_the_network_declares() -> None:
     assert out[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.5) / 0.5, 0.5, 0.25 / 2])
 
 
-def test_a_wrong_normalisation_is_named(untrained_detector: Any) -> None:
+@pytest.mark.parametrize(
+    ("reading", "bgr"), [("ImageNet's mean and std", False), ("Caffe's mean, images in [0, 255]", True)]
+)
+def test_a_wrong_normalisation_is_named(reading: str, bgr: bool, untrained_detector: Any) -> None:
     torch.manual_seed(0)
-    trained = Cnn().train()
-    imagenet = type("D", (), {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
-    right = Network("net", trained, imagenet)
+    trained, order = Cnn().train(), "BGR" if bgr else "RGB"
+    mean, std = READINGS[reading]
+    declared = SimpleNamespace(mean=mean, std=std, channel_order=order)
+    right = Network("net", trained, declared)
     trained.train()
-    for _ in range(100):  # statistics of images that are read as ImageNet's are
+    for _ in range(100):  # statistics of images that are read in this way
         trained(right.prepared(read_images(untrained_detector.images[:8], 64)))
-    assert normalisation_warning(Network("net", trained, imagenet), untrained_detector.images, 64) == ""
+    assert normalisation_warning(Network("net", trained, declared), untrained_detector.images, 64) == ""
     warning = normalisation_warning(Network("net", trained, None), untrained_detector.images, 64)
-    assert warning.startswith("teacher=net: its batch normalisation fits ImageNet's mean and std, RGB (")
+    assert warning.startswith(f"teacher=net: its batch normalisation fits {reading}, {order} (")
+
+
+def test_a_backbone_that_returns_its_last_map_is_read_at_its_blocks(student: Any) -> None:
+    spec = host.model_spec(student, IMGSZ)
+    _, maps = network_spec(Network("net", Cnn().stages, None), spec, IMGSZ)
+    assert [maps[f"neck_p{i}"].place for i in (3, 4, 5)] == ["2.1", "3.1", "4.1"]
+    alone = nn.Conv2d(3, 8, 16, 16)  # no block
+    _, maps = network_spec(Network("net", alone, None), spec, IMGSZ)
+    assert list(maps) == ["neck_p4"] and not maps["neck_p4"].hooked
 
 
 # How they are named

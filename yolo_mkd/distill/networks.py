@@ -26,6 +26,8 @@ READINGS = {  # mean and standard deviation of what networks usually take, of im
     "images in [0, 1]": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "ImageNet's mean and std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "images in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "images in [0, 255]": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "Caffe's mean, images in [0, 255]": ((0.485, 0.456, 0.406), (1 / 255, 1 / 255, 1 / 255)),
 }
 FARTHEST = 2.0  # powers of two between the grid of a map and that of a student's layer
 MOST_TOKENS = 8  # class and register tokens before the patches
@@ -132,20 +134,22 @@ class Network:
     def maps(self, imgsz: int) -> list[Map]:
         """The maps that it computes from images of a size: those that it returns, or else those of its blocks.
 
+        A single tensor that it returns is the end of a backbone, whose blocks have more maps.
+
         Raises:
             BadInput: it fails on such images.
         """
-        size, hooked = self.size or imgsz, list[Map]()
+        size, blocks = self.size or imgsz, list[Map]()
         handles = []
         if not isinstance(self.model, torch.jit.ScriptModule):
             for name, module in blocks_of(self.model):
-                handles.append(module.register_forward_hook(keeper(hooked, name, size)))
+                handles.append(module.register_forward_hook(keeper(blocks, name, size)))
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         image = self.prepared(torch.zeros(1, 3, imgsz, imgsz, device=device))
         try:
-            found = maps_in(self.model(image), size)
-            if not found and isinstance(self.model, OnnxMaps):
-                found = maps_in(self.model(image, self.model.inside), size)
+            returned = self.model(image)
+            if isinstance(self.model, OnnxMaps) and not self.model.declares_maps:
+                blocks = maps_in(self.model(image, self.model.inside), size)
         except Exception as error:  # the user's own code
             raise BadInput(
                 f"teacher={self.name} fails on an image of {size} pixels ({host.one_line(error)[:160]}): "
@@ -154,7 +158,9 @@ class Network:
         finally:
             for handle in handles:
                 handle.remove()
-        return found or hooked
+        found, outputs = maps_in(returned, size), items_of(returned)
+        single = isinstance(returned, Tensor) or (isinstance(self.model, OnnxMaps) and len(outputs) == 1)
+        return blocks if blocks and (single or not found) else found
 
 
 def maps_in(returned: Any, size: int) -> list[Map]:

@@ -25,6 +25,7 @@ class OnnxMaps(nn.Module):
 
     Attributes:
         returned: the names of its outputs, or those that its metadata declare as `maps`.
+        declares_maps: whether they do.
         inside: the tensors that all features pass through on their way to the outputs, in order.
         parameter_count: numbers among its weights.
         mean: as declared in its metadata; absent if not, like the next ones.
@@ -57,7 +58,8 @@ class OnnxMaps(nn.Module):
         self.parameter_count = sum(int(np.prod(w.dims)) for w in graph.initializer)
         outputs = [output.name for output in graph.output]
         computed = {name for node in graph.node for name in node.output}
-        self.returned = [n.strip() for n in declared["maps"].split(",")] if "maps" in declared else outputs
+        self.declares_maps = "maps" in declared
+        self.returned = [n.strip() for n in declared["maps"].split(",")] if self.declares_maps else outputs
         if unknown := [name for name in self.returned if name not in computed]:
             raise BadInput(
                 f"teacher={file}: maps= in its metadata names {unknown[0]}, which its graph does not compute"
