@@ -67,6 +67,13 @@ class Residual(nn.Module):
         return self.out(self.maps(x)[-1].mean((2, 3)))
 
 
+class Backbone(Residual):
+    """The same without its classifier."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.maps(x)[-1]
+
+
 def exported(model: nn.Module, file: Path, size: int = IMGSZ, **declared: str) -> str:
     """The path of a module's ONNX file with a batch of any size, and metadata."""
     axes = {"images": {0: "batch"}}
@@ -107,10 +114,12 @@ def test_an_onnx_file_equal_to_the_student_gives_no_loss(tmp_path: Path, student
     assert float(losses["guidance"]) > 0  # its layers are random at first
 
 
-def test_an_onnx_file_without_maps_is_read_where_all_features_pass(tmp_path: Path, student: Any) -> None:
-    model = Residual()
+@pytest.mark.parametrize("kind", [Residual, Backbone])
+def test_an_onnx_file_without_maps_is_read_where_all_features_pass(kind: Any, tmp_path: Path, student: Any) -> None:
+    model = kind()
     network = load_network(exported(model, tmp_path / "net.onnx"))
-    assert network.size == IMGSZ and network.parameters == sum(p.numel() for p in model.parameters())
+    weights = [w for name, w in model.named_parameters() if kind is Residual or "out" not in name]
+    assert network.size == IMGSZ and network.parameters == sum(w.numel() for w in weights)
     spec = host.model_spec(student, IMGSZ)
     found, maps = network_spec(network, spec, IMGSZ)
     assert {r: layer.channels for r, layer in found.layers.items() if r.startswith("neck")} == {
