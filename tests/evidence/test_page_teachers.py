@@ -13,7 +13,8 @@ from torch import nn
 
 from yolo_mkd import host, report
 from yolo_mkd.distill.hooks import FeatureExtractor
-from yolo_mkd.evidence.page import WITHOUT_HEAD, WITHOUT_LAYERS, write_page
+from yolo_mkd.evidence.page import WITHOUT_HEAD, WITHOUT_LAYERS, teacher_model, write_page
+from yolo_mkd.evidence.page.looks import ModelFile
 
 pytestmark = pytest.mark.slow
 IMGSZ = 64
@@ -85,4 +86,5 @@ def test_boxes_have_no_layers_and_the_students_detections_are_shown(untrained_de
     file.write_text("[]")
     text = write_page(run_of(tmp_path / "run", untrained_detector, str(file))).read_text()
     assert WITHOUT_LAYERS in text
+    assert teacher_model([str(file), "a.pt", "b.pt"], 64) == [ModelFile("teacher", "teacher", Path("a.pt"), 64)]
     assert 'id="attention"' not in text and 'id="detections"' in text

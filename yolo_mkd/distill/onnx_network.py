@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from yolo_mkd.settings import BadInput
@@ -72,8 +73,11 @@ class OnnxMaps(nn.Module):
 
     @staticmethod
     def weight_files(file: Path) -> list[Path]:
-        """The files beside an ONNX file that hold its weights, those that are there."""
-        graph = onnx.load(str(file), load_external_data=False).graph
+        """The files beside an ONNX file that hold its weights, those that are there; none of a damaged file."""
+        try:
+            graph = onnx.load(str(file), load_external_data=False).graph
+        except DecodeError:
+            return []
         entries = (entry for weights in graph.initializer for entry in weights.external_data)
         names = sorted({entry.value for entry in entries if entry.key == "location"})
         return [file.parent / name for name in names if (file.parent / name).is_file()]

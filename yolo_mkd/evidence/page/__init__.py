@@ -148,7 +148,8 @@ def chain_request(folder: Path, chain: Chain, plain: Path | None) -> LookRequest
     arguments, known = chain["arguments"], chain["knowledge"]
     imgsz = arguments.get("imgsz", 640)
     large = known.get("teacher_imgsz") or imgsz
-    models = teacher_model(chain["teacher"]["file"], large) if chain["teacher"] else []
+    teachers = [t["file"] for t in (chain["teacher"], *chain.get("more_teachers", [])) if t]
+    models = teacher_model(teachers, large)
     start = Path(chain["stages"][-1]["model"])
     for stage in chain["stages"]:
         own = folder / stage["name"] / "weights" / "best.pt"
@@ -162,9 +163,9 @@ def chain_request(folder: Path, chain: Chain, plain: Path | None) -> LookRequest
     return LookRequest(models, arguments["data"], arguments.get("device"), bool(arguments.get("single_cls")))
 
 
-def teacher_model(file: str, imgsz: int) -> list[ModelFile]:
-    """The teacher as a model that a page shows; none if it is only boxes."""
-    return [] if is_boxes(file) else [ModelFile("teacher", "teacher", Path(file), imgsz)]
+def teacher_model(files: list[str], imgsz: int) -> list[ModelFile]:
+    """The first teacher that is more than boxes, as a model that a page shows; none if all are boxes."""
+    return [ModelFile("teacher", "teacher", Path(file), imgsz) for file in files if not is_boxes(file)][:1]
 
 
 def comparison_request(folder: Path, comparison: Comparison) -> LookRequest | None:
@@ -181,7 +182,7 @@ def comparison_request(folder: Path, comparison: Comparison) -> LookRequest | No
             arguments = own["plain"]["arguments"]
             imgsz = arguments.get("imgsz", 640)
             models = [
-                *teacher_model(comparison["teacher"]["file"], imgsz),
+                *teacher_model([comparison["teacher"]["file"]], imgsz),
                 ModelFile("plain", f"plain, seed {seed}", cast(Path, files["plain"]), imgsz),
                 ModelFile("student", f"{method}, seed {seed}", cast(Path, files[method]), imgsz),
             ]
