@@ -36,9 +36,11 @@ def train(**arguments: Any) -> None:
 
     write_card_after(folder)
     if trained["arguments"].get("plots", True):
+        from yolo_mkd import host
         from yolo_mkd.evidence.page import write_page_after
 
-        write_page_after(folder, folder / trained["stages"][-1]["name"])
+        with host.trusting(arguments.get("trust", False)):
+            write_page_after(folder, folder / trained["stages"][-1]["name"])
 
 
 def plan(**arguments: Any) -> None:

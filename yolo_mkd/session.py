@@ -95,7 +95,7 @@ class DistillationSession:
     @property
     def side_multiple(self) -> int:
         """What sides of rectangular training images are multiples of, so that teachers and student both take them."""
-        strides = [max(d.match.teacher.strides) for d in self.distillers]
+        strides = [max(d.match.teacher.strides, default=0) for d in self.distillers]
         own = max(32, *self.spec.strides)
         return host.shared_multiple(self.teacher_imgsz, self.trainer.args.imgsz, max(own, *strides, 0), own)
 

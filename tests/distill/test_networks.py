@@ -6,6 +6,7 @@ import copy
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,15 +15,10 @@ from torch import nn
 
 from yolo_mkd import host
 from yolo_mkd.chain.stages import validate
-from yolo_mkd.distill.distiller import Distiller
+from yolo_mkd.distill.distiller import TERMS, Distiller
 from yolo_mkd.distill.hooks import FeatureExtractor
-from yolo_mkd.distill.networks import (
-    Network,
-    NetworkTeacher,
-    load_network,
-    map_of,
-    network_spec,
-)
+from yolo_mkd.distill.network_files import load_network
+from yolo_mkd.distill.networks import READINGS, Network, NetworkTeacher, map_of, network_spec
 from yolo_mkd.distill.normalisation import normalisation_warning, read_images
 from yolo_mkd.distill.sources import checksum, find_teachers, present
 from yolo_mkd.knowledge import LossWeights, Targets
@@ -133,6 +129,35 @@ def test_gradients_reach_the_trunk_whatever_the_widths_and_strides(network: Any,
     assert not any(p.requires_grad for p in teacher.model.parameters())
 
 
+HEADLESS = {  # terms that read a head, and why they do not act
+    **dict.fromkeys(
+        ("soft", "soft_box", "soft_dfl", "localization", "score_l2", "head_guidance", "object_guidance",
+         "class_attention", "error_focus"), "the teacher has no detection head",
+    ),
+    "soft_mask": "neither head has masks", "soft_keypoint": "neither head has keypoints",
+    "soft_obb": "neither head has oriented boxes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", [Cnn, Vit])
+def test_every_term_acts_or_says_why_it_cannot(network: Any, student: Any) -> None:
+    model, spec = network(), host.model_spec(student, IMGSZ)
+    teacher_spec, maps = network_spec(Network("net", model, model), spec, IMGSZ)
+    distiller = Distiller(spec, teacher_spec, dict.fromkeys(TERMS, 1.0))
+    assert {t.name: t.why_not for t in distiller.terms if t.why_not} == HEADLESS
+    teacher = NetworkTeacher("net", Network("net", model, model), maps, distiller.roles)
+    images, boxes = torch.rand(2, 3, IMGSZ, IMGSZ), torch.tensor([[0.3, 0.4, 0.5, 0.6], [0.6, 0.5, 0.3, 0.9]] * 3)
+    extractor = FeatureExtractor(student, spec, distiller.roles)
+    ks = extractor.collect(student(images))
+    targets = Targets(boxes, torch.tensor([0, 0, 0, 1, 1, 1]), classes=torch.zeros(6, dtype=torch.long))
+    losses = distiller.losses(ks, teacher({"img": images}), targets, LossWeights())
+    extractor.hooks.remove()
+    assert set(losses) == set(TERMS) - set(HEADLESS)
+    for name, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss, student.model[0].conv.weight, retain_graph=True)
+        assert loss.isfinite() and gradient.abs().max() > 0, name
+
+
 def test_a_cnns_blocks_are_matched_by_stride_the_last_ones_with_the_neck(student: Any) -> None:
     spec = host.model_spec(student, IMGSZ)
     found, maps = network_spec(Network("net", Cnn(), None), spec, IMGSZ)
@@ -153,13 +178,24 @@ def test_patch_tokens_become_a_map_without_the_class_token(student: Any) -> None
     assert maps["neck_p5"].of(tokens)[0, 0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]
 
 
-def test_maps_are_recognised_by_their_shape() -> None:
-    assert map_of("x", True, torch.zeros(1, 7, 4, 4)).channels == 7  # type: ignore[union-attr]
-    last = map_of("x", True, torch.zeros(1, 4, 4, 7))
-    assert last is not None and last.of(torch.zeros(1, 4, 4, 7)).shape == (1, 7, 4, 4)
-    assert map_of("x", True, torch.zeros(1, 197, 7)).tokens == 1  # type: ignore[union-attr]
-    assert map_of("x", True, torch.zeros(1, 201, 7)).tokens == 5  # type: ignore[union-attr]
-    assert map_of("x", True, torch.zeros(1, 10)) is None
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ((1, 7, 4, 4), (None, 7, 4)),
+        ((1, 4, 4, 7), (None, 7, 4)),
+        ((1, 197, 7), (1, 7, 14)),
+        ((1, 201, 7), (5, 7, 14)),
+        ((1, 84, 8400), None),  # a detector's boxes: 9 x 9 positions and three tokens are no part of 224 pixels
+        ((64, 49, 7), None),  # windows of one image
+        ((1, 10), None),
+        ((), None),
+    ],
+)
+def test_maps_are_recognised_by_their_shape(shape: tuple[int, ...], found: tuple[int | None, int, int] | None) -> None:
+    read = map_of("x", True, torch.zeros(shape), 224)
+    assert found == (None if read is None else (read.tokens, read.channels, read.rows))
+    if read is not None:
+        assert read.of(torch.zeros(shape)).shape == (1, read.channels, read.rows, read.rows)
 
 
 def test_images_are_read_as_the_network_declares() -> None:
@@ -171,17 +207,30 @@ def test_images_are_read_as_the_network_declares() -> None:
     assert out[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.5) / 0.5, 0.5, 0.25 / 2])
 
 
-def test_a_wrong_normalisation_is_named(untrained_detector: Any) -> None:
+@pytest.mark.parametrize(
+    ("reading", "bgr"), [("ImageNet's mean and std", False), ("Caffe's mean, images in [0, 255]", True)]
+)
+def test_a_wrong_normalisation_is_named(reading: str, bgr: bool, untrained_detector: Any) -> None:
     torch.manual_seed(0)
-    trained = Cnn().train()
-    imagenet = type("D", (), {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
-    right = Network("net", trained, imagenet)
+    trained, order = Cnn().train(), "BGR" if bgr else "RGB"
+    mean, std = READINGS[reading]
+    declared = SimpleNamespace(mean=mean, std=std, channel_order=order)
+    right = Network("net", trained, declared)
     trained.train()
-    for _ in range(100):  # statistics of images that are read as ImageNet's are
+    for _ in range(100):  # statistics of images that are read in this way
         trained(right.prepared(read_images(untrained_detector.images[:8], 64)))
-    assert normalisation_warning(Network("net", trained, imagenet), untrained_detector.images, 64) == ""
+    assert normalisation_warning(Network("net", trained, declared), untrained_detector.images, 64) == ""
     warning = normalisation_warning(Network("net", trained, None), untrained_detector.images, 64)
-    assert warning.startswith("teacher=net: its batch normalisation fits ImageNet's mean and std, RGB (")
+    assert warning.startswith(f"teacher=net: its batch normalisation fits {reading}, {order} (")
+
+
+def test_a_backbone_that_returns_its_last_map_is_read_at_its_blocks(student: Any) -> None:
+    spec = host.model_spec(student, IMGSZ)
+    _, maps = network_spec(Network("net", Cnn().stages, None), spec, IMGSZ)
+    assert [maps[f"neck_p{i}"].place for i in (3, 4, 5)] == ["2.1", "3.1", "4.1"]
+    alone = nn.Conv2d(3, 8, 16, 16)  # no block
+    _, maps = network_spec(Network("net", alone, None), spec, IMGSZ)
+    assert list(maps) == ["neck_p4"] and not maps["neck_p4"].hooked
 
 
 # How they are named
@@ -217,7 +266,7 @@ def test_a_function_is_run_only_if_it_is_trusted(mine: str) -> None:
     ("function", "message"),
     [
         ("missing", "mine.py:missing cannot be loaded as the function .module 'yolo_mkd_teacher' has no attribute"),
-        ("nothing", "mine.py:nothing returned a int: return a torch.nn.Module"),
+        ("nothing", "mine.py:nothing returned an object of type int: return a torch.nn.Module"),
         ("fails", "mine.py:fails cannot be loaded as the function .no weights.$"),
         ("flat", "mine.py:flat: no map of it fits a layer of the student at 128 pixels .found: none.: return maps"),
     ],
@@ -259,11 +308,17 @@ def test_a_network_of_torchvision_needs_its_weights_on_the_disk(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(BadInput, match="torchvision has no model of that name"):
         load_network("torchvision:resnet7")
-    with pytest.raises(BadInput, match=r"its weights are not at .*, and nothing is downloaded: fetch https://"):
+    missing = (
+        r"its weights are not on this disk \(.*, from https://.*\), and they are downloaded only with download=true"
+    )
+    with pytest.raises(BadInput, match=missing):
         load_network("torchvision:resnet18")
     weights = torchvision.models.get_model_weights("resnet18").DEFAULT
     place = tmp_path / "hub" / "checkpoints" / Path(weights.url).name
     place.parent.mkdir(parents=True)
+    place.write_text("damaged")
+    with pytest.raises(BadInput, match=r"torchvision:resnet18: its weights cannot be loaded .*: fetch them again$"):
+        load_network("torchvision:resnet18")
     torch.save(torchvision.models.resnet18().state_dict(), place)
     network = load_network("torchvision:resnet18")
     assert network.mean == pytest.approx((0.485, 0.456, 0.406))
@@ -284,7 +339,10 @@ def arguments_of(mine: str, detector: Any, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"record": True}, "record= caches detectors alone, and teacher=.*mine.py:build is none: leave record= out"),
+        (
+            {"record": True},
+            "record= stores what a detector computes, and .*mine.py:build is a network whose maps are too large",
+        ),
         ({"teacher_epochs": 1}, "teacher_epochs= trains one model: give one .yaml or .pt"),
         ({"start": "slice"}, "start=slice takes its weights from one model"),
         ({"attention": 0, "relation": 0, "guidance": 0, "exploration": 0}, "no distillation term applies to teacher="),
@@ -295,6 +353,16 @@ def test_what_a_network_cannot_do_is_refused(
 ) -> None:
     with host.trusting(True), pytest.raises(BadInput, match=message):
         validate({**arguments_of(mine, untrained_detector, tmp_path), **change}, "train")
+
+
+def test_an_image_size_that_a_network_cannot_take_is_refused(
+    mine: str, untrained_detector: Any, tmp_path: Path
+) -> None:
+    arguments = {**arguments_of(mine, untrained_detector, tmp_path), "teacher": f"{mine}:Vit", "teacher_imgsz": 96}
+    with host.trusting(True), pytest.raises(BadInput, match=r"teacher_imgsz=96, but teacher=.*:Vit takes images of 64"):
+        validate(arguments, "train")
+    with host.trusting(True):
+        validate({**arguments, "teacher_imgsz": None}, "train")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from yolo_mkd.distill.schedule import Schedule
 from yolo_mkd.distill.sources import checksum, find_teachers, groups_of, mappings_of, refuse_options
 from yolo_mkd.host.spec import LayerSpec, ModelSpec
 from yolo_mkd.knowledge import Knowledge, LossWeights, Outputs, Targets
+from yolo_mkd.session import DistillationSession
 from yolo_mkd.settings import BadInput, defaults
 
 NAMES = {0: "car", 1: "person"}
@@ -99,6 +100,25 @@ def test_features_of_several_teachers_have_no_mean() -> None:
     assert several.term("guidance").why_not.startswith("features of several teachers have no mean")
     assert not several.match.explores
     assert several.match.teacher.parameters == 150
+
+
+def test_teachers_without_a_class_of_the_data_teach_the_hidden_layers_together() -> None:
+    dogs, trees = spec({0: "dog"}), spec({0: "tree"})
+    asked = dict.fromkeys(("soft", "error_focus", "attention", "relation"), 1.0)
+    several = Distiller(spec(), ensemble_spec(spec(), [dogs, trees]), asked)
+    assert {t.name for t in several.acting} == {"attention", "relation"}
+    for name in ("soft", "error_focus"):
+        assert several.term(name).why_not == "no teacher has a head with classes and strides of the student's"
+    trainer = SimpleNamespace(args=SimpleNamespace(imgsz=64))
+    session = DistillationSession(trainer, [], {"teacher_imgsz": None})
+    session.spec, session.distillers = spec(), [several]
+    assert session.side_multiple == 32
+    student, mean = (
+        Fixed([0.3, 0.6], 2.0, seed=1)(BATCH),
+        mean_of([Fixed([0.8], 1.0), Fixed([0.1], 1.0)], [dogs, trees]),
+    )
+    losses = several.losses(student, mean, Targets(torch.zeros(0, 4), torch.zeros(0)), LossWeights())
+    assert losses["attention"] > 0 and not mean.branches
 
 
 def test_attention_maps_are_scaled_before_their_mean() -> None:

@@ -15,6 +15,7 @@ from yolo_mkd.distill.terms import (
     describe_heads,
     describe_layers,
     heads_mismatch,
+    no_scores,
     rotation_mismatch,
     too_few_layers,
 )
@@ -112,7 +113,5 @@ def score_l2(match: Match) -> Term:
             scores.append(at_size(of_level, fs.shape[2], fs.shape[3]).flatten(1))
         return score_l2_loss(projected, features, cat(scores, 1))
 
-    why_not = too_few_layers(match.neck)
-    if not match.teacher.branches:
-        why_not = "the teacher's head has no scores at anchors (RT-DETR)"
+    why_not = no_scores(match) or too_few_layers(match.neck)
     return Term(describe_layers(match.neck), why_not, loss, match.neck, projectors, head=True)

@@ -1,17 +1,13 @@
 """A teacher that is any network: its hidden layers teach, and it needs no detection head.
 
-It is named as `mine.py:build` (a function that returns a module), as a TorchScript file, or as `torchvision:NAME`.
+Its maps are those that it returns, or else those of its blocks; `network_files` loads it.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,48 +16,21 @@ from torch import Tensor, nn
 
 from yolo_mkd import host
 from yolo_mkd.distill.hooks import FeatureHooks
+from yolo_mkd.distill.onnx_network import OnnxMaps
 from yolo_mkd.distill.teachers import LiveTeacher
 from yolo_mkd.host.spec import LayerSpec, ModelSpec
 from yolo_mkd.knowledge import Knowledge
 from yolo_mkd.settings import BadInput
 
-PYTHON = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)$")
-SCRIPTS = {".torchscript", ".ts"}
-TORCHVISION = "torchvision:"
 READINGS = {  # mean and standard deviation of what networks usually take, of images in [0, 1]
     "images in [0, 1]": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "ImageNet's mean and std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "images in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "images in [0, 255]": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "Caffe's mean, images in [0, 255]": ((0.485, 0.456, 0.406), (1 / 255, 1 / 255, 1 / 255)),
 }
 FARTHEST = 2.0  # powers of two between the grid of a map and that of a student's layer
 MOST_TOKENS = 8  # class and register tokens before the patches
-
-
-def is_network(teacher: str) -> bool:
-    """Whether a teacher is named as a network that is not a detector of Ultralytics."""
-    return bool(teacher.startswith(TORCHVISION) or PYTHON.match(teacher) or Path(teacher).suffix in SCRIPTS)
-
-
-def file_of(teacher: str) -> Path | None:
-    """The file that a network is in; None for one of torchvision."""
-    match = PYTHON.match(teacher)
-    return None if teacher.startswith(TORCHVISION) else Path(match["file"] if match else teacher)
-
-
-def find_network(argument: str, teacher: str) -> str:
-    """The name of a network with the full path of its file.
-
-    Raises:
-        BadInput: there is no such file, or it may not run.
-    """
-    file = file_of(teacher)
-    if file is None:
-        return teacher
-    if not file.is_file():
-        raise BadInput(f"{argument}={teacher}: no such file: check the path")
-    if not host.trusts():
-        raise BadInput(f"{argument}={teacher} is a program, and is run only with trust=true: read it, then add that")
-    return str(file.resolve()) + teacher[len(str(file)) :]
 
 
 @dataclass(frozen=True)
@@ -93,9 +62,16 @@ class Map:
         return (x.permute(0, 3, 1, 2) if self.last else x).float()
 
 
-def map_of(place: Any, hooked: bool, x: Any) -> Map | None:
-    """The map in an output for a square image, or None for anything else: B C H W, B H W C, or B tokens C."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+def map_of(place: Any, hooked: bool, x: Any, size: int) -> Map | None:
+    """The map in an output for one square image, or None for anything else: B C H W, B H W C, or B tokens C.
+
+    Args:
+        place: as in `Map`.
+        hooked: likewise.
+        x: the output.
+        size: of the image, of which a patch takes a whole part [pixels].
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape[:1] != (1,):
         return None
     if x.ndim == 4 and x.shape[2] == x.shape[3] > 1:
         return Map(place, hooked, None, False, x.shape[1], x.shape[2], x.shape[3])
@@ -104,7 +80,7 @@ def map_of(place: Any, hooked: bool, x: Any) -> Map | None:
     if x.ndim == 3:
         for tokens in range(min(MOST_TOKENS, x.shape[1] - 4) + 1):
             side = math.isqrt(x.shape[1] - tokens)
-            if side > 1 and side * side == x.shape[1] - tokens:
+            if side > 1 and side * side == x.shape[1] - tokens and size % side == 0:
                 return Map(place, hooked, tokens, True, x.shape[2], side, side)
     return None
 
@@ -119,6 +95,7 @@ class Network:
         std: that they are divided by.
         bgr: whether its channels are blue, green, red.
         size: the image size that it takes; None for any [pixels].
+        parameters: how many it has.
     """
 
     def __init__(self, name: str, model: nn.Module, declared: Any):
@@ -130,6 +107,8 @@ class Network:
         self.name, self.model = name, model.eval()
         for parameter in model.parameters():
             parameter.requires_grad = False
+        own = sum(p.numel() for p in model.parameters())
+        self.parameters = model.parameter_count if isinstance(model, OnnxMaps) else own
         mean, std = READINGS["images in [0, 1]"]
         self.mean, self.std = (tuple(getattr(declared, n, d)) for n, d in (("mean", mean), ("std", std)))
         order, self.size = getattr(declared, "channel_order", "RGB"), getattr(declared, "input_size", None)
@@ -155,34 +134,45 @@ class Network:
     def maps(self, imgsz: int) -> list[Map]:
         """The maps that it computes from images of a size: those that it returns, or else those of its blocks.
 
+        A single tensor that it returns is the end of a backbone, whose blocks have more maps.
+
         Raises:
             BadInput: it fails on such images.
         """
-        hooked: list[Map] = []
+        size, blocks = self.size or imgsz, list[Map]()
         handles = []
         if not isinstance(self.model, torch.jit.ScriptModule):
             for name, module in blocks_of(self.model):
-                handles.append(module.register_forward_hook(keeper(hooked, name)))
+                handles.append(module.register_forward_hook(keeper(blocks, name, size)))
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        image = self.prepared(torch.zeros(1, 3, imgsz, imgsz, device=device))
         try:
-            returned = self.model(self.prepared(torch.zeros(1, 3, imgsz, imgsz, device=device)))
+            returned = self.model(image)
+            if isinstance(self.model, OnnxMaps) and not self.model.declares_maps:
+                blocks = maps_in(self.model(image, self.model.inside), size)
         except Exception as error:  # the user's own code
             raise BadInput(
-                f"teacher={self.name} fails on an image of {self.size or imgsz} pixels ({host.one_line(error)[:160]}): "
+                f"teacher={self.name} fails on an image of {size} pixels ({host.one_line(error)[:160]}): "
                 "declare its input_size, or correct it"
             ) from error
         finally:
             for handle in handles:
                 handle.remove()
-        found = [found for place, x in items_of(returned) if (found := map_of(place, False, x))]
-        return found or hooked
+        found, outputs = maps_in(returned, size), items_of(returned)
+        single = isinstance(returned, Tensor) or (isinstance(self.model, OnnxMaps) and len(outputs) == 1)
+        return blocks if blocks and (single or not found) else found
 
 
-def keeper(found: list[Map], name: str) -> Any:
+def maps_in(returned: Any, size: int) -> list[Map]:
+    """The maps among the outputs of a network for one image of a size."""
+    return [found for place, x in items_of(returned) if (found := map_of(place, False, x, size))]
+
+
+def keeper(found: list[Map], name: str, size: int) -> Any:
     """A forward hook that appends a module's map."""
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        if (one := map_of(name, True, output)) is not None:
+        if (one := map_of(name, True, output, size)) is not None:
             found.append(one)
 
     return keep
@@ -202,61 +192,6 @@ def items_of(returned: Any) -> list[tuple[Any, Any]]:
     if isinstance(returned, dict):
         return list(returned.items())
     return list(enumerate(returned)) if isinstance(returned, list | tuple) else [(0, returned)]
-
-
-@functools.cache
-def load_network(teacher: str) -> Network:
-    """Load a network by its name, as `find_network` gives it.
-
-    Raises:
-        BadInput: it cannot be loaded, returns another object than a module, or is not on this disk.
-    """
-    try:
-        if teacher.startswith(TORCHVISION):
-            return of_torchvision(teacher)
-        if match := PYTHON.match(teacher):
-            spec = importlib.util.spec_from_file_location("yolo_mkd_teacher", match["file"])
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            model = getattr(module, match["function"])()
-        else:
-            model = torch.jit.load(teacher, map_location="cpu")
-    except BadInput:
-        raise
-    except Exception as error:  # the user's own code, or a file that is something else
-        kind = "the function" if PYTHON.match(teacher) else "TorchScript"
-        raise BadInput(f"teacher={teacher} cannot be loaded as {kind} ({host.one_line(error)[:160]})") from error
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"teacher={teacher} returned a {type(model).__name__}: return a torch.nn.Module")
-    return Network(teacher, model, model)
-
-
-def of_torchvision(teacher: str) -> Network:
-    """A network of torchvision with its default weights, which must be in PyTorch's cache.
-
-    Raises:
-        BadInput: torchvision has none of that name, or its weights are not on this disk.
-    """
-    import torchvision
-
-    name = teacher.removeprefix(TORCHVISION)
-    if name not in torchvision.models.list_models():
-        raise BadInput(
-            f"teacher={teacher}: torchvision has no model of that name: see torchvision.models.list_models()"
-        )
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    if not file.is_file():
-        raise BadInput(
-            f"teacher={teacher}: its weights are not at {file}, and nothing is downloaded: fetch {weights.url}"
-        )
-    model = torchvision.models.get_model(name, weights=None, **({"weights_backbone": None} if "/" in name else {}))
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    transforms = weights.transforms()
-    size = getattr(model, "image_size", None)  # of vision transformers, which take one size alone
-    declared = type("Declared", (), {"mean": transforms.mean, "std": transforms.std, "input_size": size})
-    return Network(teacher, model, declared)
 
 
 def network_spec(network: Network, student: ModelSpec, imgsz: int) -> tuple[ModelSpec, dict[str, Map]]:
@@ -287,7 +222,7 @@ def network_spec(network: Network, student: ModelSpec, imgsz: int) -> tuple[Mode
         grids = ", ".join(f"{m.rows}x{m.columns}" for m in maps[:5]) or "none"
         raise BadInput(
             f"teacher={network.name}: no map of it fits a layer of the student at {size} pixels (found: {grids}): "
-            "return maps of strides 8 to 32 from its forward"
+            "return maps of strides 8 to 32 from its forward, or declare an input_size of whole patches"
         )
     layers = {r: LayerSpec(i, *shape(chosen[r])) for i, r in enumerate(r for r in student.layers if r in chosen)}
     spec = ModelSpec(
@@ -298,7 +233,7 @@ def network_spec(network: Network, student: ModelSpec, imgsz: int) -> tuple[Mode
         rotated=False,
         layers=layers,
         channels=3,
-        parameters=sum(p.numel() for p in network.model.parameters()),
+        parameters=network.parameters,
         origin="a network without a detection head",
     )
     return spec, chosen
@@ -325,6 +260,8 @@ class NetworkTeacher(LiveTeacher):
         self._chosen = {role: chosen[role] for role in roles}
         modules = dict(network.model.named_modules())
         self.hooks = FeatureHooks({r: modules[m.place] for r, m in self._chosen.items() if m.hooked})
+        tensors = list(dict.fromkeys(m.place for m in self._chosen.values()))
+        self._read = {"names": tensors} if isinstance(self.model, OnnxMaps) else {}
         self._stream: Any = None
         self._prefetched = None
 
@@ -338,7 +275,7 @@ class NetworkTeacher(LiveTeacher):
         if any(m.tokens is not None for m in self._chosen.values()) and x.shape[2] != x.shape[3]:
             side = max(x.shape[2:])  # patches are laid out as a square
             x = F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
-        returned = dict(items_of(self.model(x)))
+        returned = dict(items_of(self.model(x, **self._read)))
         features = self.hooks.take()
         features |= {r: returned[m.place] for r, m in self._chosen.items() if not m.hooked}
         return Knowledge({}, {r: self._chosen[r].of(features[r]) for r in self._chosen})

@@ -70,6 +70,8 @@ def statistics_distance(network: Network, images: Tensor) -> float | None:
     if isinstance(network.model, torch.jit.ScriptModule):
         return None
     norms = [m for m in network.model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats][:NORMS]
+    if not norms:
+        return None
     distances: list[float] = []
 
     def measure(module: Any, inputs: tuple[Tensor, ...]) -> None:

@@ -12,6 +12,7 @@ from yolo_mkd.distill.terms import (
     class_weights_of,
     describe_layers,
     mean,
+    no_scores,
     rotation_mismatch,
     too_few_layers,
     weighted_by_branch,
@@ -48,11 +49,6 @@ def position_weights(match: Match, kt: Knowledge, weights: LossWeights, role: st
     of_class = class_weights_of(match, weights)[0] if match.classes else None
     best = best_score(logits.flatten(2), of_class).unflatten(1, logits.shape[2:])[:, None]
     return at_size(best, *size)
-
-
-def no_scores(match: Match) -> str:
-    """Why the teacher's scores are not known at positions; empty if they are."""
-    return "" if match.teacher.branches else "the teacher's head has no scores at anchors (RT-DETR)"
 
 
 def head_guidance(match: Match) -> Term:

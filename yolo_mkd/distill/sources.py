@@ -15,14 +15,8 @@ from yolo_mkd.distill.boxes.teacher import FIRST_CODE, BoxTeacher, open_boxes
 from yolo_mkd.distill.distiller import Distiller
 from yolo_mkd.distill.ensemble import EnsembleTeacher, ensemble_spec
 from yolo_mkd.distill.matching import Match, patterned
-from yolo_mkd.distill.networks import (
-    NetworkTeacher,
-    file_of,
-    find_network,
-    is_network,
-    load_network,
-    network_spec,
-)
+from yolo_mkd.distill.network_files import file_of, files_of, find_network, is_network, load_network
+from yolo_mkd.distill.networks import Network, NetworkTeacher, network_spec
 from yolo_mkd.distill.normalisation import normalisation_warning
 from yolo_mkd.distill.teachers import LiveTeacher, Teacher, teacher_name
 from yolo_mkd.host.spec import ModelSpec
@@ -86,8 +80,8 @@ def checksum(*teachers: str) -> str:
         return hashlib.sha256("".join(map(checksum, teachers)).encode()).hexdigest()
     (teacher,) = teachers
     if is_network(teacher):
-        file = file_of(teacher)
-        return hashlib.sha256(teacher.encode()).hexdigest() if file is None else report.sha256(file)
+        sums = [report.sha256(file) for file in files_of(teacher)] or [hashlib.sha256(teacher.encode()).hexdigest()]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
     if not Path(teacher).is_dir():
         return report.sha256(teacher)
     whole = hashlib.sha256()
@@ -97,7 +91,7 @@ def checksum(*teachers: str) -> str:
 
 
 def present(teacher: str) -> bool:
-    """Whether a teacher's file or folder is there; torchvision has those that are named after it."""
+    """Whether a teacher's file or folder is there; torchvision and timm have those that are named after them."""
     file = file_of(teacher) if is_network(teacher) else Path(teacher)
     return file is None or file.exists()
 
@@ -212,7 +206,7 @@ class Opening:
             BadInput: a file of boxes cannot be used.
         """
         if is_network(files[0]) and len(files) == 1:
-            return network_spec(load_network(files[0]), self.student, self.imgsz)[0]
+            return network_spec(self._load_network(files[0]), self.student, self.imgsz)[0]
         boxes = [file for file in files if is_boxes(file)]
         theirs = [models[file] for file in files if file not in boxes]
         theirs += [self._open_boxes(boxes).spec] if boxes else []
@@ -220,7 +214,7 @@ class Opening:
 
     def _open_network(self, file: str) -> OpenedTeacher:
         """A network, with a warning where its normalisation seems to be another."""
-        network = load_network(file)
+        network = self._load_network(file)
         network.model.to(self.device)
         spec, maps = network_spec(network, self.student, self.imgsz)
         how = (self.options["calibrate"], self.options["gate"], self.options["soft_pw"])
@@ -230,6 +224,20 @@ class Opening:
             host.LOGGER.warning(f"M-KD: {warning}")
         teacher = NetworkTeacher(teacher_name(file), network, maps, distiller.roles)
         return OpenedTeacher(distiller, [(file, teacher, distiller.match)])
+
+    def _load_network(self, file: str) -> Network:
+        """A network, which has no image size of its own where the user chose one.
+
+        Raises:
+            BadInput: it has another one.
+        """
+        network = load_network(file)
+        if self.own_size and network.size not in {None, self.imgsz}:
+            raise BadInput(
+                f"teacher_imgsz={self.imgsz}, but teacher={file} takes images of {network.size} pixels alone: "
+                "leave teacher_imgsz= out"
+            )
+        return network
 
     def _load(self, file: str) -> Any:
         """A detector, on the device."""
@@ -278,7 +286,10 @@ def refuse_options(teachers: Sequence[str], options: Mapping[str, Any], task: st
     """
     networks = [teacher for teacher in teachers if is_network(teacher)]
     if networks and options["record"]:
-        raise BadInput(f"record= caches detectors alone, and teacher={networks[0]} is none: leave record= out")
+        raise BadInput(
+            f"record= stores what a detector computes, and teacher={networks[0]} is a network whose maps are too large "
+            "to store: leave record= out"
+        )
     if networks and len(teachers) > 1 and options["teachers"] == "mean":
         raise BadInput(f"teachers=mean takes detectors and boxes, and {networks[0]} is none: use drawn or sequence")
     boxes = [teacher for teacher in teachers if is_boxes(teacher)]

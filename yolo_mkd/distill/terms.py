@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_mkd.distill.matching import Match, of_classes
+from yolo_mkd.host.spec import ModelSpec
 from yolo_mkd.knowledge import Knowledge, LossWeights, Targets
 from yolo_mkd.knowledge.attention import attention_map, map_loss
 from yolo_mkd.knowledge.exploration import exploration_loss
@@ -132,13 +133,25 @@ def describe_heads(match: Match) -> str:
 
 def heads_mismatch(match: Match) -> str:
     """Why two heads' anchors or classes cannot be compared; empty if they can."""
-    if not match.branches and match.teacher.origin:
-        return "the teacher has no detection head"
     if not match.branches:
-        return "the teacher's head has no anchors (RT-DETR)"
+        return headless(match.teacher) or "the teacher's head has no anchors (RT-DETR)"
     if not match.strides:
         return "no stride in common"
     return "" if match.classes else "the teacher has none of this data's classes"
+
+
+def no_scores(match: Match) -> str:
+    """Why the teacher's scores are not known at positions; empty if they are."""
+    if match.teacher.branches:
+        return ""
+    return headless(match.teacher) or "the teacher's head has no scores at anchors (RT-DETR)"
+
+
+def headless(teacher: ModelSpec) -> str:
+    """Why a teacher that is not one detector, and has no branches, has none; empty for one detector."""
+    if teacher.averaged:
+        return "no teacher has a head with classes and strides of the student's"
+    return "the teacher has no detection head" if teacher.origin else ""
 
 
 def rotation_mismatch(match: Match) -> str:

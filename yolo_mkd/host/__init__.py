@@ -4,7 +4,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import LOGGER, RANK, is_online
 from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import is_qat, unwrap_model
 
@@ -74,6 +74,7 @@ from yolo_mkd.host.slicing import ABSENT, start_from
 from yolo_mkd.host.trust import (
     SAFE_LOAD,
     load_safely,
+    may_run_downloads,
     permitting,
     read_bounded_yaml,
     refuse_code,
@@ -131,12 +132,14 @@ __all__ = [
     "head",
     "image_shape",
     "images_in",
+    "is_online",
     "is_qat",
     "is_redrawn",
     "keep_graphs",
     "layer",
     "load_detector",
     "log_page",
+    "may_run_downloads",
     "merged",
     "metrics",
     "model_spec",

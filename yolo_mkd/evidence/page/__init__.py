@@ -11,8 +11,10 @@ from typing import Any, cast
 import yaml
 
 from yolo_mkd import chain as chains
+from yolo_mkd import host
 from yolo_mkd import report as reports
 from yolo_mkd.chain import Chain
+from yolo_mkd.distill.sources import is_boxes
 from yolo_mkd.evidence.compare.schema import Comparison
 from yolo_mkd.evidence.page import looks as look
 from yolo_mkd.evidence.page.blocks import Page, data_uri
@@ -27,6 +29,11 @@ from yolo_mkd.host import LOGGER, log_page
 from yolo_mkd.settings import BadInput, file_path
 
 FILE = "report.html"
+WITHOUT_LAYERS = "The teacher of this run is only boxes, so there are no hidden layers to compare with."
+WITHOUT_HEAD = (
+    "The teacher has no detection head, so it has no detections; the map that stands for one of its layers is the one "
+    "that this layer of the student was compared with."
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,9 @@ class Sources:
     notes: list[str] = field(default_factory=list)
 
 
-def write_page(run: str | Path, plain: str | Path | None = None, plan: str | Path | None = None) -> Path:
+def write_page(
+    run: str | Path, plain: str | Path | None = None, plan: str | Path | None = None, trust: bool = False
+) -> Path:
     """Write report.html of a run: one file with everything in it, which opens from disk.
 
     What the models compute for validation images is measured once and stored in the folder `report`; later calls draw
@@ -60,6 +69,7 @@ def write_page(run: str | Path, plain: str | Path | None = None, plan: str | Pat
         plain: a checkpoint of the same student trained without a teacher, to compare the student of a training with.
         plan: the file that yolo-mkd plan wrote with json= before the training, for its warnings; it is copied to the
             run's folder.
+        trust: run a teacher that is a program, and load files that hold code beside weights.
 
     Returns:
         The page's file.
@@ -72,7 +82,8 @@ def write_page(run: str | Path, plain: str | Path | None = None, plan: str | Pat
         if sources.kind == "comparison":
             raise BadInput("plan= is for the report of a training: a comparison has no plan")
         add_plan(sources.folder, file_path("plan", plan, "plan.json"))
-    found, note = find_looks(sources)
+    with host.trusting(trust):
+        found, note = find_looks(sources)
     if sources.kind == "comparison":
         page = comparison_page(sources.folder, cast(Comparison, sources.document))
     else:
@@ -141,7 +152,8 @@ def chain_request(folder: Path, chain: Chain, plain: Path | None) -> LookRequest
     arguments, known = chain["arguments"], chain["knowledge"]
     imgsz = arguments.get("imgsz", 640)
     large = known.get("teacher_imgsz") or imgsz
-    models = [ModelFile("teacher", "teacher", Path(chain["teacher"]["file"]), large)] if chain["teacher"] else []
+    teachers = [t["file"] for t in (chain["teacher"], *chain.get("more_teachers", [])) if t]
+    models = teacher_model(teachers, large)
     start = Path(chain["stages"][-1]["model"])
     for stage in chain["stages"]:
         own = folder / stage["name"] / "weights" / "best.pt"
@@ -153,6 +165,11 @@ def chain_request(folder: Path, chain: Chain, plain: Path | None) -> LookRequest
     elif start.suffix == ".pt" and start.is_file():
         models.insert(-1, ModelFile("start", "student before training", start, imgsz))
     return LookRequest(models, arguments["data"], arguments.get("device"), bool(arguments.get("single_cls")))
+
+
+def teacher_model(files: list[str], imgsz: int) -> list[ModelFile]:
+    """The first teacher that is more than boxes, as a model that a page shows; none if all are boxes."""
+    return [ModelFile("teacher", "teacher", Path(file), imgsz) for file in files if not is_boxes(file)][:1]
 
 
 def comparison_request(folder: Path, comparison: Comparison) -> LookRequest | None:
@@ -169,7 +186,7 @@ def comparison_request(folder: Path, comparison: Comparison) -> LookRequest | No
             arguments = own["plain"]["arguments"]
             imgsz = arguments.get("imgsz", 640)
             models = [
-                ModelFile("teacher", "teacher", Path(comparison["teacher"]["file"]), imgsz),
+                *teacher_model([comparison["teacher"]["file"]], imgsz),
                 ModelFile("plain", f"plain student, seed {seed}", cast(Path, files["plain"]), imgsz),
                 ModelFile("student", f"{short_name(method)}, seed {seed}", cast(Path, files[method]), imgsz),
             ]
@@ -189,16 +206,25 @@ def find_looks(sources: Sources) -> tuple[Looks | None, str]:
     request = sources.request
     if request is None:
         return before, "" if before else "The models of this run are not all there, so no images are shown."
+    note = layers_note(request)
     if before and look.is_of(before, request):
-        return before, ""
-    missing = [m.path for m in request.models if not m.path.is_file()]
+        return before, note
+    missing = [m.path for m in request.models if not m.present]
     if missing:
         return before, "" if before else f"{missing[0]} is not a file on this disk, so no images are shown."
     try:
-        return look.measure(sources.folder, request), ""
+        return look.measure(sources.folder, request), note
     except BadInput as e:
         LOGGER.warning(f"M-KD: report: no images are shown: {e}")
         return before, "" if before else f"No images are shown: {e}"
+
+
+def layers_note(request: LookRequest) -> str:
+    """A note on a teacher that is not a detector; empty for one that is."""
+    teachers = [m for m in request.models if m.role == "teacher"]
+    if not teachers:
+        return WITHOUT_LAYERS
+    return WITHOUT_HEAD if teachers[0].is_network else ""
 
 
 def write_page_after(run: Path, stage: Path | None = None) -> None:
@@ -227,7 +253,9 @@ FILTERS = {
     "minus": lambda ours, theirs: [
         [a - b for a, b in zip(*rows, strict=True)] for rows in zip(ours, theirs, strict=True)
     ],
-    "off_diagonal": lambda rows: fmean(abs(v) for i, row in enumerate(rows) for j, v in enumerate(row) if i != j),
+    "off_diagonal": lambda rows: fmean(
+        [abs(v) for i, row in enumerate(rows) for j, v in enumerate(row) if i != j] or [0.0]
+    ),
 }
 
 

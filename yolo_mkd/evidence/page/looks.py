@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from yolo_mkd import host, report
-from yolo_mkd.distill.hooks import FeatureExtractor
 from yolo_mkd.distill.matching import shared_classes
+from yolo_mkd.distill.network_files import is_network
+from yolo_mkd.distill.sources import checksum, present
 from yolo_mkd.evidence.page import objects, pictures
+from yolo_mkd.evidence.page.hidden import Read, open_layers, open_network
 from yolo_mkd.evidence.page.schema import Box, ImageLook, Looks, ModelLook, Tally
 from yolo_mkd.evidence.plan import sample
 from yolo_mkd.host.scoring import letterbox
@@ -38,7 +40,7 @@ class ModelFile:
     Attributes:
         role: as in `ModelLook`.
         label: its name for people.
-        path: its .pt.
+        path: its .pt, or the name of a network.
         imgsz: image size that it takes [pixels].
     """
 
@@ -46,6 +48,16 @@ class ModelFile:
     label: str
     path: Path
     imgsz: int
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network without a detection head."""
+        return is_network(str(self.path))
+
+    @property
+    def present(self) -> bool:
+        """Whether its file is on this disk."""
+        return present(str(self.path))
 
 
 @dataclass(frozen=True)
@@ -66,9 +78,9 @@ class LookRequest:
 
     @property
     def reference(self) -> str:
-        """The role that the student is compared with: itself without a teacher if that is there, or the teacher."""
+        """The role that the student is compared with: itself without a teacher, else the teacher, else itself."""
         roles = [m.role for m in self.models]
-        return next(role for role in ("plain", "start", "teacher") if role in roles)
+        return next(role for role in ("plain", "start", "teacher", "student") if role in roles)
 
 
 def stored(folder: Path) -> Looks | None:
@@ -80,7 +92,7 @@ def stored(folder: Path) -> Looks | None:
 def is_of(looks: Looks, request: LookRequest) -> bool:
     """Whether stored looks are those of these models, by their SHA-256; a model whose file is gone counts as equal."""
     before = {m["role"]: m["sha256"] for m in looks["models"]}
-    now = {m.role: report.sha256(m.path) for m in request.models if m.path.is_file()}
+    now = {m.role: checksum(str(m.path)) for m in request.models if m.present}
     if "plain" in before:  # named in an earlier call
         now.pop("start", None)
     return set(now) <= set(before) and all(before[role] == digest for role, digest in now.items())
@@ -147,6 +159,10 @@ def validate(
     """The accuracy of a model and its detections in each image; None where it has no class of the data."""
     from ultralytics import YOLO
 
+    if model.is_network:
+        parameters, sha256 = open_network(str(model.path)).parameters, checksum(str(model.path))
+        named = {"role": model.role, "label": model.label, "file": model.path.name}
+        return cast(ModelLook, {**named, "sha256": sha256, "parameters": parameters}), None
     detector = host.load_detector(model.role, str(model.path), transformer=True)
     look: ModelLook = {
         "role": model.role,
@@ -243,18 +259,23 @@ def compare_layers(
     """The layers that all models have; their attention maps are drawn, and compared as relation matrices are.
 
     Args:
-        files: the models; the first is compared with.
+        files: the models; the first, the teacher, is compared with. Without it nothing is.
         looks: their figures, to which `attention` and `relation` are added.
         images: the compared ones, those of `shown` first.
         shown: to which `maps` and `correlation` are added.
         place: the folder of the pictures.
     """
-    loaded = [host.load_detector(m.role, str(m.path), transformer=True) for m in files]
-    specs = [host.model_spec(model, m.imgsz) for model, m in zip(loaded, files, strict=True)]
+    if files[0].role != "teacher":
+        return []
+    last = files[-1]
+    student = host.model_spec(host.load_detector(last.role, str(last.path), transformer=True), last.imgsz)
+    opened = [open_layers(m.role, str(m.path), m.imgsz, student) for m in files]
+    specs = [model.spec for model in opened]
     layers = [role for role in specs[0].layers if all(role in spec.layers for spec in specs)]
     energies: list[dict[str, list[Tensor]]] = []
-    for model, spec, own, look in zip(loaded, specs, files, looks, strict=True):
-        maps, relation = hidden_layers(model, FeatureExtractor(model, spec, layers), images, own.imgsz)
+    for model, own, look in zip(opened, files, looks, strict=True):
+        with model.reading(layers) as read:
+            maps, relation = hidden_layers(read, images, own.imgsz)
         energies.append(maps)
         look["relation"] = [[round(v, 4) for v in row] for row in relation.tolist()]
         values = {layer: map(correlation, maps[layer], energies[0][layer]) for layer in layers}
@@ -276,9 +297,7 @@ def correlation(ours: Tensor, theirs: Tensor) -> float:
     return 1 - float(map_loss(ours[None], theirs[None]))
 
 
-def hidden_layers(
-    model: Any, extractor: FeatureExtractor, images: Sequence[Path], imgsz: int
-) -> tuple[dict[str, list[Tensor]], Tensor]:
+def hidden_layers(read: Read, images: Sequence[Path], imgsz: int) -> tuple[dict[str, list[Tensor]], Tensor]:
     """The attention maps of each layer, one an image, H W, and the mean relation matrix, L L, without the letterbox."""
     maps: dict[str, list[Tensor]] = {}
     relations = []
@@ -289,13 +308,11 @@ def hidden_layers(
                 raise BadInput(f"{image} cannot be read as an image: remove it from the data set")
             square = letterbox(picture, (imgsz, imgsz))[..., ::-1].copy()
             batch = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 255
-            model(batch)
-            features = {layer: inside(f, picture.shape) for layer, f in extractor.hooks.take().items()}
+            features = {layer: inside(f, picture.shape) for layer, f in read(batch).items()}
             grid = grid_for([(f.shape[2], f.shape[3]) for f in features.values()])
             relations.append(relation_matrix(list(features.values()), grid)[0])
             for layer, feature in features.items():
                 maps.setdefault(layer, []).append(attention_map(feature)[0])
-    extractor.hooks.remove()
     return maps, torch.stack(relations).mean(0)
 
 

@@ -142,7 +142,7 @@ def answer(page: Page, chain: Chain, looks: Looks | None) -> None:
     if teacher and teacher.get("map50_95"):
         kept = f"{ours / teacher['map50_95']:.0%}"
         page.tiles.append(Tile(kept, "of the teacher's mAP50-95", f"teacher {teacher['map50_95']:.3f}"))
-    if teacher:
+    if teacher and teacher["parameters"] > student["parameters"]:
         smaller = teacher["parameters"] / student["parameters"]
         sizes = f"{millions(teacher['parameters'])} to {millions(student['parameters'])}"
         page.tiles.append(Tile(f"{smaller:.1f}x", "smaller than the teacher", sizes))
