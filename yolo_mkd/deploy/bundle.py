@@ -204,7 +204,7 @@ def is_bundle(place: Path) -> bool:
     """Whether a folder is a bundle, of any version."""
     try:
         schema = json.loads((place / "bundle.json").read_text(encoding="utf-8"))["schema"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return str(schema).startswith(SCHEMA.rsplit("/", 1)[0])
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json as json_text
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
-import yaml
+from pydantic import TypeAdapter
 
 from yolo_mkd import chain as chains
+from yolo_mkd import documents
 from yolo_mkd import report as reports
 from yolo_mkd.chain import Chain
+from yolo_mkd.chain.document import read_finished
+from yolo_mkd.deploy.pareto.rows import report_kind
 from yolo_mkd.evidence.compare.schema import Comparison
 from yolo_mkd.evidence.page import looks as look
 from yolo_mkd.evidence.page.blocks import Page, data_uri
@@ -26,6 +30,7 @@ from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput, file_path
 
 FILE = "report.html"
+ADVICE = "restore it from a copy"
 
 
 @dataclass(frozen=True)
@@ -72,18 +77,38 @@ def write_page(run: str | Path, plain: str | Path | None = None, plan: str | Pat
             raise BadInput("plan= is for the report of a training: a comparison has no plan")
         add_plan(sources.folder, file_path("plan", plan, "plan.json"))
     found, note = find_looks(sources)
-    if sources.kind == "comparison":
-        page = comparison_page(sources.folder, cast(Comparison, sources.document))
-    else:
-        page = training_page(sources.chain, cast(Chain, sources.document), found)
-        page.kind, page.name = sources.kind, sources.folder.name
-        page.warnings, page.plan = plan_warnings(sources.folder)
-    page.looks, page.looks_note = found, note
-    if found:
-        place = sources.folder / look.FOLDER
-        page.pictures = {file.name: data_uri(file) for file in sorted(place.glob("*.jpg"))}
-    page.exports, page.export_charts = export_tables(sources.folder), export_charts(sources.folder)
-    return reports.write_text(sources.folder / FILE, render(page))
+    with refusing_misfits(sources.folder):
+        if sources.kind == "comparison":
+            page = comparison_page(sources.folder, cast(Comparison, sources.document))
+        else:
+            page = training_page(sources.chain, cast(Chain, sources.document), found)
+            page.kind, page.name = sources.kind, sources.folder.name
+            page.warnings, page.plan = plan_warnings(sources.folder)
+        page.looks, page.looks_note = found, note
+        if found:
+            place = sources.folder / look.FOLDER
+            page.pictures = {file.name: data_uri(file) for file in sorted(place.glob("*.jpg"))}
+        page.exports, page.export_charts = export_tables(sources.folder), export_charts(sources.folder)
+        text = render(page)
+    return reports.write_text(sources.folder / FILE, text)
+
+
+@contextmanager
+def refusing_misfits(folder: Path) -> Iterator[None]:
+    """Refuse, within, figures of a run that each fit their schema and do not fit together, as a class without its AP.
+
+    Raises:
+        BadInput: drawing them fails.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except BadInput:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, TemplateError) as e:
+        found = f"{type(e).__name__}: {documents.reason(e)}"
+        raise BadInput(f"run={folder}: figures of its files do not fit together ({found}): {ADVICE}") from e
 
 
 def find_sources(folder: Path, plain: str | Path | None) -> Sources:
@@ -95,8 +120,10 @@ def find_sources(folder: Path, plain: str | Path | None) -> Sources:
     if (folder / "compare.json").is_file():
         if plain is not None:
             raise BadInput("plain= is for the report of a training: a comparison has plain trials of its own")
-        document = read_json(folder / "compare.json", "compare")
-        return Sources(folder, "comparison", document, folder, comparison_request(folder, cast(Comparison, document)))
+        comparison = read_comparison(folder)
+        with refusing_misfits(folder):
+            request = comparison_request(folder, comparison)
+        return Sources(folder, "comparison", dict(comparison), folder, request)
     kind = "demo" if (folder / "demo.json").is_file() else "training"
     place = folder / "chain" if kind == "demo" else folder
     file = place / "chain.yaml"
@@ -105,29 +132,32 @@ def find_sources(folder: Path, plain: str | Path | None) -> Sources:
             f"run={folder} holds no finished run: give the folder of a training (chain.yaml), a comparison "
             "(compare.json) or a demo (demo.json)"
         )
-    chain = cast(Chain, yaml.safe_load(file.read_text(encoding="utf-8")))
-    if not isinstance(chain, dict) or chain.get("schema") != chains.SCHEMA:
-        raise BadInput(f"run={file} was not written by this version ({chains.SCHEMA})")
+    chain = read_finished(file, f"run={file}", ADVICE)
     beside = folder / "plain" / "weights" / "best.pt"
     named = Path(plain) if plain is not None else beside if kind == "demo" else None
     if named is not None and not named.is_file():
         raise BadInput(f"plain={named}: no such file: give the best.pt of a training without a teacher")
-    return Sources(folder, kind, dict(chain), place, chain_request(place, chain, named))
+    with refusing_misfits(folder):
+        request = chain_request(place, chain, named)
+    return Sources(folder, kind, dict(chain), place, request)
 
 
-def read_json(file: Path, kind: str) -> dict[str, Any]:
-    """The contents of a report.
+def read_comparison(folder: Path, argument: str = "run") -> Comparison:
+    """The contents of a comparison's compare.json.
+
+    Args:
+        folder: the comparison's.
+        argument: the argument that names it, for the message.
 
     Raises:
         BadInput: it is damaged or of another kind.
     """
-    try:
-        found = json_text.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise BadInput(f"run={file} is damaged: write it again with yolo-mkd {kind} resume={file.parent}") from e
-    if not str(found.get("schema", "")).startswith(f"yolo-mkd/{kind}/"):
-        raise BadInput(f"run={file} is not a report of yolo-mkd {kind}")
-    return dict(found)
+    file = folder / "compare.json"
+    named, advice = f"{argument}={file}", f"write it again with yolo-mkd compare resume={folder}"
+    found = documents.read_json(file, named, advice)
+    if report_kind(found) != "compare":
+        raise BadInput(f"{named} is not a report of yolo-mkd compare")
+    return cast(Comparison, documents.validated(TypeAdapter(Comparison), found, named, advice))
 
 
 def chain_request(folder: Path, chain: Chain, plain: Path | None) -> LookRequest | None:
