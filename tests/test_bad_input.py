@@ -18,6 +18,7 @@ from yolo_mkd import MKD, MKDTrainer, cli, host, plan
 from yolo_mkd.deploy.exported_model import folder_metadata
 from yolo_mkd.distill.boxes.files import read_mapping
 from yolo_mkd.documents import read_yaml
+from yolo_mkd.host.files import unusable
 from yolo_mkd.settings import BadInput, load_yaml, preset
 
 LETTERS = "abcdefghi"
@@ -237,6 +238,22 @@ def test_a_split_without_a_usable_image_is_refused(
     (data := tmp_path / "data.yaml").write_text(yaml.safe_dump(contents))
     text = refused(way, untrained_detector.student, untrained_detector.pt, {**arguments, "data": str(data)})
     assert f"none of the 3 images for '{split}' can be used" in text
+
+
+def test_a_damaged_image_is_named_as_such_and_a_heif_image_by_the_package_that_it_needs(
+    untrained_detector: Any, tmp_path: Path
+) -> None:
+    (image := tmp_path / "x.png").write_bytes(b"not an image")
+    contents = {**yaml.safe_load(untrained_detector.data.read_text()), "train": str(tmp_path)}
+    (data := tmp_path / "data.yaml").write_text(yaml.safe_dump(contents))
+    with pytest.raises(BadInput) as refused:
+        host.check_usable(host.check_data(str(data)), "detect")
+    assert "pi_heif" not in str(refused.value)
+    message = f"{image}: ignoring corrupt image/label: No module named 'pi_heif'"
+    assert unusable(str(image), message) == f"{image}: it is damaged, or no image"
+    assert unusable(str(image), "negative label values") == "negative label values"
+    image.write_bytes(b"\0\0\0\x18ftypheic")
+    assert unusable(str(image), message) == message
 
 
 def by_record(student: Path, teacher: Path, **arguments: Any) -> None:

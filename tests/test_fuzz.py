@@ -252,7 +252,8 @@ def comparison() -> dict[str, Any]:
     found = {
         "schema": "yolo-mkd/compare/1", "versions": {}, "machine": {}, "command": "", "started": "", "methods": {},
         "settings": {}, "references": ["plain"], "seeds": [0, 1], "teacher": {"file": "t.pt", "sha256": "0"},
-        "live": {}, "replayed": [], "latency": [], "devices": [], "together": 1, "rows": rows, "mean": mean_rows(rows, ["plain"]),
+        "live": {}, "replayed": [], "latency": [], "devices": [], "together": 1,
+        "rows": rows, "mean": mean_rows(rows, ["plain"]),
         "cells": [trial_figures(t, results[t.name], rows) for t in trials], "notes": ["a note"],
     }  # fmt: skip
     copy: dict[str, Any] = json.loads(json.dumps(found))

@@ -293,7 +293,7 @@ def check_usable(data: dict[str, Any], task: str, single_cls: bool = False, argu
 
 
 def unusable(image: str, message: str) -> str:
-    """Why Ultralytics leaves an image out, from its message; without a HEIF reader it names that for every bad image."""
+    """Why Ultralytics leaves an image out, by its message, which without a HEIF reader names that for any bad image."""
     if HEIF_READER not in message or is_heif(Path(image)):
         return message
     return f"{image}: it is damaged, or no image"
