@@ -39,7 +39,7 @@ def find_intervals(folder: Path, chain: Chain) -> list[list[str]]:
         for file in (chain["arguments"]["data"], chain["stages"][-1]["model"])
     )
     labelled = [r for r in comparison["rows"] if (r["data"], r["student"], r.get("epochs")) == (data, student, epochs)]
-    rows = [r for r in labelled if is_method(comparison["settings"].get(r["method"]), chain)]
+    rows = [r for r in labelled if is_method(comparison.get("settings", {}).get(r["method"]), chain)]
     if not rows:
         reason = f"no method of these settings with {student} on {data} for {epochs} epochs"
         raise BadInput(f"compare={folder} has {reason}: compare the training's own settings, or leave compare= out")
