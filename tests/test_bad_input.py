@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ultralytics import YOLO
 
-from yolo_mkd import MKD, MKDTrainer, cli, host, plan
+from yolo_mkd import MKD, MKDTrainer, check, cli, export, host, pareto, plan, write_page
 from yolo_mkd.deploy.exported_model import folder_metadata
 from yolo_mkd.distill.boxes.files import read_mapping
 from yolo_mkd.documents import read_yaml
@@ -254,6 +254,24 @@ def test_a_damaged_image_is_named_as_such_and_a_heif_image_by_the_package_that_i
     assert unusable(str(image), "negative label values") == "negative label values"
     image.write_bytes(b"\0\0\0\x18ftypheic")
     assert unusable(str(image), message) == message
+
+
+@pytest.mark.parametrize("value", [3, 1.5, b"x", {"a": 1}, [object()], [], float("nan")], ids=repr)
+def test_a_value_of_another_type_is_one_line_from_python(value: Any, untrained_detector: Any) -> None:
+    pt, images = untrained_detector.pt, untrained_detector.images
+    attempts: dict[str, Callable[[], Any]] = {
+        "format": lambda: export(pt, format=value, images=images),
+        "head": lambda: export(pt, head=value, images=images),
+        "quantize": lambda: export(pt, quantize=value, images=images),
+        "images": lambda: export(pt, images=value),
+        "model": lambda: check(value, pt, images=images),
+        "run": lambda: write_page(value),
+        "reports": lambda: pareto(value),
+    }
+    for name, attempt in attempts.items():
+        with pytest.raises(BadInput, match=f"^{name}=") as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
 
 
 def by_record(student: Path, teacher: Path, **arguments: Any) -> None:
