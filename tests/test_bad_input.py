@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ultralytics import YOLO
 
-from yolo_mkd import MKD, MKDTrainer, check, cli, export, host, pareto, plan, write_page
+from yolo_mkd import MKD, MKDTrainer, bundle, check, cli, export, host, pareto, plan, write_page
 from yolo_mkd.deploy.exported_model import folder_metadata
 from yolo_mkd.distill.boxes.files import read_mapping
 from yolo_mkd.documents import read_yaml
@@ -267,6 +267,8 @@ def test_a_value_of_another_type_is_one_line_from_python(value: Any, untrained_d
         "model": lambda: check(value, pt, images=images),
         "run": lambda: write_page(value),
         "reports": lambda: pareto(value),
+        "out": lambda: bundle(pt, untrained_detector.data, out=value),
+        "plain": lambda: write_page(Path(__file__).parent, plain=value),
     }
     for name, attempt in attempts.items():
         with pytest.raises(BadInput, match=f"^{name}=") as refused:

@@ -71,7 +71,8 @@ def write_page(run: str | Path, plain: str | Path | None = None, plan: str | Pat
     Raises:
         BadInput: the folder holds no run, or a file of it cannot be read.
     """
-    sources = find_sources(file_path("run", run, "runs/mkd/train"), plain)
+    without_teacher = None if plain is None else file_path("plain", plain, "plain/weights/best.pt")
+    sources = find_sources(file_path("run", run, "runs/mkd/train"), without_teacher)
     if plan is not None:
         if sources.kind == "comparison":
             raise BadInput("plan= is for the report of a training: a comparison has no plan")
@@ -111,7 +112,7 @@ def refusing_misfits(folder: Path) -> Iterator[None]:
         raise BadInput(f"run={folder}: figures of its files do not fit together ({found}): {ADVICE}") from e
 
 
-def find_sources(folder: Path, plain: str | Path | None) -> Sources:
+def find_sources(folder: Path, plain: Path | None) -> Sources:
     """The kind of a run and the files of it.
 
     Raises:
@@ -134,7 +135,7 @@ def find_sources(folder: Path, plain: str | Path | None) -> Sources:
         )
     chain = read_finished(file, f"run={file}", ADVICE)
     beside = folder / "plain" / "weights" / "best.pt"
-    named = Path(plain) if plain is not None else beside if kind == "demo" else None
+    named = plain if plain is not None else beside if kind == "demo" else None
     if named is not None and not named.is_file():
         raise BadInput(f"plain={named}: no such file: give the best.pt of a training without a teacher")
     with refusing_misfits(folder):
