@@ -14,10 +14,11 @@ import pytest
 import yaml
 from ultralytics import YOLO
 
-from yolo_mkd import MKD, MKDTrainer, cli, host, plan
+from yolo_mkd import MKD, MKDTrainer, bundle, check, cli, export, host, pareto, plan, write_page
 from yolo_mkd.deploy.exported_model import folder_metadata
 from yolo_mkd.distill.boxes.files import read_mapping
 from yolo_mkd.documents import read_yaml
+from yolo_mkd.host.files import unusable
 from yolo_mkd.settings import BadInput, load_yaml, preset
 
 LETTERS = "abcdefghi"
@@ -237,6 +238,42 @@ def test_a_split_without_a_usable_image_is_refused(
     (data := tmp_path / "data.yaml").write_text(yaml.safe_dump(contents))
     text = refused(way, untrained_detector.student, untrained_detector.pt, {**arguments, "data": str(data)})
     assert f"none of the 3 images for '{split}' can be used" in text
+
+
+def test_a_damaged_image_is_named_as_such_and_a_heif_image_by_the_package_that_it_needs(
+    untrained_detector: Any, tmp_path: Path
+) -> None:
+    (image := tmp_path / "x.png").write_bytes(b"not an image")
+    contents = {**yaml.safe_load(untrained_detector.data.read_text()), "train": str(tmp_path)}
+    (data := tmp_path / "data.yaml").write_text(yaml.safe_dump(contents))
+    with pytest.raises(BadInput) as refused:
+        host.check_usable(host.check_data(str(data)), "detect")
+    assert "pi_heif" not in str(refused.value)
+    message = f"{image}: ignoring corrupt image/label: No module named 'pi_heif'"
+    assert unusable(str(image), message) == f"{image}: it is damaged, or no image"
+    assert unusable(str(image), "negative label values") == "negative label values"
+    image.write_bytes(b"\0\0\0\x18ftypheic")
+    assert unusable(str(image), message) == message
+
+
+@pytest.mark.parametrize("value", [3, 1.5, b"x", {"a": 1}, [object()], [], float("nan")], ids=repr)
+def test_a_value_of_another_type_is_one_line_from_python(value: Any, untrained_detector: Any) -> None:
+    pt, images = untrained_detector.pt, untrained_detector.images
+    attempts: dict[str, Callable[[], Any]] = {
+        "format": lambda: export(pt, format=value, images=images),
+        "head": lambda: export(pt, head=value, images=images),
+        "quantize": lambda: export(pt, quantize=value, images=images),
+        "images": lambda: export(pt, images=value),
+        "model": lambda: check(value, pt, images=images),
+        "run": lambda: write_page(value),
+        "reports": lambda: pareto(value),
+        "out": lambda: bundle(pt, untrained_detector.data, out=value),
+        "plain": lambda: write_page(Path(__file__).parent, plain=value),
+    }
+    for name, attempt in attempts.items():
+        with pytest.raises(BadInput, match=f"^{name}=") as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
 
 
 def by_record(student: Path, teacher: Path, **arguments: Any) -> None:

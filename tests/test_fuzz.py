@@ -23,8 +23,11 @@ from yolo_mkd.deploy.pareto import pareto
 from yolo_mkd.deploy.time.compare import read_time_report
 from yolo_mkd.edge.bundle import Bundle, EdgeError, read_bundle, sha256
 from yolo_mkd.edge.check import read_expected
-from yolo_mkd.evidence.compare import load_plan
+from yolo_mkd.evidence.card import write_card
+from yolo_mkd.evidence.compare import load_plan, trial_figures
+from yolo_mkd.evidence.compare.findings import comparison_rows, mean_rows
 from yolo_mkd.evidence.compare.trials import Trial, load_result, load_task
+from yolo_mkd.evidence.page import write_page
 from yolo_mkd.settings import BadInput, Failed, defaults, preset, resolve
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
@@ -209,12 +212,100 @@ def test_random_damage_to_a_file(kind: str, data: st.DataObject, tmp_path_factor
     how = data.draw(st.sampled_from(["value", "value", "value", "removed", "cut", "bytes"]))
     path = data.draw(st.sampled_from(paths(contents)))
     damaged = changed(contents, path, data.draw(VALUES), how == "removed")
-    write: Any = json.dumps if kind.endswith("json") else lambda c: yaml.safe_dump(c, allow_unicode=True)
-    raw = write(damaged).encode("utf-8", "surrogatepass")
+    raw = written(kind, damaged)
     raw = raw[: data.draw(st.integers(0, len(raw)))] if how == "cut" else raw
     raw = data.draw(st.binary(max_size=40)) if how == "bytes" else raw
     (place / kind).write_bytes(raw)
     outcome(lambda: read(kind, place if kind == "cell.yaml" else folder, place / kind), kind)
+
+
+TALLY = {"objects": 1, "reference": 0, "student": 1, "won": 1, "lost": 0}
+OBJECT = {"box": [0.1, 0.1, 0.5, 0.5], "name": "a", "fate": "won", "found_by": ["student"]}
+MAPS = {"backbone_p3": {"teacher": "0.jpg", "student": "1.jpg"}, "neck_p3": {"teacher": "2.jpg", "student": "3.jpg"}}
+LOOKS = {
+    "schema": "yolo-mkd/looks/1", "versions": {}, "machine": {}, "data": "d.yaml", "imgsz": 64, "examined": 3,
+    "compared": 1, "val_images": 4, "conf": 0.25, "iou": 0.5, "reference": "teacher", "layers": [*MAPS],
+    "models": [
+        {"role": role, "label": role, "file": "m.pt", "sha256": "0", "parameters": 9, "map50_95": 0.4, "map50": 0.5,
+         "classes": {"a": 0.4}, "attention": dict.fromkeys(MAPS, 0.5), "relation": [[1.0, 0.5], [0.5, 1.0]]}
+        for role in ("teacher", "student")
+    ],
+    "tally": TALLY, "tally_by_class": {"a": TALLY},
+    "images": [
+        {"file": "i.jpg", "picture": "0.jpg", "reason": "most won", "width": 64, "height": 48, "won": 1, "lost": 0,
+         "objects": [OBJECT], "detections": {r: [{**OBJECT, "conf": 0.5, "hit": True}] for r in ("teacher", "student")},
+         "maps": MAPS, "correlation": {layer: dict.fromkeys(maps, 0.5) for layer, maps in MAPS.items()}},
+    ],
+}  # fmt: skip
+DONE = {"status": "done", "weights": "/w.pt", "sha256": "1", "metrics": {"map50_95": 0.3, "map50": 0.5}, "seconds": 9.0}
+
+
+def comparison() -> dict[str, Any]:
+    """The contents of compare.json for two methods and seeds."""
+    trials = [
+        Trial(**{**TASK, "name": f"d/s/{m}-s{seed}", "method": m, "seed": seed})
+        for m in ("plain", "mkd")
+        for seed in (0, 1)
+    ]
+    results: Any = {t.name: {**FILES["result.json"], "cost_s": 1.0 + t.seed} for t in trials}
+    rows = comparison_rows(trials, results, ["plain"])
+    found = {
+        "schema": "yolo-mkd/compare/1", "versions": {}, "machine": {}, "command": "", "started": "", "methods": {},
+        "settings": {}, "references": ["plain"], "seeds": [0, 1], "teacher": {"file": "t.pt", "sha256": "0"},
+        "live": {}, "replayed": [], "latency": [], "devices": [], "together": 1,
+        "rows": rows, "mean": mean_rows(rows, ["plain"]),
+        "cells": [trial_figures(t, results[t.name], rows) for t in trials], "notes": ["a note"],
+    }  # fmt: skip
+    copy: dict[str, Any] = json.loads(json.dumps(found))
+    return copy
+
+
+PAGE: dict[str, dict[str, Any]] = {
+    "chain.yaml": {
+        **FILES["chain.yaml"], "arguments": {"data": "d.yaml"}, "teacher": {"file": "/t.pt", "sha256": "0"},
+        "stages": [{**STAGE, **DONE}],
+    },
+    "report/looks.json": LOOKS,
+    "plan.json": {"schema": "yolo-mkd/plan/1", "answer": "yes", "warnings": [{"stage": "student", "text": "small"}]},
+    "m.json": {
+        **FILES["report.json"],
+        "parity": {
+            "passed": True, "reason": "", "detections": {
+                "checkpoint_detections": 1, "file_detections": 1, "checkpoint_unmatched": 0, "file_unmatched": 0,
+                "min_iou": 0.9, "max_score_difference": 0.1,
+                "worst_images": [{"image": "i.jpg", "unmatched": 1, "min_iou": 0.5, "max_score_difference": 0.1}],
+            },
+        },
+    },
+    "compare.json": comparison(),
+    "compare.yaml": FILES["compare.yaml"],
+}  # fmt: skip
+
+
+def written(file: str, contents: Any) -> bytes:
+    """The contents of a JSON or YAML file, to be stored."""
+    text = json.dumps(contents) if file.endswith("json") else yaml.safe_dump(contents, allow_unicode=True)
+    return text.encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("file", PAGE)
+@settings(FEW, max_examples=EXAMPLES // 2)  # a page takes some 50 ms
+@given(data=st.data())
+def test_random_damage_to_the_files_of_a_page(
+    file: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "report").mkdir()
+    run = "compare.json" if file.startswith("compare") else "chain.yaml"
+    (folder / run).write_bytes(written(run, PAGE[run]))
+    path = data.draw(st.sampled_from(paths(PAGE[file])))
+    damaged = changed(PAGE[file], path, data.draw(VALUES), data.draw(st.booleans()))
+    raw = written(file, damaged)
+    cut = data.draw(st.sampled_from([len(raw)] * 4 + [len(raw) // 2]))
+    (folder / file).write_bytes(raw[:cut])
+    outcome(lambda: write_page(folder), "files of a page")
+    if run == "chain.yaml":
+        outcome(lambda: write_card(folder), "files of a page")
 
 
 @FEW

@@ -11,7 +11,13 @@ import yaml
 
 from yolo_mkd.evidence.page import objects, training, write_page
 from yolo_mkd.evidence.page.blocks import Page, axis_ends, bar
-from yolo_mkd.evidence.page.comparison import first_difference, interval_bars, short_name, where_lines
+from yolo_mkd.evidence.page.comparison import (
+    first_difference,
+    interval_bars,
+    planned,
+    short_name,
+    where_lines,
+)
 from yolo_mkd.evidence.page.exports import export_charts
 from yolo_mkd.evidence.page.looks import inside
 from yolo_mkd.settings import BadInput
@@ -279,3 +285,47 @@ def test_where_names_the_objects_and_the_false_detections_of_both() -> None:
     ]
     del models[0]["false_detections"]  # looks.json of an older version
     assert "false detections" not in training.where_it_helped(looks)[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "reason"),
+    [
+        ("chain.yaml", {"stages": []}, r"run=.*chain.yaml is damaged \(its stages are none.*: restore it from a copy"),
+        ("chain.yaml", {"seed": "x"}, r"run=.*chain.yaml is damaged \(seed: "),
+        ("chain.yaml", {"schema": "yolo-mkd/chain/1"}, "was not written by this version"),
+        ("chain.yaml", {"arguments": {}}, "figures of its files do not fit together .KeyError: 'data'.: restore"),
+        (
+            "report/looks.json",
+            {"schema": "yolo-mkd/looks/1"},
+            r"looks.json is damaged \(versions: .*: remove its",
+        ),
+        ("plan.json", {"schema": "yolo-mkd/plan/1"}, r"plan.json is damaged \(answer: "),
+        ("compare.json", {"schema": "yolo-mkd/compare/1"}, r"run=.*compare.json is damaged .*compare resume="),
+        ("compare.json", {"schema": "yolo-mkd/check/1"}, "is not a report of yolo-mkd compare"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_one_line(tmp_path: Path, file: str, contents: dict[str, Any], reason: str) -> None:
+    run = tmp_path / "run"
+    chain = chain_of(run)
+    (run / "report").mkdir()
+    (run / file).write_text(json.dumps({**chain, **contents} if file == "chain.yaml" else contents))
+    with pytest.raises(BadInput, match=reason):
+        write_page(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_trial_of_an_edited_plan_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
+    cell = {"name": "../x", "data": "d", "student": "s", "method": "plain", "seed": 0, "arguments": {}}
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"cells": [cell]}))
+    with pytest.raises(BadInput, match=r"compare.yaml is damaged \(cells.0.name: .*inside its folder"):
+        planned(tmp_path)
+
+
+def test_garbage_in_the_gradient_shares_is_one_line(tmp_path: Path) -> None:
+    chain_of(tmp_path / "run")
+    (tmp_path / "run/student/shares.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match=r"shares.csv cannot be read"):
+        write_page(tmp_path / "run")
+    (tmp_path / "run/student/shares.csv").write_text("epoch,teacher\n1,t\n")
+    with pytest.raises(BadInput, match=r"figures of its files do not fit together .KeyError: 'term'"):
+        write_page(tmp_path / "run")

@@ -62,10 +62,7 @@ def read_chain(file: Path) -> Chain:
         BadInput: it is missing, damaged, of another version, or would write outside its folder.
     """
     named = f"resume={file}"
-    contents = documents.read_yaml(file, named, ADVICE)
-    if not isinstance(contents, dict) or contents.get("schema") != SCHEMA:
-        raise BadInput(f"{named} was not written by this version ({SCHEMA}): start a new chain")
-    chain = cast(Chain, documents.validated(TypeAdapter(Chain), contents, named, ADVICE))
+    chain = read_finished(file, named, ADVICE)
     try:
         check_values(chain)
     except BadInput as error:
@@ -73,11 +70,31 @@ def read_chain(file: Path) -> Chain:
     return chain
 
 
+def read_finished(file: Path, named: str, advice: str) -> Chain:
+    """The contents of a chain.yaml that is shown, not continued: it may have arguments of an earlier version.
+
+    Args:
+        file: the chain.yaml.
+        named: how the message begins.
+        advice: how it ends.
+
+    Raises:
+        BadInput: it is missing, damaged or of another version.
+    """
+    contents = documents.read_yaml(file, named, advice)
+    if not isinstance(contents, dict) or contents.get("schema") != SCHEMA:
+        raise BadInput(f"{named} was not written by this version ({SCHEMA}): start a new chain")
+    chain = cast(Chain, documents.validated(TypeAdapter(Chain), contents, named, advice))
+    if fault := fault_of_stages(chain["stages"]):
+        raise BadInput(f"{named} is damaged ({fault}): {advice}")
+    return chain
+
+
 def check_values(chain: Chain) -> None:
     """Check what a type cannot say.
 
     Raises:
-        BadInput: an argument that a chain does not have or that cannot work, or stages that do not fit together.
+        BadInput: an argument that a chain does not have or that cannot work.
     """
     refuse_unknown(chain["knowledge"], {*KD_OPTIONS, *TERMS}, "train")
     for name, value in chain["knowledge"].items():
@@ -85,10 +102,15 @@ def check_values(chain: Chain) -> None:
     refuse_unknown(chain["arguments"], host.arguments().keys() - OF_THE_STAGE, "train")
     host.check_arguments(chain["arguments"])
     check_argument("teacher_epochs", chain["teacher_epochs"])
-    names = [stage["name"] for stage in chain["stages"]]
+
+
+def fault_of_stages(stages: list[Stage]) -> str:
+    """Why stages do not fit together; empty if they do."""
+    names = [stage["name"] for stage in stages]
     if not names or names[-1] != "student" or len(set(names)) < len(names):
-        raise BadInput(f"its stages are {', '.join(names) or 'none'}, which do not end in one student")
-    for stage in chain["stages"]:
+        return f"its stages are {', '.join(names) or 'none'}, which do not end in one student"
+    for stage in stages:
         missing = WHEN_DONE - stage.keys() if stage["status"] == "done" else set()
         if missing:
-            raise BadInput(f"stage {stage['name']} is done without its {min(missing)}")
+            return f"stage {stage['name']} is done without its {min(missing)}"
+    return ""

@@ -54,7 +54,7 @@ class Stage(TypedDict, total=False):
     name: Required[Annotated[str, Field(pattern=r"^(teacher|assistant\d*|student)$")]]
     model: Required[str]
     hears: Required[list[str]]
-    parameters: Required[int]
+    parameters: Required[Annotated[int, Field(ge=0)]]
     status: Required[Literal["waiting", "running", "done"]]
     weights: str
     sha256: str

@@ -25,7 +25,7 @@ from yolo_mkd.edge.bundle import SCHEMA, read_bundle
 from yolo_mkd.edge.check import check_samples
 from yolo_mkd.edge.onnx_runtime import ONNXRuntime
 from yolo_mkd.locking import workspace
-from yolo_mkd.settings import BadInput, Failed, number
+from yolo_mkd.settings import BadInput, Failed, file_path, number
 
 EDGE = Path(edge_bundle.__file__).parent
 ABSOLUTE = re.compile(r"(?<![\w:/\\.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")  # the folders of an absolute path
@@ -137,10 +137,12 @@ def bundle(
         BadInput: an argument is invalid.
         Failed: the export failed, or the bundle's scripts do not detect what the exported model does.
     """
-    source, place = existing_file("model", model, ".pt"), Path(str(out))
+    source, place = existing_file("model", model, ".pt"), file_path("out", out, "student-bundle")
     number("samples", samples, whole=True, low=2, high=MOST_IMAGES, example=8)
     from yolo_mkd import host
 
+    with host.trusting(trust):
+        host.refuse_code("model", source)  # by the user's name for it, not by that of its copy
     with host.trusting(trust), workspace(place.parent / f"{WORKSPACE}{place.name}", rescue=switch) as folder:
         refuse_other_folder(place)
         pictures = evenly_spaced(find_images(None, data), samples)
@@ -204,7 +206,7 @@ def is_bundle(place: Path) -> bool:
     """Whether a folder is a bundle, of any version."""
     try:
         schema = json.loads((place / "bundle.json").read_text(encoding="utf-8"))["schema"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return str(schema).startswith(SCHEMA.rsplit("/", 1)[0])
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_mkd.settings import BadInput
+from yolo_mkd.settings import BadInput, file_path
 
 MOST_IMAGES = 32  # our choice: enough to find a fault, few enough to be fast
 
@@ -24,8 +24,10 @@ def find_images(images: Any, data: str | Path | None, trained_on: str | None = N
     if images is not None and data is not None:
         raise BadInput("images= and data= cannot be combined: remove one of them")
     if images is not None:
-        places = [images] if isinstance(images, str | Path) else images
-        return [image for place in places for image in images_at(place)]
+        places = images if isinstance(images, list | tuple) else [images]
+        if not places:
+            raise BadInput("images= is an empty list: give a folder, a file or a list of files")
+        return [image for place in places for image in images_at(file_path("images", place, "frames"))]
     if data is not None:
         return val_images("data", data)
     try:
@@ -54,7 +56,7 @@ def refuse_channels(argument: str, source: Path, trained: Any) -> None:
         )
 
 
-def images_at(place: str | Path) -> list[Path]:
+def images_at(place: Path) -> list[Path]:
     """The image file at a path, or all images of a folder.
 
     Raises:
@@ -62,7 +64,6 @@ def images_at(place: str | Path) -> list[Path]:
     """
     from yolo_mkd import host
 
-    place = Path(place)
     found = host.images_in(place) if place.is_dir() else [place]
     if place.is_dir() and not found:
         raise BadInput(f"images={place} contains no images: give another folder")

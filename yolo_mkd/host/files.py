@@ -25,13 +25,14 @@ from ultralytics.utils.checks import check_file, check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from yolo_mkd.host.limits import check_values
-from yolo_mkd.host.trust import may_run_downloads, refuse_code
+from yolo_mkd.host.trust import may_run_downloads, no_installs, refuse_code
 from yolo_mkd.settings import BadInput, shipped
 from yolo_mkd.settings.errors import short
 
 ARCHIVE = re.compile(r"https?://\S+\.(zip|tar|gz|tgz|xz|bz2|txz|tbz2)(\?\S*)?$", re.IGNORECASE)  # as Ultralytics has it
 MOST_CLASSES = 100_000  # our choice: far more than any data set has
 LARGEST = 2**24  # bytes of a YAML file
+HEIF_READER = "pi_heif"  # the package that Ultralytics imports for an image that Pillow does not know
 DAMAGED = (OSError, ValueError, TypeError, SyntaxError, RecursionError, yaml.YAMLError)  # errors of a file that is read
 
 
@@ -278,16 +279,30 @@ def check_usable(data: dict[str, Any], task: str, single_cls: bool = False, argu
         places = data[split] if isinstance(data[split], list) else [data[split]]
         images = [str(image) for place in places for image in images_in(Path(place))]
         pairs = zip(images, img2label_paths(images), strict=True)
-        found = (verify_image_label((*pair, *fixed)) for pair in pairs)
         reason = ""
-        for image, *_, message in found:
+        for image_file, label_file in pairs:
+            with no_installs():  # of a HEIF reader for whatever cannot be read
+                image, *_, message = verify_image_label((image_file, label_file, *fixed))
             if image is not None:
                 break
-            reason = reason or one_line(message)
+            reason = reason or unusable(image_file, one_line(message))
         else:
             raise BadInput(
                 f"{argument}={data['yaml_file']}: none of the {len(images)} images for '{split}' can be used: {reason}"
             )
+
+
+def unusable(image: str, message: str) -> str:
+    """Why Ultralytics leaves an image out, by its message, which without a HEIF reader names that for any bad image."""
+    if HEIF_READER not in message or is_heif(Path(image)):
+        return message
+    return f"{image}: it is damaged, or no image"
+
+
+def is_heif(image: Path) -> bool:
+    """Whether a file begins as HEIF images do, with a box of the type ftyp."""
+    with image.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
 
 
 def first_labels(places: str | list[str]) -> tuple[str, set[int]]:

@@ -21,7 +21,7 @@ from yolo_mkd.deploy.exported_model import (
     read_exported_model,
 )
 from yolo_mkd.deploy.images import find_images, refuse_channels
-from yolo_mkd.settings import BadInput, number
+from yolo_mkd.settings import BadInput, file_path, number
 
 __all__ = ["CONF", "CheckFigures", "CheckRequest", "Parity", "check", "verify"]
 
@@ -127,7 +127,7 @@ def check(
     from yolo_mkd import host
 
     report.check_writable("json", json)
-    path = Path(model)
+    path = file_path("model", model, "best.onnx")
     if format_of("model", path) == "engine":
         raise BadInput(
             f"model={path} runs only on the device that built it: check it there, with run.py --check of its bundle"

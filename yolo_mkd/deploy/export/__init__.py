@@ -17,6 +17,8 @@ from yolo_mkd.deploy.export.request import ExportArguments, ExportRequest, valid
 from yolo_mkd.deploy.export.sensitivity import Sensitivity
 from yolo_mkd.deploy.exported_model import FileIdentity, existing_file, file_identity, read_exported_model
 from yolo_mkd.locking import workspace
+from yolo_mkd.settings import BadInput
+from yolo_mkd.settings.errors import short
 
 __all__ = ["ExportFailed", "ExportReport", "export"]
 
@@ -95,6 +97,8 @@ def export(
 
     source = existing_file("model", model, ".pt")
     with host.trusting(trust):
+        if not isinstance(format, str):
+            raise BadInput(f"format={short(format)} must be the name of a format, for example format=onnx")
         if format not in VERIFIED:
             refuse_for_unverified_format(
                 format, target=target != "generic", head=head, images=images, json=json, sensitivity=sensitivity

@@ -42,7 +42,7 @@ def refuse_unverifiable(arguments: dict[str, Any]) -> None:
 
 def refuse_unsupported(source: Path, format: str, target: Target, quantize: Any) -> None:
     """Raise BadInput for a format that cannot be made here, or not with this precision or for this target."""
-    if quantize not in PRECISIONS or isinstance(quantize, bool):
+    if quantize not in tuple(PRECISIONS) or isinstance(quantize, bool):
         raise BadInput(f"quantize={quantize} must be 16 (FP16) or 8 (INT8); leave it out for FP32")
     if quantize == 8 and format != "onnx":
         raise BadInput(f"quantize=8 is made as ONNX with Q/DQ pairs, not as {format}: use format=onnx")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_mkd.deploy.exported_model import TFLITE_METADATA, tflite_metadata
-from yolo_mkd.settings import Failed
+from yolo_mkd.settings import Failed, load_yaml
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 PREPROCESS = {
@@ -105,7 +105,7 @@ def write_metadata(path: Path, facts: dict[str, Any]) -> None:
         import yaml
 
         file = path / "metadata.yaml"
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = load_yaml(file.read_text(encoding="utf-8"))
         file.write_text(yaml.safe_dump({**found, **values}, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return
     if path.suffix == ".tflite":

@@ -74,7 +74,7 @@ def choose_head(target: Target, format: str, quantize: int | None, requested: st
     Raises:
         BadInput: the requested head does not exist, or fails on the target; the message gives the reason.
     """
-    if requested not in {None, *HEADS}:
+    if requested not in (None, *HEADS):
         raise BadInput(f"head={requested} is not known: choose from {', '.join(HEADS)}")
     if requested == "one2many":
         return requested

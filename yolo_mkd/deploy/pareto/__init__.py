@@ -12,6 +12,7 @@ from yolo_mkd import report
 from yolo_mkd.deploy.pareto.picture import draw_pareto
 from yolo_mkd.deploy.pareto.rows import ParetoDocument, ParetoRow, has_both_axes, join_reports
 from yolo_mkd.deploy.pareto.tables import pareto_markdown, write_csv
+from yolo_mkd.settings import file_path, split_commas
 
 __all__ = ["ParetoDocument", "ParetoRow", "pareto", "write_pareto"]
 
@@ -32,9 +33,12 @@ def pareto(reports: str | Sequence[str | Path], out: str | Path | None = None) -
         BadInput: a report cannot be read or joined, one file was timed twice under the same conditions, or mAP was
             measured on different images.
     """
-    document = join_reports(reports.split(",") if isinstance(reports, str) else reports)
-    if out is not None:
-        write_pareto(document, Path(out))
+    named = split_commas(reports) if isinstance(reports, str) else reports
+    places = named if isinstance(named, list | tuple) else [named]
+    folder = None if out is None else file_path("out", out, "pareto")
+    document = join_reports([file_path("reports", place, "runs/mkd") for place in places])
+    if folder is not None:
+        write_pareto(document, folder)
     return document
 
 

@@ -10,7 +10,7 @@ from yolo_mkd import report
 from yolo_mkd.chain import Chain
 from yolo_mkd.evidence.card.facts import card_facts
 from yolo_mkd.evidence.card.interval import find_intervals
-from yolo_mkd.evidence.page import find_sources
+from yolo_mkd.evidence.page import find_sources, refusing_misfits
 from yolo_mkd.host import LOGGER
 from yolo_mkd.settings import BadInput, file_path
 
@@ -44,7 +44,9 @@ def write_card(run: str | Path, compare: str | Path | None = None, out: str | Pa
                 f"run={folder} is unfinished (stage {stage['name']}): continue it with yolo-mkd train resume={folder}"
             )
     intervals = [] if compare is None else find_intervals(file_path("compare", compare, "runs/mkd/compare"), chain)
-    return report.write_text(place, render(chain, folder, intervals))
+    with refusing_misfits(folder):
+        text = render(chain, folder, intervals)
+    return report.write_text(place, text)
 
 
 def render(chain: Chain, folder: Path, intervals: list[list[str]]) -> str:

@@ -10,7 +10,7 @@ from yolo_mkd.distill.distiller import TERMS
 from yolo_mkd.evidence.card.text import without_folders
 from yolo_mkd.evidence.compare.tables import difference_text
 from yolo_mkd.evidence.compare.trials import short_labels
-from yolo_mkd.evidence.page import read_json
+from yolo_mkd.evidence.page import read_comparison
 from yolo_mkd.settings import KD_OPTIONS, BadInput
 
 NOT_OF_THE_METHOD = {"preset", "record", "views", "record_limit"}  # a preset's values are in the others
@@ -29,7 +29,7 @@ def find_intervals(folder: Path, chain: Chain) -> list[list[str]]:
     """
     if not (folder / "compare.json").is_file():
         raise BadInput(f"compare={folder} holds no compare.json: give the folder of a finished comparison")
-    comparison = read_json(folder / "compare.json", "compare")
+    comparison = read_comparison(folder, "compare")
     own = chain["teacher"] or chain["stages"][0]  # a teacher that the chain has trained
     if not comparison["teacher"] or comparison["teacher"]["sha256"] != own["sha256"]:
         raise BadInput(f"compare={folder} is of another teacher: give one with the same file as teacher=")
@@ -39,7 +39,7 @@ def find_intervals(folder: Path, chain: Chain) -> list[list[str]]:
         for file in (chain["arguments"]["data"], chain["stages"][-1]["model"])
     )
     labelled = [r for r in comparison["rows"] if (r["data"], r["student"], r.get("epochs")) == (data, student, epochs)]
-    rows = [r for r in labelled if is_method(comparison["settings"].get(r["method"]), chain)]
+    rows = [r for r in labelled if is_method(comparison.get("settings", {}).get(r["method"]), chain)]
     if not rows:
         reason = f"no method of these settings with {student} on {data} for {epochs} epochs"
         raise BadInput(f"compare={folder} has {reason}: compare the training's own settings, or leave compare= out")

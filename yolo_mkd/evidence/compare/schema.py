@@ -326,7 +326,7 @@ class Latency(TypedDict, total=False):
 
 
 class Comparison(TypedDict):
-    """The contents of compare.json."""
+    """The contents of compare.json; `settings` is absent in comparisons of earlier versions."""
 
     schema: str
     versions: dict[str, str]
@@ -334,7 +334,7 @@ class Comparison(TypedDict):
     command: str
     started: str
     methods: dict[str, dict[str, Any]]
-    settings: dict[str, dict[str, Any]]
+    settings: NotRequired[dict[str, dict[str, Any]]]
     references: list[str]
     seeds: list[int]
     teacher: TeacherFile | None

@@ -347,7 +347,7 @@ def load_task(folder: Path) -> dict[str, Any]:
         return task
     for file in (folder / "run" / "chain.yaml", folder / TASK):  # the chain first, or a kill would leave it unchanged
         if file.is_file():
-            content = moved(yaml.safe_load(file.read_text(encoding="utf-8")), before, now)
+            content = moved(documents.read_yaml(file, str(file), DAMAGED), before, now)
             report.write_text(file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return dict(content)
 

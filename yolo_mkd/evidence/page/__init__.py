@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json as json_text
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
-import yaml
+from pydantic import TypeAdapter
 
 from yolo_mkd import chain as chains
-from yolo_mkd import host
+from yolo_mkd import documents, host
 from yolo_mkd import report as reports
 from yolo_mkd.chain import Chain
+from yolo_mkd.chain.document import read_finished
+from yolo_mkd.deploy.pareto.rows import report_kind
 from yolo_mkd.distill.sources import is_boxes
 from yolo_mkd.evidence.compare.schema import Comparison
 from yolo_mkd.evidence.page import looks as look
@@ -34,6 +37,7 @@ WITHOUT_HEAD = (
     "The teacher has no detection head, so it has no detections; the map that stands for one of its layers is the one "
     "that this layer of the student was compared with."
 )
+ADVICE = "restore it from a copy"
 
 
 @dataclass(frozen=True)
@@ -77,31 +81,52 @@ def write_page(
     Raises:
         BadInput: the folder holds no run, or a file of it cannot be read.
     """
-    sources = find_sources(file_path("run", run, "runs/mkd/train"), plain)
+    without_teacher = None if plain is None else file_path("plain", plain, "plain/weights/best.pt")
+    sources = find_sources(file_path("run", run, "runs/mkd/train"), without_teacher)
     if plan is not None:
         if sources.kind == "comparison":
             raise BadInput("plan= is for the report of a training: a comparison has no plan")
         add_plan(sources.folder, file_path("plan", plan, "plan.json"))
     with host.trusting(trust):
         found, note = find_looks(sources)
-    if sources.kind == "comparison":
-        page = comparison_page(sources.folder, cast(Comparison, sources.document))
-    else:
-        page = training_page(sources.chain, cast(Chain, sources.document), found)
-        page.kind, page.name = sources.kind, sources.folder.name
-        page.warnings, page.plan = plan_warnings(sources.folder)
-    page.looks, page.looks_note = found, note
-    if found:
-        place = sources.folder / look.FOLDER
-        page.pictures = {file.name: data_uri(file) for file in sorted(place.glob("*.jpg"))}
-    page.exports, page.export_charts = export_tables(sources.folder), export_charts(sources.folder)
-    page.worst, page.worst_notes = worst_of(sources.folder)
-    shown = {image["picture"] for exported in page.worst for image in exported["images"]}
-    page.worst_pictures = {name: data_uri(sources.folder / WORST_FOLDER / name) for name in sorted(shown)}
-    return reports.write_text(sources.folder / FILE, render(page))
+    with refusing_misfits(sources.folder):
+        if sources.kind == "comparison":
+            page = comparison_page(sources.folder, cast(Comparison, sources.document))
+        else:
+            page = training_page(sources.chain, cast(Chain, sources.document), found)
+            page.kind, page.name = sources.kind, sources.folder.name
+            page.warnings, page.plan = plan_warnings(sources.folder)
+        page.looks, page.looks_note = found, note
+        if found:
+            place = sources.folder / look.FOLDER
+            page.pictures = {file.name: data_uri(file) for file in sorted(place.glob("*.jpg"))}
+        page.exports, page.export_charts = export_tables(sources.folder), export_charts(sources.folder)
+        page.worst, page.worst_notes = worst_of(sources.folder)
+        shown = {image["picture"] for exported in page.worst for image in exported["images"]}
+        page.worst_pictures = {name: data_uri(sources.folder / WORST_FOLDER / name) for name in sorted(shown)}
+        text = render(page)
+    return reports.write_text(sources.folder / FILE, text)
 
 
-def find_sources(folder: Path, plain: str | Path | None) -> Sources:
+@contextmanager
+def refusing_misfits(folder: Path) -> Iterator[None]:
+    """Refuse, within, figures of a run that each fit their schema and do not fit together, as a class without its AP.
+
+    Raises:
+        BadInput: drawing them fails.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except BadInput:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, TemplateError) as e:
+        found = f"{type(e).__name__}: {documents.reason(e)}"
+        raise BadInput(f"run={folder}: figures of its files do not fit together ({found}): {ADVICE}") from e
+
+
+def find_sources(folder: Path, plain: Path | None) -> Sources:
     """The kind of a run and the files of it.
 
     Raises:
@@ -110,8 +135,10 @@ def find_sources(folder: Path, plain: str | Path | None) -> Sources:
     if (folder / "compare.json").is_file():
         if plain is not None:
             raise BadInput("plain= is for the report of a training: a comparison has plain trials of its own")
-        document = read_json(folder / "compare.json", "compare")
-        return Sources(folder, "comparison", document, folder, comparison_request(folder, cast(Comparison, document)))
+        comparison = read_comparison(folder)
+        with refusing_misfits(folder):
+            request = comparison_request(folder, comparison)
+        return Sources(folder, "comparison", dict(comparison), folder, request)
     kind = "demo" if (folder / "demo.json").is_file() else "training"
     place = folder / "chain" if kind == "demo" else folder
     file = place / "chain.yaml"
@@ -120,29 +147,32 @@ def find_sources(folder: Path, plain: str | Path | None) -> Sources:
             f"run={folder} holds no finished run: give the folder of a training (chain.yaml), a comparison "
             "(compare.json) or a demo (demo.json)"
         )
-    chain = cast(Chain, yaml.safe_load(file.read_text(encoding="utf-8")))
-    if not isinstance(chain, dict) or chain.get("schema") != chains.SCHEMA:
-        raise BadInput(f"run={file} was not written by this version ({chains.SCHEMA})")
+    chain = read_finished(file, f"run={file}", ADVICE)
     beside = folder / "plain" / "weights" / "best.pt"
-    named = Path(plain) if plain is not None else beside if kind == "demo" else None
+    named = plain if plain is not None else beside if kind == "demo" else None
     if named is not None and not named.is_file():
         raise BadInput(f"plain={named}: no such file: give the best.pt of a training without a teacher")
-    return Sources(folder, kind, dict(chain), place, chain_request(place, chain, named))
+    with refusing_misfits(folder):
+        request = chain_request(place, chain, named)
+    return Sources(folder, kind, dict(chain), place, request)
 
 
-def read_json(file: Path, kind: str) -> dict[str, Any]:
-    """The contents of a report.
+def read_comparison(folder: Path, argument: str = "run") -> Comparison:
+    """The contents of a comparison's compare.json.
+
+    Args:
+        folder: the comparison's.
+        argument: the argument that names it, for the message.
 
     Raises:
         BadInput: it is damaged or of another kind.
     """
-    try:
-        found = json_text.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise BadInput(f"run={file} is damaged: write it again with yolo-mkd {kind} resume={file.parent}") from e
-    if not str(found.get("schema", "")).startswith(f"yolo-mkd/{kind}/"):
-        raise BadInput(f"run={file} is not a report of yolo-mkd {kind}")
-    return dict(found)
+    file = folder / "compare.json"
+    named, advice = f"{argument}={file}", f"write it again with yolo-mkd compare resume={folder}"
+    found = documents.read_json(file, named, advice)
+    if report_kind(found) != "compare":
+        raise BadInput(f"{named} is not a report of yolo-mkd compare")
+    return cast(Comparison, documents.validated(TypeAdapter(Comparison), found, named, advice))
 
 
 def chain_request(folder: Path, chain: Chain, plain: Path | None) -> LookRequest | None:

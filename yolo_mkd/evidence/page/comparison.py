@@ -8,16 +8,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
+from yolo_mkd import documents
 from yolo_mkd.evidence.compare import plots, tables
 from yolo_mkd.evidence.compare.findings import FURTHER
 from yolo_mkd.evidence.compare.schema import Comparison, Difference, MeanRow, Row
 from yolo_mkd.evidence.page.blocks import Bar, BarGroup, Chart, Page, PageTable, Tile, axis_ends, bar
 from yolo_mkd.evidence.page.charts import GRID, INK, embedded
 
+ADVICE = "restore the file"
 STATES = {"better": "better", "worse": "worse"}
 MARKED = {"#000000": INK, "#ffffff": "#ffffff", plots.GRID: GRID}  # colours of the plots that follow the page's
+
+
+class PlannedTrial(TypedDict):
+    """What a page shows of a trial in compare.yaml."""
+
+    name: documents.InnerPath
+    data: str
+    student: str
+    method: str
+    seed: int
+    arguments: dict[str, Any]
+
+
+class PlannedTrials(TypedDict):
+    """What a page shows of compare.yaml."""
+
+    cells: list[PlannedTrial]
 
 
 def comparison_page(folder: Path, comparison: Comparison) -> Page:
@@ -211,9 +231,15 @@ def trial_table(folder: Path, comparison: Comparison) -> PageTable:
     return PageTable("Trials", ["trial and its log", "data", "student", "mAP50-95", "train s"], rows, "", links)
 
 
-def planned(folder: Path) -> list[dict[str, Any]]:
-    """The trials as compare.yaml has them; none without that file."""
+def planned(folder: Path) -> list[PlannedTrial]:
+    """The trials as compare.yaml has them; none without that file.
+
+    Raises:
+        BadInput: it is damaged.
+    """
     file = folder / "compare.yaml"
     if not file.is_file():
         return []
-    return cast(list[dict[str, Any]], yaml.safe_load(file.read_text(encoding="utf-8"))["cells"])
+    contents = documents.read_yaml(file, str(file), ADVICE)
+    documents.validated(TypeAdapter(PlannedTrials), contents, str(file), ADVICE)
+    return cast(PlannedTrials, contents)["cells"]

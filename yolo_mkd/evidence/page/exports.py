@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,12 +158,25 @@ def add_plan(folder: Path, plan: Path) -> None:
     Raises:
         BadInput: the file is not a plan.
     """
-    named = f"plan={plan}"
-    found = documents.read_json(plan, named, PLAN_ADVICE)
+    read_plan(plan, f"plan={plan}")
+    report.write_text(folder / PLAN, plan.read_text(encoding="utf-8"))
+
+
+def read_plan(file: Path, named: str) -> PlanOnPage:
+    """What a page shows of a plan.
+
+    Args:
+        file: the plan's.
+        named: how the message begins.
+
+    Raises:
+        BadInput: the file is not a plan, or damaged.
+    """
+    found = documents.read_json(file, named, PLAN_ADVICE)
     if report_kind(found) != "plan":
         raise BadInput(f"{named} is not a report of yolo-mkd plan: {PLAN_ADVICE}")
-    documents.validated(TypeAdapter(PlanOnPage), found, named, PLAN_ADVICE)
-    report.write_text(folder / PLAN, plan.read_text(encoding="utf-8"))
+    plan: PlanOnPage = documents.validated(TypeAdapter(PlanOnPage), found, named, PLAN_ADVICE)
+    return plan
 
 
 def plan_warnings(folder: Path) -> tuple[list[str], str]:
@@ -176,6 +188,6 @@ def plan_warnings(folder: Path) -> tuple[list[str], str]:
             "no plan in this folder: yolo-mkd plan with the arguments of the training and json=plan.json writes one, "
             "and yolo-mkd report with plan=plan.json adds it",
         )
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_plan(file, str(file))
     lines = [f"{w['stage'] + ': ' if w['stage'] else ''}{w['text']}" for w in found["warnings"]]
     return lines, f"{found['answer']}"

@@ -12,9 +12,10 @@ from typing import Any, cast
 
 import cv2
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from yolo_mkd import host, report
+from yolo_mkd import documents, host, report
 from yolo_mkd.distill.matching import shared_classes
 from yolo_mkd.distill.network_files import is_network
 from yolo_mkd.distill.sources import checksum, present
@@ -29,6 +30,7 @@ from yolo_mkd.knowledge.relation import grid_for, relation_matrix
 from yolo_mkd.settings import BadInput
 
 FOLDER, FILE = "report", "looks.json"  # of the figures and pictures, in the run's folder
+ADVICE = "remove its folder, and yolo-mkd report measures it again where the models are still there"
 EXAMINED = 120  # validation images on which models are validated: a page takes seconds to a minute or two
 COMPARED = 16  # of them on which hidden layers are compared
 
@@ -84,9 +86,16 @@ class LookRequest:
 
 
 def stored(folder: Path) -> Looks | None:
-    """The looks that were written to a run's folder before; None without."""
+    """The looks that were written to a run's folder before; None without.
+
+    Raises:
+        BadInput: they are damaged.
+    """
     file = folder / FOLDER / FILE
-    return cast(Looks, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    if not file.is_file():
+        return None
+    contents = documents.read_json(file, str(file), ADVICE)
+    return cast(Looks, documents.validated(TypeAdapter(Looks), contents, str(file), ADVICE))
 
 
 def is_of(looks: Looks, request: LookRequest) -> bool:

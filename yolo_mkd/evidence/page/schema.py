@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from typing_extensions import TypedDict
+from pydantic import Field
+from typing_extensions import Required, TypedDict
 
-from yolo_mkd.documents import InnerPath
+from yolo_mkd.documents import InnerPath, Number
+
+Corners = Annotated[list[Number], Field(min_length=4, max_length=4)]
 
 
 class ModelLook(TypedDict, total=False):
@@ -27,17 +30,17 @@ class ModelLook(TypedDict, total=False):
         relation: its relation matrix, rows and columns in the order of `Looks.layers`, mean over images.
     """
 
-    role: str
-    label: str
-    file: str
-    sha256: str
-    parameters: int
-    map50_95: float
-    map50: float
-    classes: dict[str, float]
-    false_detections: int
-    attention: dict[str, float]
-    relation: list[list[float]]
+    role: Required[str]
+    label: Required[str]
+    file: Required[str]
+    sha256: Required[str]
+    parameters: Required[Annotated[int, Field(ge=0)]]
+    map50_95: Number
+    map50: Number
+    classes: dict[str, Number]
+    false_detections: Annotated[int, Field(ge=0)]
+    attention: dict[str, Number]
+    relation: list[list[Number]]
 
 
 class Box(TypedDict, total=False):
@@ -52,9 +55,9 @@ class Box(TypedDict, total=False):
         found_by: roles of the models that find an object.
     """
 
-    box: list[float]
-    name: str
-    conf: float
+    box: Required[Corners]
+    name: Required[str]
+    conf: Number
     hit: bool
     fate: str
     found_by: list[str]
@@ -87,7 +90,7 @@ class ImageLook(TypedDict):
     objects: list[Box]
     detections: dict[str, list[Box]]
     maps: dict[str, dict[str, str]]
-    correlation: dict[str, dict[str, float]]
+    correlation: dict[str, dict[str, Number]]
 
 
 class Tally(TypedDict):
@@ -136,8 +139,8 @@ class Looks(TypedDict):
     examined: int
     compared: int
     val_images: int
-    conf: float
-    iou: float
+    conf: Number
+    iou: Number
     reference: str
     layers: list[str]
     models: list[ModelLook]

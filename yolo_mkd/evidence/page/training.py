@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_mkd import chain as chains
+from yolo_mkd import documents
 from yolo_mkd.chain import Chain
 from yolo_mkd.chain.stages import Stage
 from yolo_mkd.distill.distiller import TERMS
@@ -236,10 +238,7 @@ def stage_charts(stage: str, columns: Columns, levels: Sequence[Line]) -> list[C
 
 def gradient_tabs(stage: str, file: Path) -> list[Tab]:
     """Each term's share of the gradient and its angle, a tab for each teacher of a stage."""
-    if not file.is_file():
-        return []
-    with open(file, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
+    rows = csv_rows(file)
     tabs = []
     for teacher in dict.fromkeys(row["teacher"] for row in rows):
         own = [row for row in rows if row["teacher"] == teacher]
@@ -268,12 +267,21 @@ def gradient_tabs(stage: str, file: Path) -> list[Tab]:
 
 def csv_columns(file: Path) -> Columns:
     """The columns of a CSV file of numbers; empty without a file. A value that is missing or not finite is left out."""
-    if not file.is_file():
-        return {}
-    with open(file, newline="", encoding="utf-8") as f:
-        rows = [{k.strip(): v for k, v in row.items() if k} for row in csv.DictReader(f)]
+    rows = [{k.strip(): v for k, v in row.items() if k} for row in csv_rows(file)]
     names = list(rows[0]) if rows else []
     return {n: values for n in names if len(values := finite(row.get(n) for row in rows)) == len(rows)}
+
+
+def csv_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file, none without it.
+
+    Raises:
+        BadInput: it is not text.
+    """
+    if not file.is_file():
+        return []
+    text = documents.read_text(file, str(file), "restore it from a copy, or remove it")
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 def finite(values: Any) -> list[float]:
