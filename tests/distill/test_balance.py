@@ -182,6 +182,15 @@ def test_a_resumed_run_continues_with_the_same_gains_and_gate() -> None:
     assert (other.gains, other.frozen, other.history, other.gated) == (b.gains, True, b.history, {"a"})
 
 
+@pytest.mark.parametrize("gains", [{}, {"a": math.nan}, {"a": math.inf}, {"a": -1.0}])
+def test_a_state_whose_gain_is_missing_or_no_finite_number_is_refused(gains: dict[str, float]) -> None:
+    b = updated(balancer(), 0.1, 0.2)
+    own = dict(b.gains)
+    with pytest.raises((KeyError, ValueError), match="a"):
+        b.restore({**b.state(), "gains": gains})
+    assert b.gains == own
+
+
 def one_rank(rank: int, folder: Path) -> None:
     """What one of two processes measures on a batch of its own."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
