@@ -256,7 +256,9 @@ def test_a_damaged_image_is_named_as_such_and_a_heif_image_by_the_package_that_i
     assert unusable(str(image), message) == message
 
 
-@pytest.mark.parametrize("value", [3, 1.5, b"x", {"a": 1}, [object()], [], float("nan")], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [3, 1.5, b"x", {"a": 1}, [object()], [], float("nan")], ids=lambda value: type(value).__name__
+)
 def test_a_value_of_another_type_is_one_line_from_python(value: Any, untrained_detector: Any) -> None:
     pt, images = untrained_detector.pt, untrained_detector.images
     attempts: dict[str, Callable[[], Any]] = {
