@@ -92,8 +92,9 @@ def test_what_the_teacher_does_not_give_is_drawn_by_the_seed(arguments: dict[str
         ({"model": "OTHER"}, "start=slice takes the weights of the teacher, not those of model="),
         ({"teacher": "BOXES"}, "start=slice takes its weights from one model: give one .pt as teacher="),
         ({"model": "yolov8n.yaml"}, "start=slice: the student has 23 layers, the teacher 24: give the .yaml of"),
+        ({"model": "yolov8n.yaml", "start": "fitted"}, "start=fitted: the student has 23 layers, the teacher 24: give"),
         ({"start": "teacher"}, "start=teacher needs equal shapes, but model.1.conv.weight has"),
-        ({"start": "half"}, "start=half must be slice or teacher or plain, for example start=slice"),
+        ({"start": "half"}, "start=half must be slice or fitted or teacher or plain, for example start=slice"),
         ({"teacher_epochs": 1, "teacher": "yolo11n.yaml"}, "start=slice: SPPF of the student and of the teacher"),
     ],
 )  # fmt: skip
@@ -110,6 +111,24 @@ def test_a_start_that_cannot_work_is_one_clear_line_and_leaves_nothing(
         validate({**arguments, **changed}, "train")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_fitted_slice_has_other_weights_and_the_training_images_decide_them(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yolo_mkd.host.reconstruction.MOST", 6)
+
+    def written(start: str, imgsz: int = 64) -> dict[str, torch.Tensor]:
+        given = (arguments["model"], arguments["teacher"], {"data": arguments["data"], "imgsz": imgsz, "seed": 0})
+        file, taken = write_start(tmp_path, start, *given)
+        assert taken > 0.99
+        return YOLO(file).model.state_dict()
+
+    sliced, fitted, larger = written("slice"), written("fitted"), written("fitted", 96)
+    key = "model.2.cv2.conv.weight"
+    assert torch.equal(written("fitted")[key], fitted[key])
+    assert not torch.allclose(sliced[key], fitted[key], rtol=1e-3)
+    assert not torch.allclose(larger[key], fitted[key], rtol=1e-3)
 
 
 def test_a_teacher_that_is_yet_to_be_trained_is_matched_by_its_shape(arguments: dict[str, Any]) -> None:

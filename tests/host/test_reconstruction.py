@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ultralytics.nn.modules.conv import Conv, DWConv
 
 from yolo_mkd import host
 from yolo_mkd.host import reconstruction
-from yolo_mkd.host.reconstruction import FEWEST, fit, read_squares, reconstruct, ridge
+from yolo_mkd.host.reconstruction import FEWEST, Target, fit, read_squares, reconstruct, ridge, score_map
 from yolo_mkd.host.slicing import ABSENT, start_from
 
 
@@ -83,15 +84,35 @@ def test_a_layer_that_can_equal_its_target_does(kind: str) -> None:
         values = out.flatten(2).permute(0, 2, 1).reshape(-1, 6)
         held = torch.tensor([True] * 5 + [False])
         last = (ours.conv if hasattr(ours, "bn") else ours).weight[5].clone()
-        explained = fit(ours, held, windows, values[:, held])
+        even = torch.arange(len(values)) % 2 == 0
+        places = (torch.zeros(0),) * 4  # where they are does not matter here
+        explained = fit(ours, held, windows, Target(places, values[:, held], even))
         assert explained > 0.999
         assert torch.allclose(mine(x)[:, :5], out[:, :5], atol=0.02 * float(out.std()))
         assert torch.equal((ours.conv if hasattr(ours, "bn") else ours).weight[5], last)
+        if hasattr(ours, "bn"):  # the statistics are those of the evenly drawn positions
+            z = ours.conv(x).flatten(2).permute(0, 2, 1).reshape(-1, 6)[even][:, :5]
+            assert torch.allclose(ours.bn.running_mean[:5], z.mean(0), atol=1e-4)
+            assert torch.allclose(ours.bn.running_var[:5], z.var(0), rtol=1e-3)
 
 
-def test_a_copy_explains_everything_and_a_narrow_student_comes_nearer_to_its_teacher() -> None:
+def test_the_score_map_has_the_best_class_of_all_levels_at_the_finest() -> None:
+    fine, coarse = torch.full((1, 2, 4, 4), -3.0), torch.full((1, 2, 2, 2), -3.0)
+    fine[0, 1, 0, 0], coarse[0, 0, 1, 1] = 2.0, 1.0
+    scores = torch.cat([fine.flatten(2), coarse.flatten(2)], 2)
+    found = score_map({"one2many": {"scores": scores, "feats": [fine, coarse]}})[0, 0]
+    low = 1 / (1 + math.exp(3))
+    expected = torch.full((4, 4), low)
+    expected[0, 0], expected[2:, 2:] = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))
+    assert torch.allclose(found, expected)
+
+
+def test_a_copy_explains_everything_and_a_narrow_student_comes_nearer_to_its_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reconstruction, "POSITIONS", 512)
     torch.manual_seed(0)
-    images = nn.functional.interpolate(torch.rand(12, 3, 12, 12), size=(64, 64), mode="bilinear")
+    images = nn.functional.interpolate(torch.rand(12, 3, 12, 12), size=(32, 32), mode="bilinear")
     teacher = trained_like(model_of("yolo26n.yaml", 3), images)
     copy, same = model_of("yolo26n.yaml", 3, seed=1), [0, 1, 2]
     _, pairs = start_from(copy, teacher, same, sliced=True)

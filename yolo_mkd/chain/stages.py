@@ -60,7 +60,7 @@ class Stage(TypedDict, total=False):
     sha256: str
     metrics: dict[str, Number]
     seconds: Number
-    start: Literal["slice", "teacher"]
+    start: Literal["slice", "fitted", "teacher"]
     taken: Number
 
 

@@ -23,7 +23,7 @@ def refuse_start(start: str, model: str, teachers: Sequence[str]) -> None:
     """Refuse a start from a teacher that these models do not allow.
 
     Args:
-        start: `slice` or `teacher`; `plain` is always possible.
+        start: `slice`, `fitted` or `teacher`; `plain` is always possible.
         model: the student's file.
         teachers: the teachers' files.
 
@@ -42,7 +42,7 @@ def fill(start: str, student: Any, teacher: Any, names: Mapping[int, str]) -> tu
     """Fill a student from its teacher.
 
     Args:
-        start: `slice` for the channels that matter, `teacher` for a copy.
+        start: `slice` or `fitted` for the channels that matter, `teacher` for a copy.
         student: a detector.
         teacher: a trained one.
         names: the student's class names by index; rows of the head are matched by name.
@@ -55,7 +55,10 @@ def fill(start: str, student: Any, teacher: Any, names: Mapping[int, str]) -> tu
     """
     pairs = dict(shared_classes(names, teacher.names))
     classes = [pairs.get(i, host.ABSENT) for i in range(host.head(student).nc)]
-    return host.start_from(student, teacher, classes, sliced=start == "slice")
+    try:
+        return host.start_from(student, teacher, classes, sliced=start != "teacher")
+    except BadInput as error:
+        raise BadInput(str(error).replace("start=slice", f"start={start}", 1)) from error
 
 
 def possible_slice(model: str, teachers: Sequence[str], student: Any, names: Mapping[int, str]) -> float:
@@ -80,7 +83,7 @@ def write_start(folder: Path, start: str, model: str, teacher: str, arguments: M
 
     Args:
         folder: where to write it.
-        start: `slice` or `teacher`.
+        start: `slice`; `fitted`, a slice whose layers are fitted to the teacher's; or `teacher`.
         model: the student's .yaml.
         teacher: its teacher's .pt.
         arguments: Ultralytics' train arguments.
@@ -96,7 +99,7 @@ def write_start(folder: Path, start: str, model: str, teacher: str, arguments: M
     student.names = names
     source = host.load_detector("teacher", teacher, transformer=True)
     taken, pairs = fill(start, student, source, names)
-    images = host.read_squares(training_images(data), arguments.get("imgsz", 640)) if pairs else None
+    images = host.read_squares(training_images(data), arguments.get("imgsz", 640)) if start == "fitted" else None
     if images is not None:
         explained = host.reconstruct(student, source, pairs, images)
         LOGGER.info(

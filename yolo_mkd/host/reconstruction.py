@@ -25,7 +25,7 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.nn.tasks import DetectionModel
 
 PIXELS, FEWEST, MOST = 256 * 192**2, 32, 256  # of the images that layers are fitted on, and how many they are
-POSITIONS = 16384  # of a layer's output that are compared, at most
+POSITIONS = 8192  # of a layer's output that are compared, drawn evenly, and as many by the teacher's score
 RIDGE = 1e-3  # towards the sliced weights, relative to the mean square of the inputs
 LEAST_VARIANCE = 1e-6
 
@@ -59,10 +59,12 @@ class Target:
     Attributes:
         places: batch, image in it, row and column of each position, four times M.
         values: before the activation, M N, for the N outputs that both models have.
+        even: which positions were drawn evenly, M bool.
     """
 
     places: tuple[Tensor, Tensor, Tensor, Tensor]
     values: Tensor
+    even: Tensor
 
 
 def read_squares(files: Sequence[Path], imgsz: int) -> Tensor | None:
@@ -111,29 +113,41 @@ def targets_of(teacher: DetectionModel, pairs: Sequence[LayerPair], batches: Seq
     generator = torch.Generator().manual_seed(0)
     count = POSITIONS // len(batches) + 1
     found: dict[Any, list[tuple[Tensor, ...]]] = {pair.student: [] for pair in pairs}
-    batch = 0
+    batch, scores = 0, torch.empty(0)
 
     def sampler(pair: LayerPair) -> Any:
         def sample(module: Any, inputs: Any, out: Tensor) -> None:
-            images, _, height, width = out.shape
-            total = images * height * width
-            pick = torch.randperm(total, generator=generator)[:count]
+            _, _, height, width = out.shape
+            objects = F.adaptive_max_pool2d(scores, (height, width)).flatten()
+            evenly = torch.randperm(len(objects), generator=generator)[:count]
+            pick = torch.cat([evenly, torch.multinomial(objects, count, replacement=True, generator=generator)])
             image, row, column = pick // (height * width), pick // width % height, pick % width
             held = pair.index >= 0
             values = out[image, :, row, column][:, pair.index[held]] * pair.factor[held]
-            found[pair.student].append((torch.full_like(image, batch), image, row, column, values))
+            even = torch.arange(len(pick)) < len(evenly)
+            found[pair.student].append((torch.full_like(image, batch), image, row, column, values, even))
 
         return sample
 
-    handles = [last_linear(pair.teacher).register_forward_hook(sampler(pair)) for pair in pairs]
-    try:
-        for batch, images in enumerate(batches):  # noqa: B007 - read by the hooks
+    for batch, images in enumerate(batches):  # noqa: B007 - read by the hooks
+        scores = score_map(teacher(images))
+        handles = [last_linear(pair.teacher).register_forward_hook(sampler(pair)) for pair in pairs]
+        try:
             teacher(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     joined = {layer: [torch.cat(part) for part in zip(*parts, strict=True)] for layer, parts in found.items() if parts}
-    return {layer: Target((b, i, row, column), values) for layer, (b, i, row, column, values) in joined.items()}
+    return {layer: Target((b, i, y, x), values, even) for layer, (b, i, y, x, values, even) in joined.items()}
+
+
+def score_map(raw: dict[str, Any]) -> Tensor:
+    """The largest class score around each place of the finest level, over all levels, B 1 H W."""
+    raw = raw.get("one2many", raw)
+    sizes = [level.shape[2:] for level in raw["feats"]]
+    best = raw["scores"].sigmoid().amax(1, keepdim=True).split([h * w for h, w in sizes], 2)
+    levels = [F.interpolate(part.unflatten(2, size), sizes[0]) for part, size in zip(best, sizes, strict=True)]
+    return torch.stack(levels).amax(0).clamp(min=1e-6)
 
 
 def last_linear(layer: Any) -> nn.Module:
@@ -153,7 +167,7 @@ def fit_layers(
         ]
         for layer in [layer for layer in order_of(module, read[0]) if layer in targets]:
             patches = patches_of(module, layer, read, targets[layer])
-            explained.append(fit(layer, pairs[layer].index >= 0, patches, targets[layer].values))
+            explained.append(fit(layer, pairs[layer].index >= 0, patches, targets[layer]))
         if module is not student.model[-1]:
             for done, x in zip(outputs, read, strict=True):
                 done.append(module(x))
@@ -204,15 +218,16 @@ def patches_of(module: Any, layer: Any, read: Sequence[Any], target: Target) -> 
     return torch.cat(parts)
 
 
-def fit(layer: Any, held: Tensor, patches: Tensor, values: Tensor) -> float:
+def fit(layer: Any, held: Tensor, patches: Tensor, target: Target) -> float:
     """Fit one convolution, and return the share of the target's variance that it then explains.
 
     Args:
         layer: with batch normalisation, or a plain one with a bias.
         held: which of its outputs have a target.
         patches: what it reads, M C k k.
-        values: the targets, M N.
+        target: what its outputs should be.
     """
+    values = target.values
     conv = layer.conv if hasattr(layer, "conv") else layer
     scale = torch.ones(conv.out_channels)
     if hasattr(layer, "bn"):
@@ -220,23 +235,24 @@ def fit(layer: Any, held: Tensor, patches: Tensor, values: Tensor) -> float:
     now = (conv.weight * scale[:, None, None, None])[held].flatten(1)  # N K
     if conv.groups == 1:
         patches = patches.flatten(1)[None]  # one regression for all outputs
-        target, start = (values - values.mean(0))[None], now.T[None]
+        wanted, start = (values - values.mean(0))[None], now.T[None]
     else:  # depthwise: one regression an output
         patches = patches[:, held].flatten(2).transpose(0, 1)
-        target, start = (values - values.mean(0)).T[..., None], now[..., None]
+        wanted, start = (values - values.mean(0)).T[..., None], now[..., None]
     mean = patches.mean(1, keepdim=True)
-    solved = ridge(patches - mean, target, start)
+    solved = ridge(patches - mean, wanted, start)
     fitted = (patches - mean) @ solved  # groups M outputs
     weight = solved[0].T if conv.groups == 1 else solved[..., 0]
     conv.weight[held] = weight.reshape(conv.weight[held].shape)
     offset = (mean @ solved).flatten()  # of the convolution's outputs
     if hasattr(layer, "bn"):
-        variance = fitted.var(1).flatten().clamp(min=LEAST_VARIANCE)
-        layer.bn.running_mean[held], layer.bn.running_var[held] = offset, variance
-        layer.bn.weight[held], layer.bn.bias[held] = (variance + layer.bn.eps).sqrt(), values.mean(0)
+        evenly = fitted[:, target.even]  # the statistics of whole images, as in training
+        variance, shift = evenly.var(1).flatten().clamp(min=LEAST_VARIANCE), evenly.mean(1).flatten()
+        layer.bn.running_mean[held], layer.bn.running_var[held] = offset + shift, variance
+        layer.bn.weight[held], layer.bn.bias[held] = (variance + layer.bn.eps).sqrt(), values.mean(0) + shift
     else:
         conv.bias[held] = values.mean(0) - offset
-    return float(1 - (target - fitted).square().sum() / target.square().sum().clamp(min=LEAST_VARIANCE))
+    return float(1 - (wanted - fitted).square().sum() / wanted.square().sum().clamp(min=LEAST_VARIANCE))
 
 
 def ridge(x: Tensor, y: Tensor, start: Tensor) -> Tensor:

@@ -236,7 +236,7 @@ ARGUMENTS: dict[str, Argument] = {
         "one or more YAML files that map class names, or none", "classes.yaml", PATHS, None
     ),
     "assistant": text_argument("auto, none, or one or more .pt or .yaml files", "auto", PATHS, None),
-    "start": choice_argument("slice", "teacher", "plain"),
+    "start": choice_argument("slice", "fitted", "teacher", "plain"),
     "teacher_epochs": number_argument(low=0, whole=True, example=100),
     "teacher_imgsz": number_argument(low=1, whole=True, optional=True, example=640),
     "resume": text_argument("the folder of an interrupted chain, or true for the newest", "runs/mkd/train", bool, None),
