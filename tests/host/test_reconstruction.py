@@ -84,12 +84,15 @@ def test_a_layer_that_can_equal_its_target_does(kind: str) -> None:
         values = out.flatten(2).permute(0, 2, 1).reshape(-1, 6)
         held = torch.tensor([True] * 5 + [False])
         last = (ours.conv if hasattr(ours, "bn") else ours).weight[5].clone()
+        norms = [m.weight.flatten(1).norm(dim=1) for m in ours.modules() if isinstance(m, nn.Conv2d)]
         even = torch.arange(len(values)) % 2 == 0
         places = (torch.zeros(0),) * 4  # where they are does not matter here
         explained = fit(ours, held, windows, Target(places, values[:, held], even))
         assert explained > 0.999
         assert torch.allclose(mine(x)[:, :5], out[:, :5], atol=0.02 * float(out.std()))
         assert torch.equal((ours.conv if hasattr(ours, "bn") else ours).weight[5], last)
+        if hasattr(ours, "bn"):  # the scale of the weights, which decides how far an optimiser's step goes
+            assert torch.allclose(ours.conv.weight.flatten(1).norm(dim=1), norms[0], rtol=1e-4)
         if hasattr(ours, "bn"):  # the statistics are those of the evenly drawn positions
             z = ours.conv(x).flatten(2).permute(0, 2, 1).reshape(-1, 6)[even][:, :5]
             assert torch.allclose(ours.bn.running_mean[:5], z.mean(0), atol=1e-4)

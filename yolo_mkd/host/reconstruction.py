@@ -27,7 +27,7 @@ from ultralytics.nn.tasks import DetectionModel
 PIXELS, FEWEST, MOST = 256 * 192**2, 32, 256  # of the images that layers are fitted on, and how many they are
 POSITIONS = 8192  # of a layer's output that are compared, drawn evenly, and as many by the teacher's score
 RIDGE = 1e-3  # towards the sliced weights, relative to the mean square of the inputs
-LEAST_VARIANCE = 1e-6
+LEAST_VARIANCE, LEAST_NORM = 1e-6, 1e-6
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,10 @@ def fit(layer: Any, held: Tensor, patches: Tensor, target: Target) -> float:
     """
     values = target.values
     conv = layer.conv if hasattr(layer, "conv") else layer
-    scale = torch.ones(conv.out_channels)
+    gain = torch.ones(conv.out_channels)
     if hasattr(layer, "bn"):
-        scale = layer.bn.weight / (layer.bn.running_var + layer.bn.eps).sqrt()
-    now = (conv.weight * scale[:, None, None, None])[held].flatten(1)  # N K
+        gain = layer.bn.weight / (layer.bn.running_var + layer.bn.eps).sqrt()
+    now = (conv.weight * gain[:, None, None, None])[held].flatten(1)  # N K
     if conv.groups == 1:
         patches = patches.flatten(1)[None]  # one regression for all outputs
         wanted, start = (values - values.mean(0))[None], now.T[None]
@@ -243,15 +243,21 @@ def fit(layer: Any, held: Tensor, patches: Tensor, target: Target) -> float:
     solved = ridge(patches - mean, wanted, start)
     fitted = (patches - mean) @ solved  # groups M outputs
     weight = solved[0].T if conv.groups == 1 else solved[..., 0]
-    conv.weight[held] = weight.reshape(conv.weight[held].shape)
     offset = (mean @ solved).flatten()  # of the convolution's outputs
     if hasattr(layer, "bn"):
+        # batch normalisation divides by the weights' scale, but an optimiser's steps are relative to it: keep it
+        norms = [rows.norm(dim=1).clamp(min=LEAST_NORM) for rows in (conv.weight[held].flatten(1), weight)]
+        scale = norms[0] / norms[1]
+        weight = weight * scale[:, None]
         evenly = fitted[:, target.even]  # the statistics of whole images, as in training
         variance, shift = evenly.var(1).flatten().clamp(min=LEAST_VARIANCE), evenly.mean(1).flatten()
-        layer.bn.running_mean[held], layer.bn.running_var[held] = offset + shift, variance
-        layer.bn.weight[held], layer.bn.bias[held] = (variance + layer.bn.eps).sqrt(), values.mean(0) + shift
+        layer.bn.running_mean[held] = (offset + shift) * scale
+        layer.bn.running_var[held] = variance * scale**2
+        layer.bn.weight[held] = (variance * scale**2 + layer.bn.eps).sqrt() / scale
+        layer.bn.bias[held] = values.mean(0) + shift
     else:
         conv.bias[held] = values.mean(0) - offset
+    conv.weight[held] = weight.reshape(conv.weight[held].shape)
     return float(1 - (wanted - fitted).square().sum() / wanted.square().sum().clamp(min=LEAST_VARIANCE))
 
 
