@@ -18,7 +18,7 @@ demo: install
 # One thread a process: two processes share the cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Lint, types and the fast tests, in under a minute
+# Lint, types and the fast tests
 check: lint
 	$(PYTEST) -m "not slow and not pairs"
 
