@@ -131,6 +131,19 @@ def test_a_fitted_slice_has_other_weights_and_the_training_images_decide_them(
     assert not torch.allclose(larger[key], fitted[key], rtol=1e-3)
 
 
+def test_layers_are_not_fitted_silently_to_nothing(arguments: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/0.png").write_bytes(b"no image")
+    data = {**yaml.safe_load(Path(arguments["data"]).read_text()), "train": str(tmp_path / "bad")}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(data))
+    given = (arguments["model"], arguments["teacher"], {"data": str(tmp_path / "bad.yaml"), "imgsz": 64})
+    with pytest.raises(
+        BadInput, match=r"^start=fitted needs training images, and none of data=.*bad.yaml can be read$"
+    ):
+        write_start(tmp_path, "fitted", *given)
+    assert write_start(tmp_path, "slice", *given)[1] > 0.99
+
+
 def test_a_teacher_that_is_yet_to_be_trained_is_matched_by_its_shape(arguments: dict[str, Any]) -> None:
     stages = validate({**arguments, "teacher": "yolo26n.yaml", "teacher_epochs": 1}, "train").stages
     assert ["start" in stage for stage in stages] == [False, True]

@@ -90,6 +90,9 @@ def write_start(folder: Path, start: str, model: str, teacher: str, arguments: M
 
     Returns:
         The file, and the share of the student's parameters and statistics that the teacher gave.
+
+    Raises:
+        BadInput: no training image can be read to fit the layers on.
     """
     data = host.check_data(arguments["data"], fetch=False)
     names = dict(MERGED_NAMES) if arguments.get("single_cls") else dict(data["names"])
@@ -99,8 +102,10 @@ def write_start(folder: Path, start: str, model: str, teacher: str, arguments: M
     student.names = names
     source = host.load_detector("teacher", teacher, transformer=True)
     taken, pairs = fill(start, student, source, names)
-    images = host.read_squares(training_images(data), arguments.get("imgsz", 640)) if start == "fitted" else None
-    if images is not None:
+    if start == "fitted":
+        images = host.read_squares(training_images(data), arguments.get("imgsz", 640))
+        if images is None:
+            raise BadInput(f"start=fitted needs training images, and none of data={arguments['data']} can be read")
         explained = host.reconstruct(student, source, pairs, images)
         LOGGER.info(
             f"M-KD: the student's {len(pairs)} layers were fitted to the teacher's on {len(images)} images: "

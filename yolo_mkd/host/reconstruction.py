@@ -38,7 +38,7 @@ class LayerPair:
         student: with batch normalisation, or a plain one.
         teacher: the same kind.
         index: the teacher's channel of each output of the student, or a negative number.
-        factor: of each output: what the student's is in the teacher's units.
+        factor: what the teacher's outputs are multiplied by for the student, N; other than 1 in queries of attention.
     """
 
     student: Any
