@@ -149,3 +149,48 @@ def test_images_are_evenly_spaced_in_grey_squares(tmp_path: Path) -> None:
     assert middle == [[i, 0, 0] for i in range(0, 2 * FEWEST, 2) if i != 2]
     assert (images[:, :, 0, 0] * 255).round().int().unique().tolist() == [114]
     assert read_squares([files[2]], 32) is None
+
+
+def test_targets_are_the_teachers_outputs_in_the_students_units_half_of_them_at_objects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reconstruction, "POSITIONS", 64)
+    torch.manual_seed(0)
+    images = torch.rand(18, 3, 64, 64)  # two batches
+    teacher, student = trained_like(model_of("yolo26n.yaml"), images), model_of("yolo26n-w1875.yaml", seed=1)
+    _, pairs = start_from(student, teacher, [0, 1, 2], sliced=True)
+    attention = student.model[10].m[0].attn
+    theirs = teacher.model[10].m[0].attn
+    queries = next(pair for pair in pairs if pair.student is attention.qkv)
+    scale = math.sqrt(attention.key_dim / theirs.key_dim)
+    assert scale > 1  # one head with more keys than each of the teacher's two
+    rows = torch.ones(attention.num_heads, 2 * attention.key_dim + attention.head_dim)
+    rows[:, : attention.key_dim] = scale
+    assert torch.allclose(queries.factor, rows.flatten())
+
+    place = torch.full((16, 1, 8, 8), 1e-9)
+    place[:, :, 2, 3] = 1
+    monkeypatch.setattr(reconstruction, "score_map", lambda raw: place[: len(raw["one2many"]["scores"])])
+    fine = next(pair for pair in pairs if pair.student is student.model[3])  # of stride 8
+    outputs: dict[Any, list[torch.Tensor]] = {queries.student: [], fine.student: []}
+    for pair in (queries, fine):
+        pair.teacher.bn.register_forward_hook(lambda m, x, out, kept=outputs[pair.student]: kept.append(out))
+    teacher.model[-1].training = True
+    with torch.no_grad():
+        targets = reconstruction.targets_of(teacher, [queries, fine], images.split(16))
+    for pair in (queries, fine):
+        batch, image, row, column = targets[pair.student].places
+        # each batch is shown twice, for its scores and for its outputs
+        seen = torch.stack(
+            [
+                outputs[pair.student][2 * b][i, :, y, x]
+                for b, i, y, x in zip(batch.tolist(), image.tolist(), row.tolist(), column.tolist(), strict=True)
+            ]
+        )
+        held = pair.index >= 0
+        expected = seen[:, pair.index[held]] * pair.factor[held]
+        assert torch.allclose(targets[pair.student].values, expected, atol=1e-6)
+    found = targets[fine.student]
+    at_object = (found.places[2] == 2) & (found.places[3] == 3)
+    assert at_object[~found.even].all()
+    assert at_object[found.even].float().mean() < 0.1
