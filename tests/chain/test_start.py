@@ -118,17 +118,20 @@ def test_a_fitted_slice_has_other_weights_and_the_training_images_decide_them(
 ) -> None:
     monkeypatch.setattr("yolo_mkd.host.reconstruction.MOST", 6)
 
-    def written(start: str, imgsz: int = 64) -> dict[str, torch.Tensor]:
-        given = (arguments["model"], arguments["teacher"], {"data": arguments["data"], "imgsz": imgsz, "seed": 0})
-        file, taken = write_start(tmp_path, start, *given)
+    def written(start: str, **changed: Any) -> dict[str, torch.Tensor]:
+        theirs = {"data": arguments["data"], "imgsz": 64, "seed": 0, **changed}
+        file, taken = write_start(tmp_path, start, arguments["model"], arguments["teacher"], theirs)
         assert taken > 0.99
         return YOLO(file).model.state_dict()
 
-    sliced, fitted, larger = written("slice"), written("fitted"), written("fitted", 96)
+    sliced, fitted, larger, fewer = (
+        written("slice"), written("fitted"), written("fitted", imgsz=96), written("fitted", fraction=0.5)
+    )  # fmt: skip
     key = "model.2.cv2.conv.weight"
     assert torch.equal(written("fitted")[key], fitted[key])
     assert not torch.allclose(sliced[key], fitted[key], rtol=1e-3)
     assert not torch.allclose(larger[key], fitted[key], rtol=1e-3)
+    assert not torch.allclose(fewer[key], fitted[key], rtol=1e-3)  # of the images that it trains on
 
 
 def test_layers_are_not_fitted_silently_to_nothing(arguments: dict[str, Any], tmp_path: Path) -> None:

@@ -25,27 +25,6 @@ IMGSZ = 128
 VIT = "timm:test_vit.r160_in1k"
 
 
-@pytest.fixture
-def student() -> Any:
-    torch.manual_seed(0)
-    return host.build(host.find_model("model", "yolo26n-w125.yaml"), 3)
-
-
-class LayersOf(nn.Module):
-    """Returns what the layers of a student compute, in their order."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.inner = model
-        self.spec = host.model_spec(model, IMGSZ)
-        self.extractor = FeatureExtractor(model, self.spec, list(self.spec.layers))
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        self.inner(x)
-        features = self.extractor.hooks.take()
-        return tuple(features[role] for role in self.spec.layers)
-
-
 class Residual(nn.Module):
     """A classifier of a convolution and two residual blocks at each of the strides 8, 16 and 32."""
 
@@ -105,8 +84,9 @@ def losses_of(model: Any, name: str) -> tuple[dict[str, torch.Tensor], Distiller
 # ONNX
 
 
-def test_an_onnx_file_equal_to_the_student_gives_no_loss(tmp_path: Path, student: Any) -> None:
-    losses, distiller = losses_of(student, exported(LayersOf(copy.deepcopy(student)), tmp_path / "same.onnx"))
+def test_an_onnx_file_equal_to_the_student_gives_no_loss(tmp_path: Path, student: Any, layers_of: Any) -> None:
+    same = layers_of(copy.deepcopy(student), IMGSZ, named=False)
+    losses, distiller = losses_of(student, exported(same, tmp_path / "same.onnx"))
     assert distiller.term("soft").why_not == "the teacher has no detection head"
     assert set(distiller.roles) == set(host.model_spec(student, IMGSZ).layers)
     assert float(losses["attention"]) == pytest.approx(0, abs=1e-5)

@@ -29,26 +29,6 @@ IMGSZ = 128
 HIDDEN = {"attention": 1.0, "relation": 1.0, "guidance": 1.0}
 
 
-@pytest.fixture
-def student() -> Any:
-    torch.manual_seed(0)
-    return host.build(host.find_model("model", "yolo26n-w125.yaml"), 3)
-
-
-class Same(nn.Module):
-    """A network that returns what the layers of a student compute."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.inner = model
-        spec = host.model_spec(model, IMGSZ)
-        self.extractor = FeatureExtractor(model, spec, list(spec.layers))
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.inner(x)
-        return self.extractor.hooks.take()
-
-
 class Cnn(nn.Module):
     """Four stages of two blocks that halve the image, and a classifier after them."""
 
@@ -108,8 +88,8 @@ def distilled(model: Any, network: nn.Module) -> tuple[dict[str, torch.Tensor], 
     return losses, distiller, teacher
 
 
-def test_a_network_equal_to_the_student_gives_no_loss(student: Any) -> None:
-    losses, distiller, _ = distilled(student, Same(copy.deepcopy(student)))
+def test_a_network_equal_to_the_student_gives_no_loss(student: Any, layers_of: Any) -> None:
+    losses, distiller, _ = distilled(student, layers_of(copy.deepcopy(student), IMGSZ))
     assert {t.name: bool(t.why_not) for t in distiller.terms} == {"soft": True, **dict.fromkeys(HIDDEN, False)}
     assert distiller.term("soft").why_not == "the teacher has no detection head"
     assert set(distiller.roles) == set(host.model_spec(student, IMGSZ).layers)
