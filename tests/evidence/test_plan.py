@@ -340,3 +340,10 @@ def test_the_command_prints_the_plan(
     monkeypatch.setattr(planning, "plan", lambda **arguments: planned if arguments == {"epochs": 1} else None)
     assert cli.run(["plan", "epochs=1"]) == 0
     assert capsys.readouterr().out == plan_text.text(planned) + "\n"
+
+
+def test_the_images_of_a_plan_are_those_that_fraction_leaves(untrained_detector: Any) -> None:
+    data = host.check_data(str(untrained_detector.data))
+    every = sample.images_of(data, "train")
+    assert sample.images_of(data, "train", 5) == every[:5]
+    assert sample.images_of(data, "val", [0.5, 3]) == sample.images_of(data, "val")[:3]

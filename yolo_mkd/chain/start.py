@@ -103,8 +103,7 @@ def write_start(folder: Path, start: str, model: str, teacher: str, arguments: M
     source = host.load_detector("teacher", teacher, transformer=True)
     taken, pairs = fill(start, student, source, names)
     if start == "fitted":
-        files = training_images(data)
-        shown = files[: max(1, round(len(files) * (arguments.get("fraction") or 1)))]  # those that it trains on
+        shown = host.share_of(training_images(data), arguments.get("fraction", 1.0), "train")
         images = host.read_squares(shown, arguments.get("imgsz", 640))
         if images is None:
             raise BadInput(f"start=fitted needs training images, and none of data={arguments['data']} can be read")

@@ -25,7 +25,7 @@ from yolo_mkd.host.files import (
     quiet,
     with_cfg_file,
 )
-from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, image_shape
+from yolo_mkd.host.labels import IMAGE_SUFFIXES, Assigned, add_boxes, assign, image_shape, share_of
 from yolo_mkd.host.limits import check_freeze, check_values, frozen_layers
 from yolo_mkd.host.loggers import log_page
 from yolo_mkd.host.models import (
@@ -159,6 +159,7 @@ __all__ = [
     "remove_head",
     "run_folder",
     "safe_load",
+    "share_of",
     "shared_multiple",
     "shared_weights",
     "size",

@@ -1,8 +1,8 @@
-"""Boxes that move through augmentation beside an image's labels, and the anchors that the assigner gives them."""
+"""Images and their labels: boxes that move through augmentation, the anchors they get, and the share of a split."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from ultralytics.data.utils import IMG_FORMATS, exif_size
+from ultralytics.data.utils import IMG_FORMATS, exif_size, get_split_fraction
 from ultralytics.utils.instance import Instances
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.tal import bbox2dist, make_anchors
@@ -125,3 +125,16 @@ def assign_branch(loss: Any, raw: dict[str, Any], image: Tensor, labels: Tensor,
     row = torch.where(foreground, first[:, None] + index.long(), 0)
     distances = bbox2dist(anchors, target_boxes / strides) if len(boxes) else torch.zeros_like(target_boxes)
     return Assigned(row, target_scores.amax(2) * foreground, (distances * foreground[..., None]).mT)
+
+
+def share_of(images: Sequence[Path], fraction: Any, split: str) -> list[Path]:
+    """The images of a split that Ultralytics' argument `fraction` leaves, the first ones.
+
+    Args:
+        images: all of the split.
+        fraction: a ratio, a number of images, or a list of those for train, val and test; one value is for train.
+        split: `train`, `val` or `test`.
+    """
+    share = get_split_fraction(fraction, split)
+    count = share if isinstance(share, int) else max(1, round(len(images) * share))
+    return list(images[:count])

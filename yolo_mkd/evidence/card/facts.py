@@ -188,7 +188,7 @@ def data_lines(arguments: dict[str, Any], known: dict[str, Any]) -> list[str]:
             f"{found['nc']} classes: {classes}.",
         ]
         if arguments.get("fraction", 1) != 1:
-            lines.append(f"Of the images to train on, the share {arguments['fraction']} was used.")
+            lines.append(f"Not all of these images were used: fraction={arguments['fraction']}.")
     if known.get("unlabelled"):
         frames = plain(Path(known["unlabelled"]).name)
         lines.append(f"Beside them images without labels ({frames}), for distillation alone.")

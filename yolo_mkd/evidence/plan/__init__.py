@@ -127,8 +127,7 @@ def validate_request(arguments: dict[str, Any]) -> PlanRequest:
 
 def predict(request: PlanRequest, folder: Path) -> PlanFigures:
     """Probe each stage, then examine the models that are trained already."""
-    train = sample.images_of(request.data, "train", request.theirs.get("fraction", 1.0))
-    val = sample.images_of(request.data, "val")
+    train, val = (sample.images_of(request.data, s, request.theirs.get("fraction", 1.0)) for s in ("train", "val"))
     wanted = request.theirs.get("batch", 16)
     automatic = not isinstance(wanted, int) or wanted < 1
     batch = min(16 if automatic else wanted, len(train))

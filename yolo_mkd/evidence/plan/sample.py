@@ -15,17 +15,17 @@ from yolo_mkd.host.dry import label_of
 KEPT = ("names", "channels", "kpt_shape", "flip_idx", "kpt_names")  # of a data set's description
 
 
-def images_of(data: Mapping[str, Any], split: str, fraction: float = 1.0) -> list[Path]:
+def images_of(data: Mapping[str, Any], split: str, fraction: Any = 1.0) -> list[Path]:
     """The images of a split.
 
     Args:
         data: the data set, as `host.check_data` returns it.
         split: `train` or `val`.
-        fraction: the share to use, from the start, like Ultralytics' argument.
+        fraction: Ultralytics' argument.
     """
     places = data[split] if isinstance(data[split], list) else [data[split]]
     found = [image for place in places for image in host.images_in(Path(place))]
-    return found[: round(len(found) * fraction)] if fraction < 1 else found
+    return host.share_of(found, fraction, split)
 
 
 def evenly_spaced(images: list[Path], count: int) -> list[Path]:
